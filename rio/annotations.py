@@ -1,0 +1,1110 @@
+"""LVIS and COCO annotation files as validated columns (NumPy arrays).
+
+Shapes: I images, A annotations, K categories, Q polygons, P polygon coordinates.
+
+A file is read once and checked once, here; nothing behind this module checks again. The rules, by the `kind` that
+an error or a skip carries:
+
+======================  ==========================================================================================
+always an error         ``json`` (truncated, NaN or infinite numbers, not UTF-8), ``type``, ``missing_key`` of the
+                        file or of a category, ``duplicate_category_id``, ``duplicate_category_name``,
+                        ``frequency`` (other than r, c, f), ``no_category``, ``normalised_boxes``
+error, or skipped with  ``type`` and ``missing_key`` of an image or annotation, ``duplicate_image_id`` and
+``on_error="skip"``     ``duplicate_annotation_id`` (the first one stays), ``unknown_image``, ``unknown_category``,
+                        ``file_name`` (absolute, ``..``, empty), ``missing_image``, ``negative_box``,
+                        ``box_outside`` (sticks out of its image by more than `BOX_TOLERANCE` = 1 px), ``area``
+                        (negative), ``polygon`` (odd length or fewer than 3 points), ``no_segmentation`` (where other
+                        annotations of the file have one), ``rle``, ``rle_size``
+skipped in either case  ``empty_box``: no width or no height inside the image; COCO's own files hold two of them.
+                        Such a box can neither be trained on nor found
+fine                    ids with gaps, images or files without annotations, any number of categories, unicode names,
+                        boxes that stick out by up to 1 px (kept as they are), ``area`` 0, box-only files
+======================  ==========================================================================================
+
+A skipped image takes its annotations with it (kind ``image_skipped``). Everything skipped is listed in
+`Annotations.skipped` and counted by `Annotations.skipped_counts`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn
+
+import msgspec
+import numpy as np
+
+__all__ = [
+    "AnnotationError",
+    "AnnotationFileNotFoundError",
+    "Annotations",
+    "BOX_TOLERANCE",
+    "Skipped",
+    "category_id_to_class_id",
+    "check_same_categories",
+    "frequency_groups",
+    "load_annotations",
+    "missing_images",
+    "rle_counts",
+    "training_image_indices",
+]
+
+BOX_TOLERANCE = 1.0
+"""How far (px) a box may stick out of its image: annotation tools round, and detectron2 clips anyway."""
+
+RARE_MAX_IMAGES = 10
+COMMON_MAX_IMAGES = 100
+
+
+class AnnotationError(ValueError):
+    """An annotation file breaks a rule. The message names file, record, key, expected, found and remedy.
+
+    Args:
+        path: The annotation file.
+        record: Which record, e.g. ``"annotation 17"``.
+        key: The JSON key.
+        expected: What should be there.
+        found: What is there.
+        remedy: What to do about it.
+        kind: The rule's short name, as in the module's table.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        record: str,
+        key: str,
+        expected: str,
+        found: str,
+        remedy: str,
+        *,
+        kind: str = "",
+    ) -> None:
+        self.path, self.record, self.key = os.fspath(path), record, key
+        self.expected, self.found, self.remedy, self.kind = expected, found, remedy, kind
+        super().__init__(
+            f"{self.path}: {record}, key '{key}': expected {expected}, found {found}. Remedy: {remedy}."
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions pickle by their `args`, which hold the message only; loader workers send errors pickled.
+        return _rebuild_error, (
+            self.path, self.record, self.key, self.expected, self.found, self.remedy, self.kind,
+        )  # fmt: skip
+
+
+def _rebuild_error(*args: str) -> AnnotationError:
+    return AnnotationError(*args[:-1], kind=args[-1])
+
+
+class AnnotationFileNotFoundError(FileNotFoundError):
+    """The annotation file itself is not there."""
+
+
+class Skipped(NamedTuple):
+    """One record that was left out: the rule's `kind`, the `record` (``"annotation 17"``) and what was found."""
+
+    kind: str
+    record: str
+    detail: str
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The columns
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Annotations:
+    """An annotation file as columns.
+
+    Images are sorted by id. Annotations are sorted by image and keep the file's order within one. Class ids are
+    0..K-1 in the order of ascending category ids.
+
+    Attributes:
+        path: The file it was loaded from.
+        image_root: The folder that `file_names` are relative to, or None.
+        image_ids: (I,) int64, ascending.
+        image_width: (I,) int32, px.
+        image_height: (I,) int32, px.
+        file_names: I names relative to `image_root`.
+        category_ids: (K,) int64, ascending.
+        category_names: K names.
+        image_count: (K,) int64, images of this file with the class (crowd regions do not count).
+        instance_count: (K,) int64, annotations of this file with the class (crowd regions do not count).
+        declared_frequency: (K,) '<U1', the file's own "frequency" keys ('' where absent); None if it has none.
+        frequency: (K,) '<U1', r, c or f: declared where present, else from `image_count`.
+        annotation_ids: (A,) int64.
+        annotation_image: (A,) int32, index into the images, ascending.
+        annotation_class: (A,) int32, class id.
+        boxes: (A, 4) float64, x, y, width, height in px.
+        areas: (A,) float64, px²; the file's "area", or width * height where the file has none.
+        iscrowd: (A,) bool.
+        image_offsets: (I + 1,) int64; image i's annotations are `image_offsets[i]:image_offsets[i + 1]`.
+        polygon_xy: (P,) float64, all polygons' x, y, x, y, ... one after the other.
+        polygon_offsets: (Q + 1,) int64 into `polygon_xy`.
+        annotation_polygons: (A + 1,) int64 into the polygons.
+        rles: annotation index -> ``{"size": [h, w], "counts": list[int] | str}`` for run-length encoded masks.
+        federated: True for LVIS: only an image's annotated, negative and not-exhaustive categories were verified.
+        neg_ids, neg_offsets: flat category ids and (I + 1,) offsets behind `neg_category_ids`.
+        not_exhaustive_ids, not_exhaustive_offsets: the same behind `not_exhaustive_category_ids`.
+        skipped: The records that were left out.
+    """
+
+    path: str
+    image_root: str | None
+    image_ids: np.ndarray
+    image_width: np.ndarray
+    image_height: np.ndarray
+    file_names: list[str]
+    category_ids: np.ndarray
+    category_names: list[str]
+    image_count: np.ndarray
+    instance_count: np.ndarray
+    declared_frequency: np.ndarray | None
+    frequency: np.ndarray
+    annotation_ids: np.ndarray
+    annotation_image: np.ndarray
+    annotation_class: np.ndarray
+    boxes: np.ndarray
+    areas: np.ndarray
+    iscrowd: np.ndarray
+    image_offsets: np.ndarray
+    polygon_xy: np.ndarray
+    polygon_offsets: np.ndarray
+    annotation_polygons: np.ndarray
+    rles: dict[int, dict[str, Any]]
+    federated: bool
+    neg_ids: np.ndarray
+    neg_offsets: np.ndarray
+    not_exhaustive_ids: np.ndarray
+    not_exhaustive_offsets: np.ndarray
+    skipped: list[Skipped] = dataclasses.field(default_factory=list)
+
+    @property
+    def num_images(self) -> int:
+        """I."""
+        return len(self.image_ids)
+
+    @property
+    def num_annotations(self) -> int:
+        """A, crowd regions included."""
+        return len(self.annotation_ids)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.category_ids)
+
+    @cached_property
+    def neg_category_ids(self) -> list[list[int]]:
+        """I lists of category ids verified to be absent (empty lists if not `federated`)."""
+        return _split(self.neg_ids, self.neg_offsets)
+
+    @cached_property
+    def not_exhaustive_category_ids(self) -> list[list[int]]:
+        """I lists of category ids with further, unannotated objects (empty lists if not `federated`)."""
+        return _split(self.not_exhaustive_ids, self.not_exhaustive_offsets)
+
+    @property
+    def has_segmentations(self) -> bool:
+        """Whether any annotation has a mask (False when loaded with ``segmentations=False``)."""
+        return len(self.polygon_offsets) > 1 or bool(self.rles)
+
+    @property
+    def has_rle_objects(self) -> bool:
+        """Whether objects other than crowd regions have RLE masks: detectron2 needs INPUT.MASK_FORMAT bitmask."""
+        return any(not self.iscrowd[i] for i in self.rles)
+
+    def annotations_of(self, image_index: int) -> slice:
+        """The rows of one image's annotations.
+
+        Args:
+            image_index: 0..I-1.
+
+        Returns:
+            A slice into the annotation columns.
+        """
+        if not 0 <= image_index < self.num_images:
+            raise IndexError(f"image index: expected 0..{self.num_images - 1}, found {image_index}")
+        return slice(int(self.image_offsets[image_index]), int(self.image_offsets[image_index + 1]))
+
+    def segmentation(self, annotation_index: int) -> list[list[float]] | dict[str, Any] | None:
+        """One annotation's mask as in the file.
+
+        Args:
+            annotation_index: 0..A-1.
+
+        Returns:
+            Polygons as flat [x, y, x, y, ...] lists in px, an RLE dict, or None where there is no mask.
+        """
+        if not 0 <= annotation_index < self.num_annotations:
+            raise IndexError(
+                f"annotation index: expected 0..{self.num_annotations - 1}, found {annotation_index}"
+            )
+        first, last = self.annotation_polygons[annotation_index : annotation_index + 2].tolist()
+        if first < last:
+            offsets = self.polygon_offsets[first : last + 1].tolist()
+            return [self.polygon_xy[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+        rle = self.rles.get(int(annotation_index))
+        return None if rle is None else dict(rle)
+
+    def image_path(self, image_index: int) -> str:
+        """Where one image's file is.
+
+        Raises:
+            AnnotationError: There is no `image_root`; pass one to `load_annotations`.
+        """
+        if self.image_root is None:
+            raise AnnotationError(
+                self.path, f"image {self.image_ids[image_index]}", "file_name", "a folder of images", "none given",
+                "call load_annotations(path, image_root=FOLDER)", kind="no_image_root",
+            )  # fmt: skip
+        return os.path.join(self.image_root, self.file_names[image_index])
+
+    def skipped_counts(self) -> dict[str, int]:
+        """How many records were left out, by kind."""
+        return dict(Counter(skip.kind for skip in self.skipped))
+
+    def with_frequency_of(self, train: Annotations) -> Annotations:
+        """These annotations with the frequency groups of a training set, matched by category name.
+
+        A validation file's own image counts say nothing about how rare a class was in training, so groups of a custom
+        validation set come from the training set.
+
+        Args:
+            train: The training set.
+
+        Returns:
+            A copy that shares the arrays; `declared_frequency` and `frequency` are the training set's.
+
+        Raises:
+            AnnotationError: A category is unknown to the training set; both files need the same categories.
+        """
+        groups = dict(zip(train.category_names, train.frequency.tolist(), strict=True))
+        for category_id, name in zip(self.category_ids.tolist(), self.category_names, strict=True):
+            if name not in groups:
+                raise AnnotationError(
+                    self.path, f"category {category_id}", "name", f"a category of {train.path}", repr(name),
+                    "give both files the same list of categories", kind="unknown_category",
+                )  # fmt: skip
+        frequency = np.array([groups[name] for name in self.category_names], dtype="<U1")
+        return dataclasses.replace(self, declared_frequency=frequency, frequency=frequency.copy())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The cached lists are rebuilt from the flat columns: no need to send them to a worker.
+        names = {field.name for field in dataclasses.fields(self)}
+        return {name: value for name, value in self.__dict__.items() if name in names}
+
+    def __repr__(self) -> str:
+        return (
+            f"Annotations({self.path!r}: {self.num_images} images, {self.num_annotations} annotations, "
+            f"{self.num_classes} classes, {len(self.skipped)} skipped)"
+        )
+
+
+def _split(flat: np.ndarray, offsets: np.ndarray) -> list[list[int]]:
+    values, bounds = flat.tolist(), offsets.tolist()
+    return [values[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Small pure functions
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def frequency_groups(image_count: np.ndarray | Sequence[int]) -> np.ndarray:
+    """LVIS's frequency groups: r 1..10 images, c 11..100, f more; a class without an image counts as rare.
+
+    Args:
+        image_count: (K,) images with the class, >= 0.
+
+    Returns:
+        (K,) '<U1'.
+
+    >>> frequency_groups([0, 1, 10, 11, 100, 101]).tolist()
+    ['r', 'r', 'r', 'c', 'c', 'f']
+    """
+    image_count = np.asarray(image_count)
+    common_or_frequent = np.where(image_count > COMMON_MAX_IMAGES, "f", "c")
+    return np.where(image_count <= RARE_MAX_IMAGES, "r", common_or_frequent).astype("<U1")
+
+
+def category_id_to_class_id(
+    category_ids: np.ndarray | Sequence[int], ids: np.ndarray | Sequence[int] | int
+) -> np.ndarray:
+    """The one conversion from a file's category ids to contiguous, 0-based class ids.
+
+    Args:
+        category_ids: (K,) the file's category ids, ascending.
+        ids: category ids to convert, any shape.
+
+    Returns:
+        int64 class ids, the shape of `ids`.
+
+    Raises:
+        AnnotationError: An id that is not among the categories; add the category or mend the id.
+
+    >>> category_id_to_class_id([1, 3, 90], [90, 1]).tolist()
+    [2, 0]
+    """
+    category_ids = np.asarray(category_ids, dtype=np.int64)
+    ids = np.asarray(ids, dtype=np.int64)
+    position = _positions(category_ids, ids)
+    unknown = position < 0
+    if unknown.any():
+        raise AnnotationError(
+            "categories", f"{int(unknown.sum())} of {ids.size} ids", "category_id",
+            f"one of {len(category_ids)} known ids", _listing(np.unique(ids[unknown]).tolist()),
+            "use the category ids of the same annotation file", kind="unknown_category",
+        )  # fmt: skip
+    return position
+
+
+def training_image_indices(annotations: Annotations, filter_empty: bool = True) -> np.ndarray:
+    """The images to train on, by detectron2's rule for DATALOADER.FILTER_EMPTY_ANNOTATIONS.
+
+    Args:
+        annotations: The training set.
+        filter_empty: Leave out images that have no annotation, or crowd regions only.
+
+    Returns:
+        Ascending int64 image indices.
+
+    Raises:
+        AnnotationError: Nothing is left to train on.
+    """
+    if not filter_empty:
+        indices = np.arange(annotations.num_images, dtype=np.int64)
+    else:
+        indices = np.unique(annotations.annotation_image[~annotations.iscrowd]).astype(np.int64)
+    if not len(indices):
+        raise AnnotationError(
+            annotations.path, "file", "annotations", "images to train on",
+            f"{annotations.num_images} images, none with an object" if filter_empty else "no image",
+            "train on a file with annotated objects", kind="nothing_to_train_on",
+        )  # fmt: skip
+    return indices
+
+
+def check_same_categories(train: Annotations, other: Annotations) -> None:
+    """Make sure that class ids mean the same in two files.
+
+    Raises:
+        AnnotationError: Ids or names differ; a detector trained on one cannot be evaluated on the other.
+    """
+    a = list(zip(train.category_ids.tolist(), train.category_names, strict=True))
+    b = list(zip(other.category_ids.tolist(), other.category_names, strict=True))
+    if a == b:
+        return
+    mine = set(a)
+    first = next((category for category in b if category not in mine), None)
+    found = f"{first[0]} {first[1]!r}" if first else f"{len(b)} categories, {len(a) - len(b)} missing"
+    raise AnnotationError(
+        other.path, "categories", "id, name", f"the {len(a)} ids and names of {train.path}", found,
+        "give both files the same list of categories", kind="categories_differ",
+    )  # fmt: skip
+
+
+def rle_counts(counts: str | bytes | Sequence[int]) -> np.ndarray:
+    """The run lengths of a COCO run-length encoded mask, which alternate background and object, column by column.
+
+    Args:
+        counts: Run lengths, or COCO's compressed string of them (5 bits a character, differences to the run before
+            the last from the fourth run on).
+
+    Returns:
+        (runs,) int64 run lengths.
+
+    Raises:
+        ValueError: Not such a string, or a negative run length.
+
+    >>> rle_counts("0512").tolist()
+    [0, 5, 1, 7]
+    """
+    if not isinstance(counts, (str, bytes)):
+        runs = np.asarray(counts, dtype=np.int64)
+    else:
+        try:
+            raw = counts.encode("ascii") if isinstance(counts, str) else counts
+        except UnicodeEncodeError:
+            raise ValueError("RLE counts: expected ASCII characters 0..o, found others") from None
+        digits = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - 48
+        if len(digits) and (digits.min() < 0 or digits.max() > 63):
+            raise ValueError("RLE counts: expected ASCII characters 0..o, found others")
+        is_last = (digits & 0x20) == 0
+        if len(digits) and not is_last[-1]:
+            raise ValueError("RLE counts: the string is cut off")
+        ends = np.flatnonzero(is_last)
+        starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
+        lengths = ends - starts + 1
+        if len(lengths) and lengths.max() > 7:  # 35 bits: more than any mask has pixels
+            raise ValueError("RLE counts: a run length of more than 7 characters")
+        place = np.arange(len(digits)) - np.repeat(starts, lengths)
+        runs = np.add.reduceat((digits & 0x1F) << (5 * place), starts) if len(starts) else starts
+        negative = (digits[ends] & 0x10) != 0
+        runs = runs - np.where(negative, np.int64(1) << (5 * lengths), 0)
+        runs[1::2] = np.cumsum(runs[1::2])
+        runs[2::2] = np.cumsum(runs[2::2])
+    if len(runs) and runs.min() < 0:
+        raise ValueError(f"RLE counts: expected runs >= 0, found {int(runs.min())}")
+    return runs
+
+
+def missing_images(annotations: Annotations) -> np.ndarray:
+    """Which images have no file below `image_root`.
+
+    Folders are listed instead of asking for every file, which takes minutes for LVIS on a network disk.
+
+    Returns:
+        Ascending int64 image indices.
+    """
+    if annotations.image_root is None:
+        annotations.image_path(0)  # raises, with the remedy
+    by_folder: dict[str, list[int]] = {}
+    for index, name in enumerate(annotations.file_names):
+        by_folder.setdefault(os.path.dirname(name), []).append(index)
+    missing: list[int] = []
+    for folder, indices in by_folder.items():
+        present = _files_in(os.path.join(annotations.image_root, folder)) if len(indices) > 100 else None
+        for index in indices:
+            name = os.path.basename(annotations.file_names[index])
+            if (present is None or name not in present) and not os.path.isfile(annotations.image_path(index)):
+                missing.append(index)
+    return np.array(sorted(missing), dtype=np.int64)
+
+
+def _files_in(folder: str) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if not entry.is_symlink() and entry.is_file()}
+    except OSError:
+        return set()  # every file is then asked for by itself
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Reading a file
+# --------------------------------------------------------------------------------------------------------------------
+
+_Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+_Pixels = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+
+
+class _Image(msgspec.Struct, gc=False):
+    id: _Id
+    width: _Pixels
+    height: _Pixels
+    file_name: str | None = None
+    coco_url: str | None = None
+    neg_category_ids: list[_Id] | None = None
+    not_exhaustive_category_ids: list[_Id] | None = None
+
+
+class _Box(msgspec.Struct, gc=False):
+    id: _Id
+    image_id: _Id
+    category_id: _Id
+    bbox: tuple[float, float, float, float]
+    area: float | None = None
+    iscrowd: Literal[0, 1] | bool | None = 0
+
+
+class _Object(_Box, gc=False):
+    # Kept as bytes of the file: as Python floats the polygons of LVIS would take 4 GB.
+    segmentation: msgspec.Raw = msgspec.Raw()
+
+
+class _Category(msgspec.Struct, gc=False):
+    id: _Id
+    name: Annotated[str, msgspec.Meta(min_length=1)]
+    frequency: str | None = None
+
+
+class _RLE(msgspec.Struct, gc=False):
+    size: tuple[_Pixels, _Pixels]
+    counts: str | list[Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]]
+
+
+class _BoxFile(msgspec.Struct, gc=False):
+    images: list[_Image]
+    categories: list[_Category]
+    annotations: list[_Box] | None = None
+
+
+class _ObjectFile(msgspec.Struct, gc=False):
+    images: list[_Image]
+    categories: list[_Category]
+    annotations: list[_Object] | None = None
+
+
+class _RawFile(msgspec.Struct, gc=False):
+    images: list[msgspec.Raw]
+    categories: list[msgspec.Raw]
+    annotations: list[msgspec.Raw] | None = None
+
+
+_KIND_BY_MISSING = "missing_key"
+_REMEDIES = {
+    "bbox": "give [x, y, width, height] in px as finite numbers",
+    "segmentation": "give a list of polygons [[x, y, x, y, ...], ...] in px, or an RLE {size, counts}",
+    "width": "give the image's size in px",
+    "height": "give the image's size in px",
+    "annotations": "add \"annotations\": [...] (an empty list is allowed)",
+    "iscrowd": "give 0 or 1",
+    "frequency": "give r, c or f, or leave the key out",
+}
+
+
+class _Problems:
+    """Raises the first broken rule, or lists it, as `on_error` asks."""
+
+    def __init__(self, path: str, on_error: str) -> None:
+        self.path, self.skip = path, on_error == "skip"
+        self.skipped: list[Skipped] = []
+
+    def fatal(
+        self, kind: str, record: str, key: str, expected: str, found: str, remedy: str | None = None
+    ) -> NoReturn:
+        remedy = remedy or _REMEDIES.get(key, "mend the file")
+        raise AnnotationError(self.path, record, key, expected, found, remedy, kind=kind)
+
+    def reject(
+        self, kind: str, record: str, key: str, expected: str, found: str, remedy: str | None = None, more: int = 0
+    ) -> None:
+        if not self.skip:
+            remedy = remedy or _REMEDIES.get(key, "mend the record")
+            remedy += " or, to leave such records out and have them listed, load with on_error='skip'"
+            found += f" ({more} more like it)" if more else ""
+            self.fatal(kind, record, key, expected, found, remedy)
+        self.skipped.append(Skipped(kind, record, f"{key}: expected {expected}, found {found}"))
+
+    def reject_where(
+        self,
+        bad: np.ndarray,
+        kind: str,
+        key: str,
+        record: Callable[[int], str],
+        expected: Callable[[int], str] | str,
+        found: Callable[[int], str],
+        remedy: str | None = None,
+    ) -> None:
+        """Reject the rows where `bad` is True."""
+        rows = np.flatnonzero(bad).tolist()
+        for row in rows:
+            wanted = expected if isinstance(expected, str) else expected(row)
+            self.reject(kind, record(row), key, wanted, found(row), remedy, more=len(rows) - 1)
+
+
+def load_annotations(
+    path: str | os.PathLike[str],
+    *,
+    image_root: str | os.PathLike[str] | None = None,
+    check_images: bool = False,
+    on_error: Literal["raise", "skip"] = "raise",
+    segmentations: bool = True,
+    require_annotations: bool = True,
+) -> Annotations:
+    """Read an LVIS (v0.5, v1) or COCO annotation file.
+
+    The module's docstring lists what is checked, and what is an error, a skip, or fine. A file is taken as LVIS
+    (`Annotations.federated`) if its images have ``neg_category_ids``. An image's file name is the last two parts of
+    ``coco_url`` (``train2017/000000155379.jpg``) for LVIS, as detectron2 does, and where there is no ``file_name``;
+    it is ``file_name`` otherwise.
+
+    Args:
+        path: The JSON file.
+        image_root: The folder that file names are relative to.
+        check_images: Also make sure that each image file is there.
+        on_error: "raise", or "skip": leave broken records out, listed in `Annotations.skipped`.
+        segmentations: Read masks; without them loading is faster and takes less memory (and leaves them unchecked).
+        require_annotations: False lets a file without the key "annotations" (LVIS's test sets) count as one with no
+            annotation.
+
+    Returns:
+        The file as columns.
+
+    Raises:
+        AnnotationFileNotFoundError: There is no such file.
+        AnnotationError: The file breaks a rule; the message names the record and the remedy.
+    """
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error: expected 'raise' or 'skip', found {on_error!r}")
+    path = os.fspath(path)
+    problems = _Problems(path, on_error)
+    data = _read(path)
+    images, annotations, categories = _decode(data, problems, segmentations)
+    if annotations is None:
+        if require_annotations:
+            problems.fatal(_KIND_BY_MISSING, "file", "annotations", "a list", "no such key")
+        annotations = []
+
+    category_columns = _category_columns(categories, problems)
+    category_ids = category_columns["category_ids"]
+    root = None if image_root is None else os.fspath(image_root)
+    image_columns, gone = _image_columns(images, category_ids, problems, root, check_images)
+    columns = _annotation_columns(annotations, image_columns, gone, category_ids, problems, segmentations)
+
+    counted = ~columns["iscrowd"]
+    classes = columns["annotation_class"][counted].astype(np.int64)
+    num_images, num_classes = len(image_columns["image_ids"]), len(category_ids)
+    pairs = np.unique(classes * num_images + columns["annotation_image"][counted])
+    image_count = np.bincount(pairs // max(num_images, 1), minlength=num_classes)
+    declared = category_columns["declared_frequency"]
+    derived = frequency_groups(image_count)
+    return Annotations(
+        path=path,
+        image_root=root,
+        image_count=image_count.astype(np.int64),
+        instance_count=np.bincount(classes, minlength=num_classes).astype(np.int64),
+        frequency=derived if declared is None else np.where(declared == "", derived, declared).astype("<U1"),
+        skipped=problems.skipped,
+        **category_columns,
+        **image_columns,
+        **columns,
+    )
+
+
+def _read(path: str) -> memoryview:
+    try:
+        data = memoryview(Path(path).read_bytes())
+    except FileNotFoundError:
+        folder = os.path.dirname(os.path.abspath(path))
+        state = "its folder has no such file" if os.path.isdir(folder) else f"there is no folder {folder}"
+        raise AnnotationFileNotFoundError(
+            f"{path}: expected an LVIS or COCO annotation file, found none: {state}. Remedy: give the path of the "
+            "JSON file, absolute or relative to the working directory."
+        ) from None
+    except IsADirectoryError:
+        raise AnnotationError(
+            path, "file", "-", "a JSON file", "a folder", "give the path of the JSON file in it", kind="json"
+        ) from None
+    return data[3:] if bytes(data[:3]) == b"\xef\xbb\xbf" else data  # a byte order mark, as Windows tools write
+
+
+def _decode(
+    data: memoryview, problems: _Problems, segmentations: bool
+) -> tuple[list[_Image], Sequence[_Box] | None, list[_Category]]:
+    """The file's three lists; the common, valid file takes one pass, any other a second one record by record."""
+    try:
+        file = msgspec.json.decode(data, type=_ObjectFile if segmentations else _BoxFile)
+        return file.images, file.annotations, file.categories
+    except msgspec.ValidationError:
+        pass  # a record has a wrong type or misses a key: find out which below
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        _raise_malformed(data, error, problems)
+    try:
+        raw = msgspec.json.decode(data, type=_RawFile)
+    except msgspec.ValidationError as error:
+        _invalid(str(error), "file", problems.fatal)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        _raise_malformed(data, error, problems)
+    categories = _decode_each(raw.categories, _Category, "category", problems.fatal)
+    images = _decode_each(raw.images, _Image, "image", problems.reject)
+    if raw.annotations is None:
+        return images, None, categories
+    objects = _decode_each(
+        raw.annotations, _Object if segmentations else _Box, "annotation", problems.reject
+    )
+    return images, objects, categories
+
+
+def _decode_each(raws: list[msgspec.Raw], kind: type, noun: str, reject: Callable[..., None]) -> list[Any]:
+    decoder = msgspec.json.Decoder(kind)
+    records = []
+    for position, raw in enumerate(raws):
+        try:
+            records.append(decoder.decode(raw))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            record = f"{noun} at position {position}"
+            try:
+                record += f" (id {msgspec.json.decode(raw)['id']!r})"
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
+                pass  # it has no id to name
+            _invalid(str(error), record, reject)
+    return records
+
+
+def _invalid(message: str, record: str, reject: Callable[..., None]) -> None:
+    """msgspec's words as ours: "Expected `int`, got `str` - at `$.image_id`"."""
+    text, _, where = message.partition(" - at `")
+    key = where.rstrip("`").removeprefix("$").lstrip(".") or "-"
+    missing = re.search(r"missing required field `(.+?)`", text)
+    wrong = re.fullmatch(r"Expected (.+?)(?:, got (.+))?", text)
+    if missing:
+        parent = "" if key == "-" else f"{key}."
+        reject(_KIND_BY_MISSING, record, parent + missing[1], "a value", "no such key")
+    elif wrong:
+        reject("type", record, key, wrong[1], wrong[2] or "another value")
+    else:
+        reject("type", record, key, "a valid value", text)
+
+
+def _raise_malformed(data: memoryview, error: Exception, problems: _Problems) -> NoReturn:
+    where = re.search(r"\(byte (\d+)\)", str(error))
+    position = int(where[1]) if where else 0
+    excerpt = bytes(data[max(position - 20, 0) : position + 20]).decode("utf-8", errors="replace")
+    if where and re.match(rb"-?(NaN|Inf)|N$|I$|aN|nf", bytes(data[position : position + 4])):
+        expected, found = "finite numbers", f"NaN or infinity at byte {position}: {excerpt!r}"
+        remedy = "write such records without the value, or leave them out"
+    elif isinstance(error, RecursionError):
+        expected, found, remedy = "lists and objects", "nesting too deep to read", "this is no annotation file"
+    elif len(data) == 0:
+        expected, found, remedy = "a JSON object", "an empty file", "copy or download the file again"
+    else:
+        expected, found = "valid JSON in UTF-8", str(error) + (f": {excerpt!r}" if where else "")
+        remedy = "copy or download the file again; it may be cut off"
+    problems.fatal("json", "file", "-", expected, found, remedy)
+
+
+def _category_columns(categories: list[_Category], problems: _Problems) -> dict[str, Any]:
+    if not categories:
+        problems.fatal("no_category", "file", "categories", "at least one category", "an empty list")
+    names: dict[str, int] = {}
+    ids: set[int] = set()
+    for category in categories:
+        record = f"category {category.id}"
+        if category.id in ids:
+            problems.fatal(
+                "duplicate_category_id", record, "id", "an id of its own", "the same id twice", "give it a new id"
+            )
+        if category.name in names:
+            problems.fatal(
+                "duplicate_category_name", record, "name", "a name of its own",
+                f"{category.name!r}, the name of category {names[category.name]} too",
+                "rename it: tables and frequency groups go by name",
+            )  # fmt: skip
+        if category.frequency not in (None, "r", "c", "f"):
+            problems.fatal("frequency", record, "frequency", "r, c or f", repr(category.frequency))
+        ids.add(category.id)
+        names[category.name] = category.id
+    categories = sorted(categories, key=lambda category: category.id)
+    declared = np.array([category.frequency or "" for category in categories], dtype="<U1")
+    return {
+        "category_ids": np.array([category.id for category in categories], dtype=np.int64),
+        "category_names": [category.name for category in categories],
+        "declared_frequency": declared if (declared != "").any() else None,
+    }
+
+
+def _image_columns(
+    images: list[_Image], category_ids: np.ndarray, problems: _Problems, root: str | None, check_images: bool
+) -> tuple[dict[str, Any], set[int]]:
+    """The image columns, and the ids of the images that were skipped."""
+    federated = any(image.neg_category_ids is not None for image in images)
+    known = set(category_ids.tolist())
+    kept: list[tuple[_Image, str]] = []
+    seen: set[int] = set()
+    gone: set[int] = set()
+    for image in images:
+        record = f"image {image.id}"
+        if image.id in seen:
+            problems.reject("duplicate_image_id", record, "id", "an id of its own", "the same id twice")
+            continue
+        name = _file_name(image, federated, problems)
+        if name is None:
+            gone.add(image.id)
+            continue
+        if federated and image.neg_category_ids is None:
+            problems.reject(
+                _KIND_BY_MISSING, record, "neg_category_ids", "a list, as the file's other images have",
+                "no such key", "add the list (it may be empty)",
+            )  # fmt: skip
+            gone.add(image.id)
+            continue
+        if federated:
+            for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+                ids = getattr(image, key) or []
+                unknown = [i for i in ids if i not in known]
+                if unknown:  # with "skip" the unknown ids leave the list, the image stays
+                    problems.reject(
+                        "unknown_category", record, key, "ids of the file's categories", _listing(unknown)
+                    )
+                    setattr(image, key, [i for i in ids if i in known])
+        seen.add(image.id)
+        kept.append((image, name))
+    gone -= seen
+    kept.sort(key=lambda pair: pair[0].id)
+    columns = _stack_images(kept, federated)
+    if check_images:
+        probe = _Files(problems.path, root, columns["file_names"], columns["image_ids"])
+        missing = missing_images(probe).tolist()
+        for index in missing:
+            problems.reject(
+                "missing_image", f"image {kept[index][0].id}", "file_name", "an image file", f"none at {probe.image_path(index)}",
+                "check the image folder (the file name of LVIS images comes from coco_url: FOLDER/val2017/ID.jpg)",
+                more=len(missing) - 1,
+            )  # fmt: skip
+        if missing:
+            gone.update(kept[index][0].id for index in missing)
+            lost = set(missing)
+            kept = [pair for index, pair in enumerate(kept) if index not in lost]
+            columns = _stack_images(kept, federated)
+    return columns, gone
+
+
+@dataclasses.dataclass(frozen=True)
+class _Files:
+    """The part of `Annotations` that looking for image files takes."""
+
+    path: str
+    image_root: str | None
+    file_names: list[str]
+    image_ids: np.ndarray
+    image_path = Annotations.image_path
+
+
+def _stack_images(kept: list[tuple[_Image, str]], federated: bool) -> dict[str, Any]:
+    neg, neg_offsets = _flatten([image.neg_category_ids or [] for image, _ in kept] if federated else [[]] * len(kept))
+    rest, rest_offsets = _flatten(
+        [image.not_exhaustive_category_ids or [] for image, _ in kept] if federated else [[]] * len(kept)
+    )
+    return {
+        "image_ids": np.array([image.id for image, _ in kept], dtype=np.int64),
+        "image_width": np.array([image.width for image, _ in kept], dtype=np.int32),
+        "image_height": np.array([image.height for image, _ in kept], dtype=np.int32),
+        "file_names": [name for _, name in kept],
+        "federated": federated,
+        "neg_ids": neg,
+        "neg_offsets": neg_offsets,
+        "not_exhaustive_ids": rest,
+        "not_exhaustive_offsets": rest_offsets,
+    }
+
+
+def _flatten(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    offsets = np.zeros(len(lists) + 1, dtype=np.int64)
+    np.cumsum([len(values) for values in lists], out=offsets[1:])
+    return np.array([value for values in lists for value in values], dtype=np.int64), offsets
+
+
+def _file_name(image: _Image, federated: bool, problems: _Problems) -> str | None:
+    """The image's path below the image folder, or None where it is refused."""
+    record = f"image {image.id}"
+    use_url = image.coco_url is not None and (federated or image.file_name is None)
+    key = "coco_url" if use_url else "file_name"
+    name = "/".join(image.coco_url.split("/")[-2:]) if use_url else image.file_name
+    if name is None:
+        problems.reject(_KIND_BY_MISSING, record, key, "a value", "no such key")
+        return None
+    # A file name is data from outside: it must not lead out of the image folder, on any system.
+    parts = re.split(r"[/\\]", name)
+    if not parts[-1] or not parts[0] or ".." in parts or re.match(r"[A-Za-z]:", name) or "\0" in name:
+        problems.reject(
+            "file_name", record, key, "a path below the image folder", repr(name),
+            "give a relative path without '..'",
+        )  # fmt: skip
+        return None
+    return name
+
+
+def _annotation_columns(
+    objects: Sequence[_Box],
+    images: dict[str, Any],
+    gone: set[int],
+    category_ids: np.ndarray,
+    problems: _Problems,
+    segmentations: bool,
+) -> dict[str, Any]:
+    n = len(objects)
+    ids = np.fromiter((o.id for o in objects), np.int64, n)
+    image_ids = np.fromiter((o.image_id for o in objects), np.int64, n)
+    class_of = np.fromiter((o.category_id for o in objects), np.int64, n)
+    boxes = np.fromiter((v for o in objects for v in o.bbox), np.float64, 4 * n).reshape(n, 4)
+    areas = np.fromiter((np.nan if o.area is None else o.area for o in objects), np.float64, n)
+    iscrowd = np.fromiter((bool(o.iscrowd) for o in objects), np.bool_, n)
+    areas = np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas)  # NaN: no "area" (JSON cannot hold one)
+
+    def record(row: int) -> str:
+        return f"annotation {ids[row]} (image {image_ids[row]})"
+
+    keep = np.ones(n, dtype=bool)
+
+    def reject(bad: np.ndarray, kind: str, key: str, *args: Any) -> None:
+        bad = bad & keep  # one reason a record
+        problems.reject_where(bad, kind, key, record, *args)
+        keep[bad] = False
+
+    first = np.zeros(n, dtype=bool)
+    first[np.unique(ids, return_index=True)[1]] = True
+    reject(
+        ~first, "duplicate_annotation_id", "id", "an id of its own", lambda row: f"{ids[row]} twice"
+    )
+    image_index = _positions(images["image_ids"], image_ids)
+    class_ids = _positions(category_ids, class_of)
+    lost = np.isin(image_ids, np.fromiter(gone, np.int64, len(gone))) & keep
+    for row in np.flatnonzero(lost & (image_index < 0)).tolist():  # its image was skipped, and said so
+        problems.skipped.append(Skipped("image_skipped", record(row), f"image {image_ids[row]} was skipped"))
+        keep[row] = False
+    reject(
+        image_index < 0, "unknown_image", "image_id", "the id of an image", lambda row: str(image_ids[row])
+    )
+    reject(
+        class_ids < 0, "unknown_category", "category_id", "the id of a category", lambda row: str(class_of[row])
+    )
+    # Rows of rejected records have index -1 here; they are masked by `keep`.
+    if not len(images["image_ids"]):
+        width = height = np.zeros(n)
+    else:
+        width = images["image_width"][image_index].astype(np.float64)
+        height = images["image_height"][image_index].astype(np.float64)
+    x, y, w, h = boxes.T
+
+    def box(row: int) -> str:
+        return str(boxes[row].tolist())
+
+    if n >= 10 and keep.all() and (x + w <= 1).all() and (y + h <= 1).all() and (width > 2).all():
+        problems.fatal(
+            "normalised_boxes", record(0), "bbox", "[x, y, width, height] in px",
+            f"{box(0)}, and no box of the file reaches beyond the first pixel",
+            "multiply boxes and polygons by the image's width and height",
+        )  # fmt: skip
+    reject((w < 0) | (h < 0), "negative_box", "bbox", "[x, y, width, height] with width, height >= 0", box)
+    reject(
+        np.maximum.reduce([-x, -y, x + w - width, y + h - height]) > BOX_TOLERANCE,
+        "box_outside", "bbox",
+        lambda row: f"[x, y, width, height] within {width[row]:.0f} x {height[row]:.0f} px (tolerance {BOX_TOLERANCE} px)",
+        box, "clip the box to its image; if the numbers are x1, y1, x2, y2, convert them",
+    )  # fmt: skip
+    empty = (np.minimum(x + w, width) <= np.maximum(x, 0)) | (np.minimum(y + h, height) <= np.maximum(y, 0))
+    for row in np.flatnonzero(empty & keep).tolist():
+        problems.skipped.append(Skipped("empty_box", record(row), f"bbox: {box(row)} covers nothing of its image"))
+    keep &= ~empty
+    reject(areas < 0, "area", "area", "an area >= 0", lambda row: str(areas[row]))
+
+    order = np.flatnonzero(keep)
+    order = order[np.argsort(image_index[order], kind="stable")]
+    masks = _Masks(problems)
+    if segmentations:
+        order = masks.read(objects, order, record, width, height, iscrowd)
+    else:
+        masks.annotation_polygons = [0] * (len(order) + 1)
+    image_index = image_index[order]
+    return {
+        "annotation_ids": ids[order],
+        "annotation_image": image_index.astype(np.int32),
+        "annotation_class": class_ids[order].astype(np.int32),
+        "boxes": boxes[order],
+        "areas": areas[order],
+        "iscrowd": iscrowd[order],
+        "image_offsets": np.searchsorted(image_index, np.arange(len(images["image_ids"]) + 1)).astype(np.int64),
+        "polygon_xy": np.array(masks.xy, dtype=np.float64),
+        "polygon_offsets": np.array(masks.polygon_offsets, dtype=np.int64),
+        "annotation_polygons": np.array(masks.annotation_polygons, dtype=np.int64),
+        "rles": masks.rles,
+    }
+
+
+class _Masks:
+    """Segmentations, decoded one annotation at a time into flat arrays."""
+
+    def __init__(self, problems: _Problems) -> None:
+        self.problems = problems
+        self.xy = array("d")
+        self.polygon_offsets = array("q", [0])
+        self.annotation_polygons: Sequence[int] = array("q", [0])
+        self.rles: dict[int, dict[str, Any]] = {}
+
+    def read(
+        self,
+        objects: Sequence[_Object],
+        order: np.ndarray,
+        record: Callable[[int], str],
+        width: np.ndarray,
+        height: np.ndarray,
+        iscrowd: np.ndarray,
+    ) -> np.ndarray:
+        """Decode the rows of `order`; returns the rows that stay."""
+        decoder = msgspec.json.Decoder(list[list[float]] | _RLE | None)
+        kept: list[int] = []
+        without: list[tuple[int, int]] = []  # (position in kept, row) of objects that have no mask
+        for row in order.tolist():
+            raw = objects[row].segmentation
+            try:
+                segmentation = decoder.decode(raw) if memoryview(raw).nbytes else None
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                message, _, where = str(error).partition(" - at `$")
+                _invalid(f"{message} - at `$.segmentation{where or '`'}", record(row), self.problems.reject)
+                continue
+            if not segmentation:
+                if not iscrowd[row]:
+                    without.append((len(kept), row))
+            elif isinstance(segmentation, _RLE):
+                size = (int(height[row]), int(width[row]))
+                if not self._check_rle(segmentation, size, record(row)):
+                    continue
+                self.rles[len(kept)] = {"size": list(segmentation.size), "counts": segmentation.counts}
+            else:
+                bad = next((p for p in segmentation if len(p) < 6 or len(p) % 2), None)
+                if bad is not None:
+                    self.problems.reject(
+                        "polygon", record(row), "segmentation",
+                        "polygons of an even number of at least 6 coordinates", f"one of {len(bad)}",
+                    )  # fmt: skip
+                    continue
+                for polygon in segmentation:
+                    self.xy.extend(polygon)
+                    self.polygon_offsets.append(len(self.xy))
+            kept.append(row)
+            self.annotation_polygons.append(len(self.polygon_offsets) - 1)
+        if without and (self.rles or len(self.polygon_offsets) > 1):
+            kept = self._drop_maskless(kept, without, record)
+        return np.array(kept, dtype=np.int64)
+
+    def _check_rle(self, rle: _RLE, size: tuple[int, int], record: str) -> bool:
+        if rle.size != size:
+            self.problems.reject(
+                "rle_size", record, "segmentation.size", f"the image's [height, width] {list(size)}",
+                str(list(rle.size)), "encode the mask at the image's size",
+            )  # fmt: skip
+            return False
+        pixels = size[0] * size[1]
+        try:
+            runs = rle_counts(rle.counts)
+            total = int(runs.sum())
+            found = f"{total}"
+        except ValueError as error:
+            total, found = -1, str(error)
+        # pycocotools does not check this and would read or write outside its memory.
+        if total != pixels or pixels >= 2**32:
+            self.problems.reject(
+                "rle", record, "segmentation.counts", f"runs that sum up to the image's {pixels} px", found
+            )
+            return False
+        return True
+
+    def _drop_maskless(
+        self, kept: list[int], without: list[tuple[int, int]], record: Callable[[int], str]
+    ) -> list[int]:
+        for _, row in without:
+            self.problems.reject(
+                "no_segmentation", record(row), "segmentation", "a mask, as the file's other annotations have",
+                "none", more=len(without) - 1,
+            )  # fmt: skip
+        lost = {position for position, _ in without}
+        # An annotation without a mask holds no polygon: only its own offset has to go.
+        self.annotation_polygons = [0] + [
+            end for position, end in enumerate(self.annotation_polygons[1:]) if position not in lost
+        ]
+        stay = [position for position in range(len(kept)) if position not in lost]
+        self.rles = {new: self.rles[old] for new, old in enumerate(stay) if old in self.rles}
+        return [kept[position] for position in stay]
+
+
+def _positions(ascending: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Where each id is in `ascending`, -1 where it is not."""
+    if not len(ascending):
+        return np.full(ids.shape, -1, dtype=np.int64)
+    position = np.minimum(np.searchsorted(ascending, ids), len(ascending) - 1)
+    return np.where(ascending[position] == ids, position, -1)
+
+
+def _listing(values: Iterable[int], most: int = 5) -> str:
+    values = list(values)
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(map(str, values[:most])) + more
