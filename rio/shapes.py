@@ -678,7 +678,7 @@ def plan_images(counts: np.ndarray, num_images: int, num_frequent: int, rng: np.
     """Which classes each image holds: class k in exactly counts[k] images, spread evenly; rare and common classes only
     where a frequent one is, as in LVIS few images hold nothing but rare objects."""
     held: list[list[int]] = [[] for _ in range(num_images)]
-    load = rng.uniform(0, 3.5, num_images)  # some images are emptier than others
+    load = rng.uniform(0, 2.5, num_images)  # some images are emptier than others
     for k, count in enumerate(counts):
         priority = load + rng.uniform(0, 1.5, num_images)
         if k >= num_frequent:
