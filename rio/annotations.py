@@ -51,6 +51,7 @@ __all__ = [
     "frequency_groups",
     "load_annotations",
     "missing_images",
+    "require_images",
     "rle_counts",
     "training_image_indices",
 ]
@@ -480,6 +481,37 @@ def missing_images(annotations: Annotations) -> np.ndarray:
     return np.array(sorted(missing), dtype=np.int64)
 
 
+def require_images(annotations: Annotations) -> None:
+    """Make sure that every image file is there, before a training that lasts days finds out.
+
+    Raises:
+        AnnotationError: Names the first missing file and how many there are.
+    """
+    missing = missing_images(annotations).tolist()
+    if missing:
+        problems = _Problems(annotations.path, "raise")
+        _reject_missing(problems, annotations.image_ids, annotations.image_path, missing, _MISSING_IMAGE_REMEDY)
+
+
+def _reject_missing(
+    problems: _Problems,
+    image_ids: np.ndarray,
+    image_path: Callable[[int], str],
+    missing: list[int],
+    remedy: str | None,
+) -> None:
+    for index in missing:
+        problems.reject(
+            "missing_image", f"image {image_ids[index]}", "file_name", "an image file", f"none at {image_path(index)}",
+            remedy, more=len(missing) - 1,
+        )  # fmt: skip
+
+
+_MISSING_IMAGE_REMEDY = (
+    "check the image folder (the file name of LVIS images comes from coco_url: FOLDER/val2017/ID.jpg)"
+)
+
+
 def _files_in(folder: str) -> set[str]:
     try:
         with os.scandir(folder) as entries:
@@ -579,7 +611,10 @@ class _Problems:
     ) -> None:
         if not self.skip:
             remedy = remedy or _REMEDIES.get(key, "mend the record")
-            remedy += " or, to leave such records out and have them listed, load with on_error='skip'"
+            remedy += (
+                "; or, to have such records left out and listed, load with on_error='skip' (a data set's name: end "
+                "it with '?skip')"
+            )
             found += f" ({more} more like it)" if more else ""
             self.fatal(kind, record, key, expected, found, remedy)
         self.skipped.append(Skipped(kind, record, f"{key}: expected {expected}, found {found}"))
@@ -834,12 +869,7 @@ def _image_columns(
     if check_images:
         probe = _Files(problems.path, root, columns["file_names"], columns["image_ids"])
         missing = missing_images(probe).tolist()
-        for index in missing:
-            problems.reject(
-                "missing_image", f"image {kept[index][0].id}", "file_name", "an image file", f"none at {probe.image_path(index)}",
-                "check the image folder (the file name of LVIS images comes from coco_url: FOLDER/val2017/ID.jpg)",
-                more=len(missing) - 1,
-            )  # fmt: skip
+        _reject_missing(problems, probe.image_ids, probe.image_path, missing, _MISSING_IMAGE_REMEDY)
         if missing:
             gone.update(kept[index][0].id for index in missing)
             lost = set(missing)
