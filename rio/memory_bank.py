@@ -1,0 +1,349 @@
+"""Object level: one first-in-first-out ring buffer of RoIs a target class, as fixed-shape tensors.
+
+Shape shorthand in this module:
+
+    K: number of foreground classes; class_id K is background
+    T: number of target classes (those whose objects are resampled)
+    S: slots a target class (stored RoIs)
+    M: rows replayed at most a step and target class (replay_per_class)
+    R: number of RoIs of a step, all images together
+    W: rows of a step that are written
+    D: width of an RoI feature
+
+The bank lives on the device of the model, is part of its state dict, and costs two device synchronisations a step: one
+``nonzero`` in ``sample``, one in ``write``. All other shapes are known to the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+REPLAY_ORDERS = ("newest", "random")
+_FORMAT = 1  # of the extra state
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What ``MemoryBank.sample`` read back; M' rows, no gradient.
+
+    Attributes:
+        features: (M', D), in the dtype that was asked for.
+        proposal_boxes: (M', 4) float32, XYXY absolute pixels of the image they came from.
+        gt_boxes: (M', 4) float32, the ground-truth box each was matched to, XYXY.
+        gt_classes: (M',) int64 class ids, never background.
+        written_at: (M',) int64, the step (counted by the bank) at which each was written.
+    """
+
+    features: Tensor
+    proposal_boxes: Tensor
+    gt_boxes: Tensor
+    gt_classes: Tensor
+    written_at: Tensor
+
+    def __len__(self) -> int:
+        return self.gt_classes.shape[0]
+
+
+def memory_bank_bytes(
+    num_target_classes: int, slots_per_class: int, feature_dim: int, dtype: torch.dtype = torch.float32
+) -> int:
+    """Bytes that a bank's buffers take on the device, and in each checkpoint.
+
+    >>> memory_bank_bytes(553, 60, 1024) / 2**20  # LVIS v1, reference settings, MiB  # doctest: +ELLIPSIS
+    130.8...
+    """
+    slot = feature_dim * dtype.itemsize + 2 * 4 * torch.float32.itemsize + torch.int64.itemsize
+    return num_target_classes * (slots_per_class * slot + 2 * torch.int64.itemsize)
+
+
+class MemoryBank(nn.Module):
+    """Stores RoI features of target classes and replays them when their class is in the batch.
+
+    A training step calls ``sample`` and then ``write``, once each: what is replayed was there before the step's own
+    write. Nothing is copied but the rows themselves; the bank never gives or takes a gradient.
+
+    Args:
+        num_classes: K, foreground classes of the model.
+        class_ids: the T target classes, 0-based, each once.
+        feature_dim: D.
+        slots_per_class: S >= 1.
+        replay_per_class: M, 1..S.
+        replay_order: "newest", or "random" (without replacement, reproducible from ``seed`` and the step).
+        storage_dtype: a floating dtype for the features; boxes are always float32.
+        seed: of the random order, and of who is served first under a cap.
+
+    Raises:
+        ValueError: names the argument, what was expected, what came, the config key to change.
+    """
+
+    features: Tensor
+    proposal_boxes: Tensor
+    gt_boxes: Tensor
+    num_written: Tensor
+    written_at: Tensor
+    class_ids: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        class_ids: Sequence[int],
+        feature_dim: int,
+        slots_per_class: int = 60,
+        replay_per_class: int = 20,
+        replay_order: str = "newest",
+        storage_dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        class_ids = [int(c) for c in class_ids]
+        _check_arguments(num_classes, class_ids, feature_dim, slots_per_class, replay_per_class)
+        if replay_order not in REPLAY_ORDERS:
+            raise ValueError(f"replay_order: expected one of {list(REPLAY_ORDERS)}, found {replay_order!r}")
+        if not storage_dtype.is_floating_point:
+            raise ValueError(f"storage_dtype: expected a floating dtype, found {storage_dtype}")
+        self.num_classes = num_classes
+        self.num_target_classes = len(class_ids)
+        self.feature_dim = feature_dim
+        self.slots_per_class = slots_per_class
+        self.replay_per_class = replay_per_class
+        self.replay_order = replay_order
+        self.seed = seed
+        self.iteration = 0  # training steps seen; a host number, so that reading it is no synchronisation
+
+        t, s = self.num_target_classes, slots_per_class
+        self.register_buffer("features", torch.zeros(t, s, feature_dim, dtype=storage_dtype))
+        self.register_buffer("proposal_boxes", torch.zeros(t, s, 4))
+        self.register_buffer("gt_boxes", torch.zeros(t, s, 4))
+        self.register_buffer("num_written", torch.zeros(t, dtype=torch.int64))  # since the start, not capped at S
+        self.register_buffer("written_at", torch.full((t, s), -1, dtype=torch.int64))
+        self.register_buffer("class_ids", torch.tensor(class_ids, dtype=torch.int64))
+        # class_id + 1 -> index into the bank, T = not a target. The shift gives detectron2's "ignore" (-1) a place.
+        target_index = torch.full((num_classes + 2,), t, dtype=torch.int64)
+        target_index[self.class_ids + 1] = torch.arange(t)
+        self.register_buffer("target_index", target_index, persistent=False)
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_target_classes={self.num_target_classes}, slots_per_class={self.slots_per_class}, "
+            f"replay_per_class={self.replay_per_class}, feature_dim={self.feature_dim}, "
+            f"replay_order={self.replay_order!r}, storage_dtype={self.features.dtype}"
+        )
+
+    @torch.no_grad()
+    def sample(
+        self, gt_classes: Tensor, *, max_per_foreground: float = 0.0, dtype: torch.dtype | None = None
+    ) -> Replay:
+        """Read back up to ``replay_per_class`` stored RoIs of each target class among ``gt_classes``.
+
+        Changes nothing: the same call gives the same rows until the next ``write``.
+
+        Args:
+            gt_classes: (R,) int64 class ids of this step's RoIs; K (background) and -1 (ignore) allowed, R may be 0.
+            max_per_foreground: replay at most floor(this * number of foreground RoIs) rows; 0 = no cap. Under a cap
+                every class is served its first row before any gets a second; which classes come first changes from
+                step to step.
+            dtype: of the features returned; None = as stored.
+
+        Returns:
+            The replay, rank-major (all classes' newest, then all second newest, ...), without duplicates.
+        """
+        self._check_device(gt_classes)
+        device = self.num_written.device
+        num_targets, num_slots = self.num_target_classes, self.slots_per_class
+
+        target = self.target_index[gt_classes + 1]  # (R,)
+        present = torch.zeros(num_targets + 1, dtype=torch.bool, device=device)
+        present = present.index_fill_(0, target, True)[:num_targets]
+        available = self.num_written.clamp(max=self.replay_per_class)  # (T,); M <= S
+        rank = torch.arange(self.replay_per_class, device=device)
+        wanted = present & (rank[:, None] < available)  # (M, T)
+
+        generator = self._generator(device) if max_per_foreground > 0 or self.replay_order == "random" else None
+        columns = None
+        if max_per_foreground > 0:
+            foreground = (gt_classes >= 0) & (gt_classes < self.num_classes)
+            limit = (foreground.sum() * max_per_foreground + 1e-3).floor()  # 100 * 0.29 is 29, not 28.99...
+            # In class order a cap would always favour the front of the alphabet.
+            columns = torch.rand(num_targets, generator=generator, device=device).argsort()
+            wanted = wanted[:, columns]
+            wanted = wanted & (wanted.flatten().cumsum(0) <= limit).view_as(wanted)
+
+        rank, column = wanted.nonzero(as_tuple=True)  # the synchronisation
+        index = column if columns is None else columns[column]
+        if self.replay_order == "newest":
+            slot = (self.num_written[index] - 1 - rank) % num_slots
+        else:
+            key = torch.rand(num_targets, num_slots, generator=generator, device=device)
+            empty = torch.arange(num_slots, device=device) >= self.num_written[:, None]
+            slot = key.masked_fill_(empty, 2.0).argsort(dim=1)[index, rank]
+
+        row = index * num_slots + slot
+        features = self.features.flatten(0, 1).index_select(0, row)
+        return Replay(
+            features=features if dtype is None else features.to(dtype),
+            proposal_boxes=self.proposal_boxes.flatten(0, 1).index_select(0, row),
+            gt_boxes=self.gt_boxes.flatten(0, 1).index_select(0, row),
+            gt_classes=self.class_ids[index],
+            written_at=self.written_at.flatten()[row],
+        )
+
+    @torch.no_grad()
+    def write(self, features: Tensor, proposal_boxes: Tensor, gt_boxes: Tensor, gt_classes: Tensor) -> None:
+        """Store every RoI of a target class, oldest slots leaving first, and count the step.
+
+        RoIs are appended in the order given. If a step holds more than S of a class, its last S stay.
+
+        Args:
+            features: (R, D), any floating dtype; R may be 0.
+            proposal_boxes: (R, 4) XYXY, absolute pixels.
+            gt_boxes: (R, 4) XYXY; only read where the class is a target.
+            gt_classes: (R,) int64; K and -1 are never stored.
+
+        Raises:
+            ValueError: shapes that do not fit the bank or each other, or another device.
+        """
+        self._check_rows(features, proposal_boxes, gt_boxes, gt_classes)
+        num_targets, num_slots = self.num_target_classes, self.slots_per_class
+
+        target = self.target_index[gt_classes + 1]  # (R,)
+        row = (target < num_targets).nonzero().squeeze(1)  # (W,), the synchronisation
+        if row.numel():
+            index, order = target[row].sort(stable=True)  # class by class, arrival order within a class
+            row = row[order]
+            count = torch.zeros_like(self.num_written).scatter_add_(0, index, torch.ones_like(index))
+            first = count.cumsum(0) - count
+            rank = torch.arange(row.numel(), device=row.device) - first[index]  # within the class
+            slot = (self.num_written[index] + rank) % num_slots
+
+            # With more than S rows of a class several go to one slot, and a scatter leaves open which of them stays.
+            # So each writes what the last of them brings. S = 3, ranks 0 1 2 3 4: slots 0 1 2 0 1; ranks 0 and 3 share
+            # slot 0, hence both write rank 3's row: last = 0 + (5 - 1 - 0) // 3 * 3 = 3.
+            last = rank + (count[index] - 1 - rank) // num_slots * num_slots
+            row = row[first[index] + last]
+
+            place = index * num_slots + slot
+            store = self.features.flatten(0, 1)
+            store.index_copy_(0, place, features.detach()[row].to(store.dtype))
+            for name, boxes in (("proposal_boxes", proposal_boxes), ("gt_boxes", gt_boxes)):
+                store = getattr(self, name).flatten(0, 1)
+                store.index_copy_(0, place, boxes.detach()[row].to(store.dtype))
+            self.written_at.view(-1).index_fill_(0, place, self.iteration)
+            self.num_written += count
+        self.iteration += 1
+
+    def fill(self) -> Tensor:
+        """Share of the slots that hold an RoI: a 0-dim float tensor in [0, 1] on the bank's device."""
+        stored = self.num_written.clamp(max=self.slots_per_class).sum()
+        return stored / (self.num_target_classes * self.slots_per_class)
+
+    def nbytes(self) -> int:
+        """Bytes that this bank's persistent buffers take."""
+        return memory_bank_bytes(
+            self.num_target_classes, self.slots_per_class, self.feature_dim, self.features.dtype
+        )
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        # Made anew from (seed, step): nothing to checkpoint beyond the step, and no other draw can shift it.
+        # The mixing is splitmix64's; torch's CPU generator only looks at the low 32 bits of its seed.
+        x = (self.seed * 0x9E3779B97F4A7C15 + self.iteration * 0xD1342543DE82EF95 + 1) & (2**64 - 1)
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+        return torch.Generator(device=device).manual_seed((x ^ (x >> 31)) >> 32)
+
+    def _check_device(self, gt_classes: Tensor) -> None:
+        if gt_classes.ndim != 1 or gt_classes.is_floating_point():
+            raise ValueError(
+                f"gt_classes: expected class ids of shape (R,), found {tuple(gt_classes.shape)} {gt_classes.dtype}"
+            )
+        if gt_classes.device != self.num_written.device:
+            raise ValueError(
+                f"gt_classes: expected a tensor on the bank's device {self.num_written.device}, found one on "
+                f"{gt_classes.device}. Move the bank with the model: model.to(device)"
+            )
+
+    def _check_rows(self, features: Tensor, proposal_boxes: Tensor, gt_boxes: Tensor, gt_classes: Tensor) -> None:
+        self._check_device(gt_classes)
+        if features.ndim != 2 or features.shape[1] != self.feature_dim:
+            raise ValueError(
+                f"features: expected (R, {self.feature_dim}), the width this bank was built for, found "
+                f"{tuple(features.shape)}. Build the bank with the width of the box head's output "
+                "(MODEL.ROI_BOX_HEAD.FC_DIM)"
+            )
+        rows = gt_classes.shape[0]
+        if features.shape[0] != rows:
+            raise ValueError(f"features: expected {rows} rows, one a class id, found {features.shape[0]}")
+        for name, boxes in (("proposal_boxes", proposal_boxes), ("gt_boxes", gt_boxes)):
+            if tuple(boxes.shape) != (rows, 4):
+                raise ValueError(
+                    f"{name}: expected ({rows}, 4), one XYXY box an RoI, found {tuple(boxes.shape)}. "
+                    "Rotated boxes are not supported"
+                )
+
+    # State: the buffers, and the step as a small tensor (fvcore's Checkpointer takes nothing but tensors).
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([_FORMAT, self.iteration], dtype=torch.int64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        version, iteration = (int(v) for v in state)
+        if version != _FORMAT:
+            raise ValueError(f"memory bank state: expected format {_FORMAT}, found {version}. Use the version that wrote it")
+        self.iteration = iteration
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
+        # All or nothing. A bank loaded in part (checkpointers drop tensors of another shape) would replay zeros.
+        names = list(self._buffers.keys() - self._non_persistent_buffers_set)
+        found = {n: state_dict[prefix + n] for n in names if prefix + n in state_dict}
+        problems = []
+        for name, tensor in found.items():
+            own = self._buffers[name]
+            if tuple(tensor.shape) != tuple(own.shape):
+                problems.append(f"{prefix}{name}: expected {tuple(own.shape)}, found {tuple(tensor.shape)}")
+            elif name == "class_ids" and not torch.equal(tensor.to(own.device), own):
+                problems.append(f"{prefix}{name}: the same number of target classes, but other ones")
+        if found and len(found) < len(names):
+            problems.append(f"{prefix}{{{','.join(sorted(set(names) - set(found)))}}}: absent, or of another shape")
+        if problems:
+            errors.append(
+                f"the memory bank in the checkpoint does not fit: {'; '.join(sorted(problems))}. Shapes are (target "
+                "classes, SLOTS_PER_CLASS, feature width): keep MODEL.RIO and the training set of the run, or load "
+                "without the bank (rio.checkpoints.load_weights does)"
+            )
+            return
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+
+
+def _check_arguments(
+    num_classes: int, class_ids: list[int], feature_dim: int, slots_per_class: int, replay_per_class: int
+) -> None:
+    if num_classes < 1:
+        raise ValueError(f"num_classes: expected at least 1, found {num_classes}")
+    if not class_ids:
+        raise ValueError(
+            "class_ids: expected at least one target class, found none. MODEL.RIO.BANK_CLASS_IDS is filled in from the "
+            "training set; if no class of it has few enough images, raise MODEL.RIO.BANK_MAX_IMAGE_COUNT or set "
+            "MODEL.RIO.BANK_ENABLED False"
+        )
+    if len(set(class_ids)) != len(class_ids):
+        twice = sorted({c for c in class_ids if class_ids.count(c) > 1})
+        raise ValueError(f"class_ids: expected each class once, found {twice[:5]} more than once")
+    if min(class_ids) < 0 or max(class_ids) >= num_classes:
+        bad = [c for c in class_ids if not 0 <= c < num_classes]
+        raise ValueError(
+            f"class_ids: expected 0-based class ids below num_classes ({num_classes}), found {bad[:5]}. category_ids of "
+            "a file are another numbering"
+        )
+    if feature_dim < 1:
+        raise ValueError(f"feature_dim: expected at least 1, found {feature_dim}")
+    if slots_per_class < 1:
+        raise ValueError(f"slots_per_class: expected at least 1, found {slots_per_class} (MODEL.RIO.SLOTS_PER_CLASS)")
+    if not 1 <= replay_per_class <= slots_per_class:
+        raise ValueError(
+            f"replay_per_class: expected 1..slots_per_class ({slots_per_class}), found {replay_per_class} "
+            "(MODEL.RIO.REPLAY_PER_CLASS)"
+        )
