@@ -1,0 +1,664 @@
+"""Figures: a table in, a matplotlib `Axes` out. Nothing here reads or writes a file.
+
+One look for notebooks, report and paper: rare, common and frequent have the same three colours in every figure (far apart
+for colour-blind readers, and of different lightness in print), text is text-sized, lines that carry no data are left out, and all of
+it exports as vectors. Every function takes `ax=None`; without one it makes a figure of a size that suits it. The style is
+applied to the call, never to the process: `rcParams` are as they were afterwards. `with style(dark=True):` around calls
+gives figures for a dark page.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Patch, PathPatch, Rectangle
+from matplotlib.patheffects import withStroke
+from matplotlib.path import Path
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Bbox
+
+GROUPS = ("r", "c", "f")
+GROUP_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
+COLORS = {"r": "#D9576A", "c": "#E3AC3D", "f": "#2A6CAB"}
+LEVEL_NAMES = {"images": "images", "instances": "objects", "rois": "RoIs"}
+LINE_COLORS = ("#332288", "#44AA99", "#CC6677", "#999933", "#88CCEE", "#AA4499", "#117733", "#DDCC77")
+
+_INK = {False: ("#1F2430", "#5C6470", "#D9DDE3"), True: ("#E8EBF0", "#A3ABB8", "#3A414D")}  # text, quiet text, rules
+_dark: ContextVar[bool | None] = ContextVar("dark", default=None)  # None: no style() is active
+
+
+class PlotError(ValueError):
+    """A table that cannot be drawn; the message names the column, what was expected and the remedy."""
+
+
+# ------------------------------------------------------------------------------------------------- style
+
+
+@contextmanager
+def style(*, dark: bool = False) -> Iterator[None]:
+    """Apply the project's look to everything drawn inside the `with` block, and to nothing else.
+
+    Args:
+        dark: light ink on a transparent ground, for dark pages. Otherwise dark ink on white.
+    """
+    ink, quiet, rule = _INK[dark]
+    paper = "none" if dark else "white"
+    token = _dark.set(dark)
+    try:
+        with mpl.rc_context(
+            {
+                "font.family": "DejaVu Sans",  # ships with matplotlib: the same figure on every machine
+                "font.size": 9,
+                "axes.titlesize": 10.5,
+                "axes.titleweight": "bold",
+                "axes.titlelocation": "left",
+                "axes.titlepad": 10,
+                "axes.labelsize": 9,
+                "axes.labelcolor": quiet,
+                "axes.edgecolor": quiet,
+                "axes.linewidth": 0.7,
+                "axes.spines.top": False,
+                "axes.spines.right": False,
+                "axes.axisbelow": True,
+                "axes.facecolor": "none",
+                "grid.color": rule,
+                "grid.linewidth": 0.6,
+                "text.color": ink,
+                "xtick.color": quiet,
+                "ytick.color": quiet,
+                "xtick.labelsize": 8.5,
+                "ytick.labelsize": 8.5,
+                "xtick.major.width": 0.7,
+                "ytick.major.width": 0.7,
+                "legend.frameon": False,
+                "legend.fontsize": 8.5,
+                "lines.linewidth": 1.6,
+                "figure.facecolor": paper,
+                "savefig.facecolor": paper,
+                "savefig.dpi": 200,
+                "savefig.bbox": "tight",
+                "svg.fonttype": "path",
+                "svg.hashsalt": "rio",  # the same figure gives the same file
+                "pdf.fonttype": 42,
+            }
+        ):
+            yield
+    finally:
+        _dark.reset(token)
+
+
+def _styled(function: Callable[..., Axes]) -> Callable[..., Axes]:
+    """Draw in the style of the surrounding `style()` block, or in the light one where there is none."""
+
+    @functools.wraps(function)
+    def wrapper(*args: object, **kwargs: object) -> Axes:
+        if _dark.get() is not None:
+            return function(*args, **kwargs)
+        with style():
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+def _ink() -> tuple[str, str, str]:
+    return _INK[bool(_dark.get())]
+
+
+def _axes(ax: Axes | None, width: float, height: float) -> Axes:
+    if ax is None:
+        _, ax = plt.subplots(figsize=(width, height), layout="constrained")
+    ax.spines[["top", "right"]].set_visible(False)  # also on an Axes made outside the style
+    return ax
+
+
+def tint(color: str, amount: float) -> tuple[float, float, float]:
+    """Mix a colour with the page: 1 is the colour itself, 0 the page."""
+    page = np.array(to_rgb("#15181D" if _dark.get() else "white"))
+    return tuple(page + amount * (np.array(to_rgb(color)) - page))
+
+
+def _on(color: str | tuple[float, float, float]) -> str:
+    """Black or white, whichever is easier to read on the colour (WCAG relative luminance)."""
+    return "#14171C" if luminance(color) > 0.3 else "white"
+
+
+def luminance(color: str | tuple[float, float, float]) -> float:
+    """Relative luminance of a colour, 0 (black) to 1 (white), as WCAG 2 defines it."""
+    rgb = np.array(to_rgb(color))
+    linear = np.where(rgb <= 0.03928, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def _need(table: pd.DataFrame, columns: Iterable[str], made_by: str) -> pd.DataFrame:
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise PlotError(f"table: expected the column {missing[0]!r}, found {list(table.columns)}. {made_by} makes it.")
+    if len(table) == 0:
+        raise PlotError(f"table: expected at least one row, found none. {made_by} makes it.")
+    if "frequency" in columns and not table["frequency"].isin(GROUPS).all():
+        other = table.loc[~table["frequency"].isin(GROUPS), "frequency"].iloc[0]
+        raise PlotError(f"table, column 'frequency': expected r, c or f, found {other!r}.")
+    return table
+
+
+def _group_legend(ax: Axes, groups: Iterable[str], **options: object) -> None:
+    handles = [Patch(facecolor=COLORS[g], label=GROUP_NAMES[g]) for g in GROUPS if g in set(groups)]
+    ax.legend(handles=handles, handlelength=0.9, handleheight=0.9, columnspacing=1.2, handletextpad=0.5, **options)
+
+
+def _plain_number(value: float, _position: object = None) -> str:
+    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
+
+
+def _percent(share: float) -> str:
+    percent = 100 * share
+    if percent == 0:
+        return "0%"
+    return f"{percent:.0f}%" if percent >= 9.5 else f"{percent:.1f}%" if percent >= 0.1 else "<0.1%"
+
+
+# ------------------------------------------------------------------------------------------------- data set
+
+
+@_styled
+def count_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Share of the categories, and of the annotated objects, that is rare, common and frequent.
+
+    Args:
+        table: one row a category with frequency, instance_count (`rio.balance.exposures` has them).
+        ax: where to draw; a new figure if None.
+
+    Raises:
+        PlotError: a column is missing, or nothing is annotated.
+    """
+    _need(table, ("frequency", "instance_count"), "rio.balance.exposures")
+    if table["instance_count"].sum() == 0:
+        raise PlotError("table, column 'instance_count': expected annotated objects, found none.")
+    ax = _axes(ax, 6.2, 1.9)
+    _, quiet, _ = _ink()
+    rows = {
+        "categories": table.groupby("frequency").size(),
+        "objects": table.groupby("frequency")["instance_count"].sum(),
+    }
+    for y, counts in enumerate(rows.values()):
+        counts = counts.reindex(GROUPS, fill_value=0)
+        left, thin = 0.0, []
+        for group in GROUPS:
+            width = counts[group] / counts.sum()
+            ax.barh(y, width, left=left, height=0.62, color=COLORS[group], edgecolor="none")
+            if width > 0.09:
+                ax.text(left + width / 2, y, f"{counts[group]:,}\n{_percent(width)}", ha="center", va="center",
+                        fontsize=8, color=_on(COLORS[group]), linespacing=1.15)  # fmt: skip
+            elif counts[group]:
+                thin.append((left, f"{GROUP_NAMES[group]} {counts[group]:,} ({_percent(width)})"))
+            left += width
+        if thin:  # pieces too thin for their number: listed below the bar
+            at, side = (thin[0][0], "left") if thin[0][0] < 0.5 else (1.0, "right")
+            ax.annotate(", ".join(text for _, text in thin), (at, y + 0.31), xytext=(0, -2.5), ha=side, va="top",
+                        textcoords="offset points", fontsize=8, annotation_clip=False)  # fmt: skip
+    ax.set(xlim=(0, 1), ylim=(1.72, -0.42), yticks=[0, 1], yticklabels=list(rows))
+    ax.tick_params(axis="y", length=0, labelcolor=_ink()[0])
+    ax.xaxis.set_visible(False)
+    ax.spines[:].set_visible(False)
+    _group_legend(ax, table["frequency"], loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3, borderaxespad=0.1)
+    return ax
+
+
+@_styled
+def sorted_tail(table: pd.DataFrame, ax: Axes | None = None, *, by: str = "image_count") -> Axes:
+    """The long tail: every category's count, sorted, on a log scale, coloured by frequency group.
+
+    Args:
+        table: one row a category with frequency, name and the column `by`.
+        ax: where to draw; a new figure if None.
+        by: the count to show: image_count, instance_count, or an exposure.
+
+    Raises:
+        PlotError: a column is missing.
+    """
+    _need(table, ("frequency", "name", by), "rio.balance.exposures")
+    ax = _axes(ax, 6.2, 3.0)
+    ink, quiet, _ = _ink()
+    order = table.sort_values(by, ascending=False, kind="stable").reset_index(drop=True)
+    height = order[by].to_numpy(float)
+    lowest = 0.7 if height[height > 0].min(initial=1.0) >= 1 else height[height > 0].min() / 1.5
+    few = len(order) <= 60
+    ax.bar(
+        order.index,
+        np.maximum(height, lowest) - lowest,
+        bottom=lowest,
+        width=0.78 if few else 1.0,
+        color=order["frequency"].map(COLORS),
+        linewidth=0,
+    )
+    ax.set_yscale("log")
+    top = max(height.max(), 1)
+    ax.set(xlim=(-0.7, len(order) - 0.3), ylim=(lowest, top * 2.2))
+    for group in GROUPS:
+        members = order.index[order["frequency"] == group]
+        if len(members):
+            middle = float(np.median(members))
+            tallest = height[members].max()
+            ax.annotate(f"{GROUP_NAMES[group]}\n{len(members)}", (middle, max(tallest, lowest)), xytext=(0, 5),
+                        textcoords="offset points", ha="center", va="bottom", fontsize=8.5, fontweight="bold",
+                        linespacing=1.2, color=tint(COLORS[group], 1.0) if group != "c" else ink)  # fmt: skip
+    ax.yaxis.set_major_formatter(FuncFormatter(_plain_number))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.grid(axis="y")
+    label = {"image_count": "images with the category", "instance_count": "objects of the category"}.get(by, by)
+    ax.set_ylabel(label)
+    if len(order) <= 45:
+        ax.set_xticks(order.index, order["name"], rotation=90, fontsize=7)
+        ax.tick_params(axis="x", length=0)
+    else:
+        ax.set_xlabel(f"{len(order):,} categories, from most to least frequent")
+    return ax
+
+
+@_styled
+def image_vs_instance_count(table: pd.DataFrame, ax: Axes | None = None, *, annotate: int = 4) -> Axes:
+    """Objects against images of every category: how far object level and image level are apart.
+
+    On the dashed line an image holds one object of the category; above it, several.
+
+    Args:
+        table: one row a category with frequency, name, image_count, instance_count.
+        ax: where to draw; a new figure if None.
+        annotate: number of categories, those with most objects an image, to name.
+
+    Raises:
+        PlotError: a column is missing, or no category has an image.
+    """
+    _need(table, ("frequency", "name", "image_count", "instance_count"), "rio.balance.exposures")
+    seen = table[table["image_count"] > 0]
+    if len(seen) == 0:
+        raise PlotError("table, column 'image_count': expected a category with images, found only zeros.")
+    ax = _axes(ax, 4.2, 3.6)
+    _, quiet, rule = _ink()
+    limit = max(seen["instance_count"].max(), 10) * 1.6
+    ax.plot([0.8, limit], [0.8, limit], color=quiet, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    size = float(np.clip(9000 / len(seen), 9, 34))
+    for group in reversed(GROUPS):
+        members = seen[seen["frequency"] == group]
+        ax.scatter(
+            members["image_count"],
+            members["instance_count"],
+            s=size,
+            color=COLORS[group],
+            alpha=0.85,
+            linewidth=0.4,
+            edgecolor=tint("#FFFFFF", 1.0) if not _dark.get() else "#15181D",
+            zorder=3,
+        )
+    ax.set(xscale="log", yscale="log", xlim=(0.8, max(seen["image_count"].max(), 10) * 1.6), ylim=(0.8, limit))
+    ax.grid(True)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(LogLocator(base=10))
+        axis.set_major_formatter(FuncFormatter(_plain_number))
+        axis.set_minor_formatter(NullFormatter())
+    densest = (seen["instance_count"] / seen["image_count"]).nlargest(annotate)
+    ax.set(xlabel="images with the category", ylabel="objects of the category")
+    _group_legend(ax, seen["frequency"], loc="lower right")
+    if ax.figure.get_layout_engine() is not None:
+        ax.figure.draw_without_rendering()  # the names below need the final size of the Axes
+    taken: list[Bbox] = []
+    for index, ratio in densest[densest > 1.5].items():
+        row = seen.loc[index]
+        _name_point(ax, (row["image_count"], row["instance_count"]), f"{row['name']} ({ratio:.0f} an image)", taken)
+    return ax
+
+
+def _name_point(ax: Axes, point: tuple[float, float], text: str, taken: list[Bbox]) -> None:
+    """Write a name beside a point where it covers no other name and stays inside; leave it out where none fits."""
+    halo = [withStroke(linewidth=2.2, foreground=tint("white", 0.0))]
+    label = ax.annotate(text, point, xytext=(6, 0), textcoords="offset points", fontsize=7.5, path_effects=halo, zorder=5)
+    frame = ax.get_window_extent()
+    for x, y in ((6, 0), (-6, 0), (6, 9), (-6, 9), (6, -9), (-6, -9), (6, 18), (-6, 18), (6, -18), (-6, -18)):
+        label.xyann = (x, y)
+        label.set(ha="left" if x > 0 else "right", va="center")
+        extent = label.get_window_extent()
+        inside = frame.x0 <= extent.x0 and extent.x1 <= frame.x1 and frame.y0 <= extent.y0 and extent.y1 <= frame.y1
+        if inside and not any(extent.overlaps(other) for other in taken):
+            taken.append(extent)
+            return
+    label.remove()
+
+
+# ------------------------------------------------------------------------------------------------- balance
+
+
+@_styled
+def balance_by_group(
+    table: pd.DataFrame, ax: Axes | None = None, *, levels: Sequence[str] = ("images", "instances", "rois")
+) -> Axes:
+    """What training sees, level by level and arm by arm: the share of rare, common and frequent classes.
+
+    Args:
+        table: from `rio.balance.compare`: arm, level, r, c, f and effective_classes.
+        ax: where to draw; a new figure if None.
+        levels: which levels to show, top to bottom.
+
+    Raises:
+        PlotError: a column or a level is missing.
+    """
+    _need(table, ("arm", "level", "r", "c", "f", "effective_classes"), "rio.balance.compare")
+    absent = [level for level in levels if level not in set(table["level"])]
+    if absent:
+        raise PlotError(f"table, column 'level': expected {absent[0]!r}, found {sorted(set(table['level']))}.")
+    arms = list(dict.fromkeys(table["arm"]))
+    ax = _axes(ax, 6.6, 0.5 + 0.27 * len(levels) * (len(arms) + 1.3))
+    ink, quiet, _ = _ink()
+    ticks, names, y = [], [], 0.0
+    for level in levels:
+        rows = table[table["level"] == level].set_index("arm")
+        ax.text(-0.012, y, LEVEL_NAMES.get(level, level), ha="right", va="center", fontweight="bold", fontsize=9)
+        if level == levels[0]:
+            for at, title in ((1.06, "rare\nshare"), (1.16, "effective\nclasses")):
+                ax.text(at, y, title, ha="center", va="center", color=quiet, fontsize=8, linespacing=1.1)
+        for arm in arms:
+            if arm not in rows.index:
+                continue
+            y += 1
+            left = 0.0
+            for group in GROUPS:
+                width = float(rows.loc[arm, group])
+                ax.barh(y, width, left=left, height=0.78, color=COLORS[group], edgecolor="none")
+                if width > 0.06:
+                    ax.text(left + width / 2, y, _percent(width), ha="center", va="center", fontsize=8,
+                            color=_on(COLORS[group]))  # fmt: skip
+                left += width
+            ax.text(1.06, y, _percent(rows.loc[arm, "r"]), ha="center", va="center", fontsize=8.5, fontweight="bold")
+            ax.text(1.16, y, f"{rows.loc[arm, 'effective_classes']:.1f}", ha="center", va="center", fontsize=8.5)
+            ticks.append(y)
+            names.append(arm)
+        y += 1.3
+    ax.set(xlim=(0, 1), ylim=(y - 0.7, -0.6), yticks=ticks)
+    ax.set_yticklabels(names)
+    ax.tick_params(axis="y", length=0, labelcolor=ink)
+    ax.xaxis.set_visible(False)
+    ax.spines[:].set_visible(False)
+    _group_legend(ax, GROUPS, loc="lower left", bbox_to_anchor=(-0.005, 1.0), ncols=3, borderaxespad=0.2)
+    return ax
+
+
+# ------------------------------------------------------------------------------------------------- results
+
+
+@_styled
+def ap_by_group(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP (%)") -> Axes:
+    """AP of all, rare, common and frequent categories, one bar an arm.
+
+    Hue says which group, depth of colour which arm (the last one full). Absent values (NaN) leave a gap and say "n/a".
+
+    Args:
+        table: one row an arm: arm, AP, APr, APc, APf in percent; optional AP_low, AP_high, APr_low, ... draw intervals.
+        ax: where to draw; a new figure if None.
+        label: of the y axis.
+
+    Raises:
+        PlotError: a column is missing, or an arm appears twice.
+    """
+    metrics = ("AP", "APr", "APc", "APf")
+    _need(table, ("arm", *metrics), "rio.evaluation (one Evaluation an arm)")
+    if table["arm"].duplicated().any():
+        twice = table.loc[table["arm"].duplicated(), "arm"].iloc[0]
+        raise PlotError(f"table, column 'arm': {twice!r} appears twice. Average its seeds first, or rename one.")
+    ax = _axes(ax, 1.6 + 1.35 * max(len(table), 3), 2.9)
+    ink, quiet, rule = _ink()
+    hues = (ink, COLORS["r"], COLORS["c"], COLORS["f"])
+    depths = np.linspace(0.32, 1.0, len(table)) if len(table) > 1 else np.array([1.0])
+    width = 0.82 / len(table)
+    for i, (_, row) in enumerate(table.iterrows()):
+        for x, (metric, hue) in enumerate(zip(metrics, hues, strict=True)):
+            at = x + (i - (len(table) - 1) / 2) * width
+            value = row[metric]
+            if pd.isna(value):
+                ax.annotate("n/a", (at, 0), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=7.5,
+                            color=quiet)  # fmt: skip
+                continue
+            ax.bar(at, value, width=width * 0.92, color=tint(hue, depths[i]), linewidth=0)
+            top = value
+            if f"{metric}_low" in table.columns:
+                low, high = row[f"{metric}_low"], row[f"{metric}_high"]
+                ax.errorbar(at, value, yerr=[[value - low], [high - value]], color=ink, linewidth=0.9, capsize=2)
+                top = max(top, high)
+            ax.annotate(f"{value:.1f}", (at, top), xytext=(0, 2), textcoords="offset points", ha="center",
+                        va="bottom", fontsize=8 if len(table) <= 4 else 6.5)  # fmt: skip
+    ax.set_xticks(range(4), ["all\nAP", "rare\nAPr", "common\nAPc", "frequent\nAPf"])
+    ax.tick_params(axis="x", length=0, labelcolor=ink)
+    ax.set(xlim=(-0.55, 3.55), ylabel=label)
+    ax.set_ylim(0, max(ax.get_ylim()[1] * 1.06, 1.0))
+    ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    ax.grid(axis="y")
+    ax.spines["left"].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    handles = [Patch(facecolor=tint(ink, d), label=str(a)) for d, a in zip(depths, table["arm"], strict=True)]
+    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=min(len(table), 5),
+              handlelength=0.9, handleheight=0.9, columnspacing=1.2, handletextpad=0.5, borderaxespad=0.1)  # fmt: skip
+    return ax
+
+
+@_styled
+def loss_curves(
+    table: pd.DataFrame | Iterable[Mapping[str, float]],
+    ax: Axes | None = None,
+    *,
+    losses: Sequence[str] | None = None,
+    smooth: int = 0,
+) -> Axes:
+    """Losses over iterations, from the rows of detectron2's metrics.json.
+
+    Args:
+        table: rows with `iteration` and the losses (rows without a loss, as those of the evaluation, are left out).
+        ax: where to draw; a new figure if None.
+        losses: columns to draw; by default total_loss and every column whose name begins with "loss".
+        smooth: rows in a running median drawn over the faint raw curve; 0 chooses a tenth of the rows, 1 is none.
+
+    Raises:
+        PlotError: no iteration, or no loss in the rows.
+    """
+    table = table if isinstance(table, pd.DataFrame) else pd.DataFrame(list(table))
+    _need(table, ("iteration",), "metrics.json of a run")
+    if losses is None:
+        losses = [c for c in table.columns if c == "total_loss" or c.startswith("loss")]
+        # Losses of stages and branches are parts of the total, which is drawn first and in ink.
+        losses = sorted(losses, key=lambda c: (c != "total_loss", c))
+    absent = [c for c in losses if c not in table.columns]
+    if absent or not losses or table[list(losses)].isna().all().all():
+        raise PlotError(f"table: expected losses{f' such as {absent[0]!r}' if absent else ''}, found columns "
+                        f"{list(table.columns)}. Has the run logged an iteration yet?")  # fmt: skip
+    ax = _axes(ax, 6.2, 3.0)
+    ink, _, _ = _ink()
+    # After a resume detectron2 appends; an iteration logged twice counts as the later run logged it.
+    table = table.dropna(subset=list(losses), how="all").drop_duplicates("iteration", keep="last")
+    table = table.sort_values("iteration")
+    window = smooth or max(len(table) // 10, 1)
+    ends = []
+    for i, name in enumerate(losses):
+        color = ink if name == "total_loss" else LINE_COLORS[i % len(LINE_COLORS)]
+        if _dark.get() and luminance(color) < 0.12:
+            color = tint(color, 0.6) if luminance(color) > 0.5 else "#9A8FE0"
+        rows = table.dropna(subset=[name])
+        ax.plot(rows["iteration"], rows[name], color=color, linewidth=0.7, alpha=0.35 if window > 1 else 1.0)
+        line = rows[name].rolling(window, min_periods=1, center=True).median()
+        if window > 1:
+            ax.plot(rows["iteration"], line, color=color, linewidth=1.6 if name == "total_loss" else 1.2)
+        if len(rows):
+            ends.append([float(line.iloc[-1]), name, color])
+    low, high = ax.get_ylim()
+    ax.set_ylim(min(0, low), high)
+    # Names stand at the ends of their curves, pushed apart so that none covers another.
+    ends.sort(key=lambda end: end[0])
+    gap = (high - min(0, low)) * 0.062
+    at = -np.inf
+    for value, name, color in ends:
+        at = max(value, at + gap)
+        ax.annotate(name.removeprefix("loss_").replace("total_loss", "total").replace("_", " "),
+                    (1, at), xycoords=("axes fraction", "data"), xytext=(5, 0), textcoords="offset points",
+                    va="center", color=color, fontsize=8.5, annotation_clip=False)  # fmt: skip
+    first, last = table["iteration"].min(), table["iteration"].max()
+    ax.set_xlim(first, last if last > first else first + 1)
+    ax.set(xlabel="iteration", ylabel="loss")
+    ax.grid(axis="y")
+    return ax
+
+
+# ------------------------------------------------------------------------------------------------- objects
+
+
+@_styled
+def draw_objects(
+    ax: Axes,
+    image: np.ndarray,
+    boxes: np.ndarray,
+    masks: Sequence[np.ndarray | Sequence[Sequence[float]] | Mapping[str, object] | None] | None = None,
+    labels: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
+    scores: Sequence[float] | None = None,
+    *,
+    font_size: float = 7.5,
+) -> Axes:
+    """An image with its objects, in the colours of their frequency groups; rare ones on top, with a bolder outline.
+
+    Give the Axes its final size before: labels are placed so that they stay in the image and off each other at that size.
+
+    Args:
+        ax: where to draw.
+        image: (H, W, 3) or (H, W) uint8, RGB.
+        boxes: (n, 4) XYWH in px; n may be 0.
+        masks: n entries, each an (H, W) array of bool, a list of polygons [x0, y0, x1, y1, ...] in px, a COCO RLE
+            {"size": [H, W], "counts": ...} as results files hold it, or None.
+        labels: n names; None draws none.
+        groups: n of 'r', 'c', 'f'; None draws all in one colour.
+        scores: n in [0, 1], printed behind the name; None for ground truth.
+        font_size: of the labels, in points.
+
+    Raises:
+        PlotError: an image or a mask of another shape, lists of different lengths, an unknown group.
+    """
+    image = np.asarray(image)
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
+        raise PlotError(f"image: expected (H, W, 3) or (H, W), found {image.shape}.")
+    height, width = image.shape[:2]
+    boxes = np.asarray(boxes, dtype=float).reshape(-1, 4)
+    for name, values in (("masks", masks), ("labels", labels), ("groups", groups), ("scores", scores)):
+        if values is not None and len(values) != len(boxes):
+            raise PlotError(f"{name}: expected one for each of the {len(boxes)} boxes, found {len(values)}.")
+    if groups is not None and not set(groups) <= set(GROUPS):
+        raise PlotError(f"groups: expected r, c or f, found {sorted(set(groups) - set(GROUPS))}.")
+    groups = ["f"] * len(boxes) if groups is None else list(groups)
+
+    ax.imshow(image, cmap="gray" if image.ndim == 2 else None, interpolation="antialiased", zorder=0)
+    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+
+    # Frequent first, rare last and so on top; within a group large before small, that the small stay visible.
+    order = sorted(range(len(boxes)), key=lambda i: (-GROUPS.index(groups[i]), -boxes[i, 2] * boxes[i, 3]))
+    for depth, i in enumerate(order):
+        rare = groups[i] == "r"
+        color = COLORS[groups[i]]
+        line = 1.9 if rare else 1.0
+        mask = masks[i] if masks is not None else None
+        if isinstance(mask, Mapping):
+            mask = _decode(mask)
+        if isinstance(mask, np.ndarray) and mask.ndim == 2:
+            if mask.shape != (height, width):
+                raise PlotError(f"masks[{i}]: expected shape {(height, width)} of the image, found {mask.shape}.")
+            if mask.any():
+                _draw_mask(ax, mask.astype(bool), color, line, 2 + depth)
+        elif mask is not None:
+            path = Path.make_compound_path(*(_polygon(p, i) for p in mask)) if len(mask) else None
+            if path is not None:
+                ax.add_patch(PathPatch(path, facecolor=(*to_rgb(color), 0.34), edgecolor=color, linewidth=line,
+                                       joinstyle="round", zorder=2 + depth))  # fmt: skip
+        x, y, w, h = boxes[i]
+        ax.add_patch(Rectangle((x - 0.5, y - 0.5), w, h, fill=False, edgecolor=color, zorder=2 + depth,
+                               linewidth=line if mask is None or rare else 0.6,
+                               linestyle="-" if mask is None or rare else (0, (3, 2))))  # fmt: skip
+    if labels is not None or scores is not None:
+        taken: list[tuple[float, float, float, float]] = []
+        for i in reversed(order):  # the rare ones choose their places first
+            text = str(labels[i]) if labels is not None else ""
+            if scores is not None:
+                text = f"{text} {100 * scores[i]:.0f}%".strip()
+            _place_label(ax, boxes[i], text, groups[i], taken, font_size, (width, height), 10 + len(boxes))
+    return ax
+
+
+def _draw_mask(ax: Axes, mask: np.ndarray, color: str, line: float, zorder: float) -> None:
+    """Fill and outline of a bitmap, on its own bounding box only: cheap for small objects in large images."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    y0, y1, x0, x1 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    inside = mask[y0:y1, x0:x1]
+    fill = np.zeros((*inside.shape, 4))
+    fill[inside] = (*to_rgb(color), 0.34)
+    limits = ax.axis()
+    ax.imshow(fill, extent=(x0 - 0.5, x1 - 0.5, y1 - 0.5, y0 - 0.5), interpolation="nearest", zorder=zorder)
+    padded = np.pad(inside, 1).astype(float)
+    ax.contour(np.arange(x0 - 1, x1 + 1), np.arange(y0 - 1, y1 + 1), padded, levels=[0.5], colors=[color],
+               linewidths=line, zorder=zorder)  # fmt: skip
+    ax.axis(limits)  # imshow and contour would zoom to the object
+
+
+def _decode(rle: Mapping[str, object]) -> np.ndarray:
+    from pycocotools import mask as coco_mask  # only figures with masks need it
+
+    if isinstance(rle["counts"], list):
+        rle = coco_mask.frPyObjects(dict(rle), *rle["size"])
+    return coco_mask.decode(dict(rle)).astype(bool)
+
+
+def _polygon(flat: Sequence[float], index: int) -> Path:
+    points = np.asarray(flat, dtype=float)
+    if points.ndim != 1 or len(points) < 6 or len(points) % 2:
+        raise PlotError(f"masks[{index}]: expected polygons of at least 3 points as [x0, y0, ...], found {flat!r}.")
+    points = points.reshape(-1, 2) - 0.5  # annotation px have their origin at the corner, imshow's at the centre
+    return Path(np.vstack([points, points[:1]]), closed=True)
+
+
+def _place_label(
+    ax: Axes,
+    box: np.ndarray,
+    text: str,
+    group: str,
+    taken: list[tuple[float, float, float, float]],
+    font_size: float,
+    size: tuple[int, int],
+    zorder: float,
+) -> None:
+    """Put a label at the corner of its box where it covers least of other labels and stays in the image."""
+    label = ax.text(0, 0, text, fontsize=font_size, color=_on(COLORS[group]), ha="left", va="bottom", zorder=zorder,
+                    fontweight="bold" if group == "r" else "normal", clip_on=True,
+                    bbox={"facecolor": COLORS[group], "edgecolor": "none", "pad": 1.2, "alpha": 0.92})  # fmt: skip
+    extent = label.get_window_extent()
+    # Size of the padded label in image px; the y axis of an image points down.
+    pad = 2.4 * ax.figure.dpi / 72
+    per_px = np.abs(ax.transData.transform((1, 1)) - ax.transData.transform((0, 0)))
+    w, h = (extent.width + pad) / per_px[0], (extent.height + pad) / per_px[1]
+    x, y, bw, bh = box
+    corners = [(x, y - h), (x, y + bh), (x + bw - w, y - h), (x + bw - w, y + bh), (x, y), (x, y + bh - h)]
+    corners += [(x + bw, y), (x - w, y), (x + bw, y + bh - h), (x - w, y + bh - h)]
+    corners += [(x, y - (k + 1) * h) for k in (1, 2)] + [(x, y + bh + k * h) for k in (1, 2)]
+    best, least = None, np.inf
+    for rank, (left, top) in enumerate(corners):
+        left = float(np.clip(left, 0, max(size[0] - w, 0)))
+        top = float(np.clip(top, 0, max(size[1] - h, 0)))
+        covered = sum(
+            max(0.0, min(left + w, r) - max(left, l)) * max(0.0, min(top + h, b) - max(top, t)) for l, t, r, b in taken
+        )
+        cost = covered / (w * h) + 0.02 * rank
+        if cost < least:
+            best, least = (left, top), cost
+    left, top = best
+    inset = pad / 2 / per_px
+    label.set_position((left + inset[0] - 0.5, top + h - inset[1] - 0.5))
+    taken.append((left, top, left + w, top + h))
