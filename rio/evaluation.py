@@ -43,7 +43,7 @@ IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
 AREA_LABELS = ("all", "small", "medium", "large")  # up to 1e10, 32^2, 96^2, 1e10 square pixels
 
-_CHUNK_BYTES = 1 << 25
+_CHUNK_BYTES = 1 << 20
 _RLE_CHUNK = 1 << 14
 
 
@@ -93,18 +93,30 @@ class Results:
 
     @cached_property
     def _by_image(self) -> tuple[np.ndarray, np.ndarray]:
-        order = np.lexsort((-self.scores, self.image_index))  # stable: equal scores keep the file's order
+        """Rows grouped by image in the file's order, and (I + 1,) offsets."""
+        order = np.arange(len(self))
+        if len(self) and (np.diff(self.image_index) < 0).any():  # results are nearly always in the images' order already
+            order = np.argsort(self.image_index, kind="stable")
         return order, np.searchsorted(self.image_index[order], np.arange(self.num_images + 1))
 
     def of_image(self, image_index: int) -> np.ndarray:
-        """Rows of one image, highest score first: (n,) int64."""
+        """Rows of one image, highest score first, equal scores in the file's order: (n,) int64."""
         order, offsets = self._by_image
-        return order[offsets[image_index] : offsets[image_index + 1]]
+        rows = order[offsets[image_index] : offsets[image_index + 1]]
+        return rows[np.argsort(-self.scores[rows], kind="stable")]
 
-    def ranked(self) -> tuple[np.ndarray, np.ndarray]:
-        """All rows by image, then by falling score, and each one's rank within its image: two (N,) int64 arrays."""
+    def capped(self, max_dets: int) -> np.ndarray:
+        """Rows that are among the `max_dets` highest-scoring ones of their image (-1: all), grouped by image."""
         order, offsets = self._by_image
-        return order, np.arange(len(order)) - np.repeat(offsets[:-1], np.diff(offsets))
+        over = np.flatnonzero(np.diff(offsets) > max_dets) if max_dets >= 0 else []
+        if not len(over):
+            return order
+        keep = np.ones(len(order), bool)
+        for image in over.tolist():
+            rows = order[offsets[image] : offsets[image + 1]]
+            lowest = np.argsort(-self.scores[rows], kind="stable")[max_dets:]
+            keep[offsets[image] + lowest] = False
+        return order[keep]
 
 
 class _Rle(TypedDict):
@@ -137,7 +149,7 @@ class _Columns:
 def load_results(results: str | os.PathLike[str] | Sequence[dict[str, Any]] | Results, annotations: Annotations) -> Results:
     """Reads results and checks them against their ground truth.
 
-    A file is decoded in pieces of 32 MB straight into columns, so that a file of millions of boxes needs little more
+    A file is decoded in pieces of 1 MB straight into columns, so that a file of millions of boxes needs little more
     memory than its columns.
 
     Args:
@@ -220,16 +232,17 @@ def _collect_structs(columns: _Columns, records: list[_Record]) -> None:
     if columns.num_records == 0:
         columns.has_boxes, columns.has_masks = (value is not None for value in (records[0].bbox, records[0].segmentation))
     n = len(records)
-    if any((r.bbox is not None) != columns.has_boxes or (r.segmentation is not None) != columns.has_masks for r in records):
-        raise ValueError("some records have a bbox or a segmentation and some have none")
+    boxes, rles = [r.bbox for r in records], [r.segmentation for r in records]
+    for values, there in ((boxes, columns.has_boxes), (rles, columns.has_masks)):
+        if values.count(None) != (0 if there else n):
+            raise ValueError("some records have a bbox or a segmentation and some have none")
     columns.image_ids.append(np.fromiter((r.image_id for r in records), np.int64, n))
     columns.category_ids.append(np.fromiter((r.category_id for r in records), np.int64, n))
     columns.scores.append(np.fromiter((r.score for r in records), np.float64, n))
     if columns.has_boxes:
-        flat = itertools.chain.from_iterable(r.bbox for r in records)
-        columns.boxes.append(np.fromiter(flat, np.float64, 4 * n).reshape(n, 4))
+        columns.boxes.append(np.fromiter(itertools.chain.from_iterable(boxes), np.float64, 4 * n).reshape(n, 4))
     if columns.has_masks:
-        columns.rles.extend(r.segmentation for r in records)
+        columns.rles.extend(rles)
     columns.num_records += n
 
 
@@ -620,7 +633,7 @@ class _Prepared:
     """Both sides as an engine gets them. Ids: image_index + 1, class_id + 1."""
 
     ground_truth: np.ndarray  # (A,) bool
-    rows: np.ndarray  # (n,) rows of the results that are judged, by image, then by falling score
+    rows: np.ndarray  # (n,) rows of the results that are judged, grouped by image, else in the file's order
     areas: np.ndarray  # (n,) float64
     negatives: list[list[int]]
     not_exhaustive: list[list[int]]
@@ -629,9 +642,7 @@ class _Prepared:
 
 def _prepare(annotations: Annotations, verified: Verified, results: Results, iou_type: str, max_dets: int) -> _Prepared:
     """The official package's order of steps: cap, then area, then federation."""
-    rows, rank = results.ranked()
-    if max_dets >= 0:
-        rows = rows[rank < max_dets]
+    rows = results.capped(max_dets)
     capped = len(results) - len(rows)
     # A mask's area for "segm" whether or not a bbox stands beside it (detectron2 strips the bbox for that reason);
     # for "bbox" w * h, unless the records carry masks only.
