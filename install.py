@@ -296,7 +296,7 @@ def fetch_sdist(folder: Path) -> Path:
     say(f"fetching the source of detectron2 {SDIST_VERSION}")
     with tempfile.TemporaryDirectory() as temporary:
         tools, down = Path(temporary, "tools"), Path(temporary, "down")
-        pip("install", "--quiet", "--target", str(tools), *FETCHING_PIP, what="fetching pip for the source release")
+        pip("install", "-qq", "--target", str(tools), *FETCHING_PIP, what="fetching pip for the source release")
         # pip asks the release's setup.py for its metadata, and that imports torch, of which the metadata needs nothing.
         stub = tools / "torch" / "utils"
         stub.mkdir(parents=True)
@@ -308,7 +308,7 @@ def fetch_sdist(folder: Path) -> Path:
                                                "BuildExtension\nCUDA_HOME = ROCM_HOME = None\n")
         wanted = Path(temporary, "wanted.txt")
         wanted.write_text(f"{SDIST_NAME}=={SDIST_VERSION} --hash=sha256:{SDIST_SHA256}\n")
-        pip("download", "--quiet", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--require-hashes",
+        pip("download", "-qq", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--require-hashes",
             "-r", str(wanted), "-d", str(down), what="fetching the source release of detectron2",
             env={"PYTHONPATH": str(tools)})
         fetched = next(down.glob("*.tar.gz"))
@@ -432,7 +432,8 @@ def install(extras: str, wheelhouse: Path | None, anywhere: bool) -> None:
             )
         source = ["--no-index", "--find-links", str(wheelhouse)]
 
-    talk = [] if sys.stdout.isatty() else ["--quiet"]
+    # Bars for a person; for a log only errors.
+    talk = [] if sys.stdout.isatty() else ["-qq"]
     with tempfile.TemporaryDirectory() as temporary:
         bounds = Path(temporary, "constraints.txt")
         kept = {"torch": torch, "torchvision": installed("torchvision")} if keep_torch else {}
@@ -551,12 +552,12 @@ def collect(folder: Path, python: str, newest: str) -> None:
         listed.write_text("".join(f"{n}=={v}\n" for n, v in wanted.items() if n not in SOURCE_ONLY))
         say(f"{len(wanted)} wheels for Python {python} on {newest} into {folder}")
         tags = [option for tag in platform_tags(newest) for option in ("--platform", tag)]
-        pip("download", "--quiet", "--no-deps", "--only-binary", ":all:", "--python-version", python,
+        pip("download", "-qq", "--no-deps", "--only-binary", ":all:", "--python-version", python,
             "--implementation", "cp", *tags, "--find-links", str(folder), "-d", str(folder), "-r", str(listed),
             what=f"collecting wheels for Python {python}")
         pure = Path(temporary, "pure")
         sources = [f"{name}=={wanted[name]}" for name in SOURCE_ONLY]
-        pip("wheel", "--quiet", "--no-deps", "--find-links", str(folder), "-w", str(pure), *sources, str(REPOSITORY),
+        pip("wheel", "-qq", "--no-deps", "--find-links", str(folder), "-w", str(pure), *sources, str(REPOSITORY),
             what="making wheels of what the index has as source only")
         for wheel in pure.iterdir():
             if not wheel.name.endswith("-none-any.whl"):
