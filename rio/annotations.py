@@ -14,8 +14,9 @@ error, or skipped with  ``type`` and ``missing_key`` of an image or annotation, 
                         ``file_name`` (absolute, ``..``, empty), ``missing_image``, ``negative_box``,
                         ``box_outside`` (sticks out of its image by more than `BOX_TOLERANCE` = 1 px), ``area``
                         (negative), ``polygon`` (odd length or fewer than 3 points), ``no_segmentation`` (where other
-                        annotations of the file have one), ``rle``, ``rle_size``
-skipped in either case  ``empty_box``: no width or no height inside the image; COCO's own files hold two of them.
+                        annotations of the file have one), ``rle``, ``rle_size``. Of an unknown id in
+                        ``neg_category_ids`` or ``not_exhaustive_category_ids`` only the id is left out, not the image
+skipped in either case  ``empty_box``: no width or no height inside the image, as tools leave them behind.
                         Such a box can neither be trained on nor found
 fine                    ids with gaps, images or files without annotations, any number of categories, unicode names,
                         boxes that stick out by up to 1 px (kept as they are), ``area`` 0, box-only files
@@ -406,7 +407,7 @@ def check_same_categories(train: Annotations, other: Annotations) -> None:
         return
     mine = set(a)
     first = next((category for category in b if category not in mine), None)
-    found = f"{first[0]} {first[1]!r}" if first else f"{len(b)} categories, {len(a) - len(b)} missing"
+    found = f"{first[0]} {first[1]!r}" if first else f"{len(b)} of them"
     raise AnnotationError(
         other.path, "categories", "id, name", f"the {len(a)} ids and names of {train.path}", found,
         "give both files the same list of categories", kind="categories_differ",
@@ -948,7 +949,6 @@ def _annotation_columns(
     boxes = np.fromiter((v for o in objects for v in o.bbox), np.float64, 4 * n).reshape(n, 4)
     areas = np.fromiter((np.nan if o.area is None else o.area for o in objects), np.float64, n)
     iscrowd = np.fromiter((bool(o.iscrowd) for o in objects), np.bool_, n)
-    areas = np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas)  # NaN: no "area" (JSON cannot hold one)
 
     def record(row: int) -> str:
         return f"annotation {ids[row]} (image {image_ids[row]})"
@@ -988,7 +988,9 @@ def _annotation_columns(
     def box(row: int) -> str:
         return str(boxes[row].tolist())
 
-    if n >= 10 and keep.all() and (x + w <= 1).all() and (y + h <= 1).all() and (width > 2).all():
+    with np.errstate(over="ignore"):  # of numbers near the largest float, which are refused all the same
+        right, bottom = x + w, y + h
+    if n >= 10 and keep.all() and (right <= 1).all() and (bottom <= 1).all() and (width > 2).all():
         problems.fatal(
             "normalised_boxes", record(0), "bbox", "[x, y, width, height] in px",
             f"{box(0)}, and no box of the file reaches beyond the first pixel",
@@ -996,15 +998,17 @@ def _annotation_columns(
         )  # fmt: skip
     reject((w < 0) | (h < 0), "negative_box", "bbox", "[x, y, width, height] with width, height >= 0", box)
     reject(
-        np.maximum.reduce([-x, -y, x + w - width, y + h - height]) > BOX_TOLERANCE,
+        np.maximum.reduce([-x, -y, right - width, bottom - height]) > BOX_TOLERANCE,
         "box_outside", "bbox",
         lambda row: f"[x, y, width, height] within {width[row]:.0f} x {height[row]:.0f} px (tolerance {BOX_TOLERANCE} px)",
         box, "clip the box to its image; if the numbers are x1, y1, x2, y2, convert them",
     )  # fmt: skip
-    empty = (np.minimum(x + w, width) <= np.maximum(x, 0)) | (np.minimum(y + h, height) <= np.maximum(y, 0))
+    empty = (np.minimum(right, width) <= np.maximum(x, 0)) | (np.minimum(bottom, height) <= np.maximum(y, 0))
     for row in np.flatnonzero(empty & keep).tolist():
         problems.skipped.append(Skipped("empty_box", record(row), f"bbox: {box(row)} covers nothing of its image"))
     keep &= ~empty
+    without_area = np.isnan(areas) & keep  # JSON cannot hold a NaN: the key is not there
+    areas[without_area] = w[without_area] * h[without_area]
     reject(areas < 0, "area", "area", "an area >= 0", lambda row: str(areas[row]))
 
     order = np.flatnonzero(keep)
@@ -1023,7 +1027,7 @@ def _annotation_columns(
         "areas": areas[order],
         "iscrowd": iscrowd[order],
         "image_offsets": np.searchsorted(image_index, np.arange(len(images["image_ids"]) + 1)).astype(np.int64),
-        "polygon_xy": np.array(masks.xy, dtype=np.float64),
+        "polygon_xy": np.frombuffer(masks.xy, dtype=np.float64) if masks.xy else np.zeros(0),
         "polygon_offsets": np.array(masks.polygon_offsets, dtype=np.int64),
         "annotation_polygons": np.array(masks.annotation_polygons, dtype=np.int64),
         "rles": masks.rles,
