@@ -18,10 +18,11 @@ class CosineClassifier(nn.Module):
     """logits = s * (x / (||x|| + 1e-5)) . W^T with W_c = g_c * v_c / ||v_c||; no bias.
 
     The norm g_c of each class is learned apart from its direction v_c, so that a frequent class can still be
-    preferred, but not through the length of the feature. At the start g_c = ||v_c|| of PyTorch's default Linear
-    initialisation.
+    preferred, but not through the length of the feature. At the start g_c = ||v_c|| of PyTorch's default
+    Linear initialisation.
 
-    Under autocast it computes in float32: the scale of 48 also multiplies the rounding of half-precision products,
+    Under autocast it computes in float32: the scale of 48 also multiplies the rounding of half-precision
+        products,
     which would put logits off by up to 0.1.
 
     Args:
@@ -73,8 +74,8 @@ class CosineClassifier(nn.Module):
         """
         if x.ndim != 2 or x.shape[1] != self.in_features:
             raise ValueError(
-                f"x: expected (R, {self.in_features}), found {tuple(x.shape)}. The classifier is built for the width of "
-                "the box head's output (MODEL.ROI_BOX_HEAD.FC_DIM)"
+                f"x: expected (R, {self.in_features}), found {tuple(x.shape)}. The classifier is built for"
+                " the width of the box head's output (MODEL.ROI_BOX_HEAD.FC_DIM)"
             )
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.weight_v.dtype)

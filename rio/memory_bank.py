@@ -10,8 +10,8 @@ Shape shorthand in this module:
     W: rows of a step that are written
     D: width of an RoI feature
 
-The bank lives on the device of the model, is part of its state dict, and costs two device synchronisations a step: one
-``nonzero`` in ``sample``, one in ``write``. All other shapes are known to the host.
+The bank lives on the device of the model, is part of its state dict, and costs two device synchronisations a
+step: one ``nonzero`` in ``sample``, one in ``write``. All other shapes are known to the host.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def memory_bank_bytes(
 class MemoryBank(nn.Module):
     """Stores RoI features of target classes and replays them when their class is in the batch.
 
-    A training step calls ``sample`` and then ``write``, once each: what is replayed was there before the step's own
-    write. Nothing is copied but the rows themselves; the bank never gives or takes a gradient.
+    A training step calls ``sample`` and then ``write``, once each: what is replayed was there before the
+    step's own write. Nothing is copied but the rows themselves; the bank never gives or takes a gradient.
 
     Args:
         num_classes: K, foreground classes of the model.
@@ -119,10 +119,13 @@ class MemoryBank(nn.Module):
         self.register_buffer("features", torch.zeros(t, s, feature_dim, dtype=storage_dtype))
         self.register_buffer("proposal_boxes", torch.zeros(t, s, 4))
         self.register_buffer("gt_boxes", torch.zeros(t, s, 4))
-        self.register_buffer("num_written", torch.zeros(t, dtype=torch.int64))  # since the start, not capped at S
+        self.register_buffer(
+            "num_written", torch.zeros(t, dtype=torch.int64)
+        )  # since the start, not capped at S
         self.register_buffer("written_at", torch.full((t, s), -1, dtype=torch.int64))
         self.register_buffer("class_ids", torch.tensor(class_ids, dtype=torch.int64))
-        # class_id + 1 -> index into the bank, T = not a target. The shift gives detectron2's "ignore" (-1) a place.
+        # class_id + 1 -> index into the bank, T = not a target. The shift gives detectron2's "ignore" (-1) a
+        # place.
         target_index = torch.full((num_classes + 2,), t, dtype=torch.int64)
         target_index[self.class_ids + 1] = torch.arange(t)
         self.register_buffer("target_index", target_index, persistent=False)
@@ -143,10 +146,11 @@ class MemoryBank(nn.Module):
         Changes nothing: the same call gives the same rows until the next ``write``.
 
         Args:
-            gt_classes: (R,) int64 class ids of this step's RoIs; K (background) and -1 (ignore) allowed, R may be 0.
-            max_per_foreground: replay at most floor(this * number of foreground RoIs) rows; 0 = no cap. Under a cap
-                every class is served its first row before any gets a second; which classes come first changes from
-                step to step.
+            gt_classes: (R,) int64 class ids of this step's RoIs; K (background) and -1 (ignore) allowed, R
+                may be 0.
+            max_per_foreground: replay at most floor(this * number of foreground RoIs) rows; 0 = no cap. Under
+                a cap every class is served its first row before any gets a second; which classes come first
+                changes from step to step.
             dtype: of the features returned; None = as stored.
 
         Returns:
@@ -163,7 +167,9 @@ class MemoryBank(nn.Module):
         rank = torch.arange(self.replay_per_class, device=device)
         wanted = present & (rank[:, None] < available)  # (M, T)
 
-        generator = self._generator(device) if max_per_foreground > 0 or self.replay_order == "random" else None
+        generator = (
+            self._generator(device) if max_per_foreground > 0 or self.replay_order == "random" else None
+        )
         columns = None
         if max_per_foreground > 0:
             foreground = (gt_classes >= 0) & (gt_classes < self.num_classes)
@@ -180,7 +186,9 @@ class MemoryBank(nn.Module):
         else:
             key = torch.rand(num_targets, num_slots, generator=generator, device=device)
             empty = torch.arange(num_slots, device=device) >= self.num_written[:, None]
-            slot = key.masked_fill_(empty, 2.0).argsort(dim=1)[index, rank]
+            # Sorted for the rows wanted, not for all classes: tens of rows, not hundreds.
+            order = key.masked_fill_(empty, 2.0).index_select(0, index).argsort(dim=1)
+            slot = order.gather(1, rank[:, None]).squeeze(1)
 
         row = index * num_slots + slot
         features = self.features.flatten(0, 1).index_select(0, row)
@@ -220,18 +228,18 @@ class MemoryBank(nn.Module):
             rank = torch.arange(row.numel(), device=row.device) - first[index]  # within the class
             slot = (self.num_written[index] + rank) % num_slots
 
-            # With more than S rows of a class several go to one slot, and a scatter leaves open which of them stays.
-            # So each writes what the last of them brings. S = 3, ranks 0 1 2 3 4: slots 0 1 2 0 1; ranks 0 and 3 share
-            # slot 0, hence both write rank 3's row: last = 0 + (5 - 1 - 0) // 3 * 3 = 3.
+            # With more than S rows of a class several go to one slot, and a scatter leaves open which of them
+            # stays. So each writes what the last of them brings. S = 3, ranks 0 1 2 3 4: slots 0 1 2 0 1;
+            # ranks 0 and 3 share slot 0, hence both write rank 3's row: last = 0 + (5 - 1 - 0) // 3 * 3 = 3.
             last = rank + (count[index] - 1 - rank) // num_slots * num_slots
             row = row[first[index] + last]
 
             place = index * num_slots + slot
-            store = self.features.flatten(0, 1)
-            store.index_copy_(0, place, features.detach()[row].to(store.dtype))
+            store = self.features.view(-1, self.feature_dim)  # view, not flatten: never a copy
+            store.index_copy_(0, place, features.detach().index_select(0, row).to(store.dtype))
             for name, boxes in (("proposal_boxes", proposal_boxes), ("gt_boxes", gt_boxes)):
-                store = getattr(self, name).flatten(0, 1)
-                store.index_copy_(0, place, boxes.detach()[row].to(store.dtype))
+                store = getattr(self, name).view(-1, 4)
+                store.index_copy_(0, place, boxes.detach().index_select(0, row).to(store.dtype))
             self.written_at.view(-1).index_fill_(0, place, self.iteration)
             self.num_written += count
         self.iteration += 1
@@ -258,7 +266,8 @@ class MemoryBank(nn.Module):
     def _check_device(self, gt_classes: Tensor) -> None:
         if gt_classes.ndim != 1 or gt_classes.is_floating_point():
             raise ValueError(
-                f"gt_classes: expected class ids of shape (R,), found {tuple(gt_classes.shape)} {gt_classes.dtype}"
+                f"gt_classes: expected class ids of shape (R,), found {tuple(gt_classes.shape)}"
+                f" {gt_classes.dtype}"
             )
         if gt_classes.device != self.num_written.device:
             raise ValueError(
@@ -266,7 +275,9 @@ class MemoryBank(nn.Module):
                 f"{gt_classes.device}. Move the bank with the model: model.to(device)"
             )
 
-    def _check_rows(self, features: Tensor, proposal_boxes: Tensor, gt_boxes: Tensor, gt_classes: Tensor) -> None:
+    def _check_rows(
+        self, features: Tensor, proposal_boxes: Tensor, gt_boxes: Tensor, gt_classes: Tensor
+    ) -> None:
         self._check_device(gt_classes)
         if features.ndim != 2 or features.shape[1] != self.feature_dim:
             raise ValueError(
@@ -292,11 +303,17 @@ class MemoryBank(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         version, iteration = (int(v) for v in state)
         if version != _FORMAT:
-            raise ValueError(f"memory bank state: expected format {_FORMAT}, found {version}. Use the version that wrote it")
+            raise ValueError(
+                f"memory bank state: expected format {_FORMAT}, found {version}. Use the version that"
+                " wrote it"
+            )
         self.iteration = iteration
 
-    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
-        # All or nothing. A bank loaded in part (checkpointers drop tensors of another shape) would replay zeros.
+    def _load_from_state_dict(
+        self, state_dict, prefix, metadata, strict, missing, unexpected, errors
+    ) -> None:
+        # All or nothing. A bank loaded in part (checkpointers drop tensors of another shape) would replay
+        # zeros.
         names = list(self._buffers.keys() - self._non_persistent_buffers_set)
         found = {n: state_dict[prefix + n] for n in names if prefix + n in state_dict}
         problems = []
@@ -307,12 +324,14 @@ class MemoryBank(nn.Module):
             elif name == "class_ids" and not torch.equal(tensor.to(own.device), own):
                 problems.append(f"{prefix}{name}: the same number of target classes, but other ones")
         if found and len(found) < len(names):
-            problems.append(f"{prefix}{{{','.join(sorted(set(names) - set(found)))}}}: absent, or of another shape")
+            problems.append(
+                f"{prefix}{{{','.join(sorted(set(names) - set(found)))}}}: absent, or of another shape"
+            )
         if problems:
             errors.append(
-                f"the memory bank in the checkpoint does not fit: {'; '.join(sorted(problems))}. Shapes are (target "
-                "classes, SLOTS_PER_CLASS, feature width): keep MODEL.RIO and the training set of the run, or load "
-                "without the bank (rio.checkpoints.load_weights does)"
+                f"the memory bank in the checkpoint does not fit: {'; '.join(sorted(problems))}. Shapes are"
+                " (target classes, SLOTS_PER_CLASS, feature width): keep MODEL.RIO and the training set of"
+                " the run, or load without the bank (rio.checkpoints.load_weights does)"
             )
             return
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
@@ -325,9 +344,9 @@ def _check_arguments(
         raise ValueError(f"num_classes: expected at least 1, found {num_classes}")
     if not class_ids:
         raise ValueError(
-            "class_ids: expected at least one target class, found none. MODEL.RIO.BANK_CLASS_IDS is filled in from the "
-            "training set; if no class of it has few enough images, raise MODEL.RIO.BANK_MAX_IMAGE_COUNT or set "
-            "MODEL.RIO.BANK_ENABLED False"
+            "class_ids: expected at least one target class, found none. MODEL.RIO.BANK_CLASS_IDS is filled in"
+            " from the training set; if no class of it has few enough images, raise"
+            " MODEL.RIO.BANK_MAX_IMAGE_COUNT or set MODEL.RIO.BANK_ENABLED False"
         )
     if len(set(class_ids)) != len(class_ids):
         twice = sorted({c for c in class_ids if class_ids.count(c) > 1})
@@ -335,13 +354,15 @@ def _check_arguments(
     if min(class_ids) < 0 or max(class_ids) >= num_classes:
         bad = [c for c in class_ids if not 0 <= c < num_classes]
         raise ValueError(
-            f"class_ids: expected 0-based class ids below num_classes ({num_classes}), found {bad[:5]}. category_ids of "
-            "a file are another numbering"
+            f"class_ids: expected 0-based class ids below num_classes ({num_classes}), found {bad[:5]}."
+            " category_ids of a file are another numbering"
         )
     if feature_dim < 1:
         raise ValueError(f"feature_dim: expected at least 1, found {feature_dim}")
     if slots_per_class < 1:
-        raise ValueError(f"slots_per_class: expected at least 1, found {slots_per_class} (MODEL.RIO.SLOTS_PER_CLASS)")
+        raise ValueError(
+            f"slots_per_class: expected at least 1, found {slots_per_class} (MODEL.RIO.SLOTS_PER_CLASS)"
+        )
     if not 1 <= replay_per_class <= slots_per_class:
         raise ValueError(
             f"replay_per_class: expected 1..slots_per_class ({slots_per_class}), found {replay_per_class} "

@@ -8,9 +8,10 @@ Shape shorthand in this module:
     K: foreground classes; class_id K is background
     D: width of an RoI feature (the box head's output)
 
-The bank belongs to the box predictor: its ``forward`` sees the RoI features, its ``losses`` their labels. So the heads
-only exchange the predictor, and detectron2's forward, mask, cascade and predicted-box code runs as it is, on the N
-images' RoIs alone.
+The bank belongs to the box predictor: its ``forward`` sees the RoI features, its ``losses`` their labels. So
+    the heads
+only exchange the predictor, and detectron2's forward, mask, cascade and predicted-box code runs as it is, on
+the N images' RoIs alone.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from torch import Tensor, nn
 from rio.classifier import CosineClassifier
 from rio.memory_bank import MemoryBank, Replay
 
-LOG_PERIOD = 20  # steps; the period of detectron2's writers, so that each line they write has the bank's figures
+LOG_PERIOD = (
+    20  # steps; the period of detectron2's writers, so that each line they write has the bank's figures
+)
 
 
 class Predictions(tuple):
@@ -58,7 +61,8 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):
         input_shape: of the RoI features.
         classifier: "cosine" or "linear" (detectron2's own).
         cosine_scale: s, only for "cosine".
-        memory_bank: None = no replay. It is sampled and written in training with gradients enabled, never else.
+        memory_bank: None = no replay. It is sampled and written in training with gradients enabled, never
+            else.
         replay_losses: the losses that replayed rows enter, of "cls" and "box".
         replay_max_per_foreground: replay at most this many rows a foreground RoI; 0 = no cap.
         bank_start_iter: first training step with replay; the bank is written from the first step on.
@@ -126,7 +130,7 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):
         return ret
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(scores (R, K + 1), deltas (R, 4 or K * 4)) of RoI features (R, D); detectron2's, RoIs of the images only."""
+        """(scores (R, K + 1), deltas (R, 4 or K * 4)) of RoI features (R, D), as detectron2."""
         if x.dim() > 2:
             x = torch.flatten(x, start_dim=1)
         predictions = super().forward(x)
@@ -137,13 +141,14 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):
     def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> dict[str, Tensor]:
         """detectron2's losses on the N images' RoIs, with the replayed rows taken into the means.
 
-        Both of detectron2's losses are sums over rows divided by the number of rows. With R own and M replayed rows
-        the joint mean is R/(R+M) of the own one and M/(R+M) of the replayed one, so detectron2 computes (and logs)
-        the own one untouched.
+        Both of detectron2's losses are sums over rows divided by the number of rows. With R own and M
+        replayed rows the joint mean is R/(R+M) of the own one and M/(R+M) of the replayed one, so detectron2
+        computes (and logs) the own one untouched.
 
         Args:
             predictions: what ``forward`` returned.
-            proposals: N Instances with "proposal_boxes", "gt_classes" and, where the image has objects, "gt_boxes".
+            proposals: N Instances with "proposal_boxes", "gt_classes" and, where the image has objects,
+                "gt_boxes".
 
         Returns:
             "loss_cls", "loss_box_reg" (detectron2's names), weighted by ``loss_weight``.
@@ -172,7 +177,9 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):
             return self.sigmoid_cross_entropy_loss(scores, replay.gt_classes)
         return cross_entropy(scores, replay.gt_classes, reduction="mean")
 
-    def _sample_and_write(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> Replay | None:
+    def _sample_and_write(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> Replay | None:
         if not isinstance(predictions, Predictions):
             return None  # no bank, or a pass without gradients: BN statistics, a validation loss
         bank, features = self.memory_bank, predictions.features
@@ -180,7 +187,9 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):
             gt_classes = cat([p.gt_classes for p in proposals])
             proposal_boxes = cat([p.proposal_boxes.tensor for p in proposals])
             # An image without objects has no gt_boxes; all its RoIs are background and never read.
-            gt_boxes = cat([(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals])
+            gt_boxes = cat(
+                [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
+            )
         else:
             gt_classes = torch.zeros(0, dtype=torch.int64, device=features.device)
             proposal_boxes = gt_boxes = features.new_zeros(0, 4)
@@ -204,10 +213,13 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):
         storage.put_scalar("memory_bank/replayed_per_foreground", num_replayed / max(foreground, 1))
 
 
-def _exchange_predictor(cfg: CfgNode, predictor: FastRCNNOutputLayers, shape: ShapeSpec, stage: int = 0) -> nn.Module:
-    """A RIO predictor in place of the one detectron2 just built, with that one's initial weights where they exist.
+def _exchange_predictor(
+    cfg: CfgNode, predictor: FastRCNNOutputLayers, shape: ShapeSpec, stage: int = 0
+) -> nn.Module:
+    """A RIO predictor in place of the one detectron2 built, with its initial weights where they exist.
 
-    The global random state is left as detectron2 left it: with one seed all other parts of the model start equal,
+    The global random state is left as detectron2 left it: with one seed all other parts of the model start
+        equal,
     whatever the classifier and the bank, and arms of a study differ in nothing but what they compare.
     """
     with torch.random.fork_rng(devices=[]):
@@ -221,14 +233,15 @@ def _exchange_predictor(cfg: CfgNode, predictor: FastRCNNOutputLayers, shape: Sh
 def _check_num_classes(cfg: CfgNode) -> None:
     if cfg.MODEL.ROI_HEADS.NUM_CLASSES < 1:
         raise ValueError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES: expected the number of classes, found {cfg.MODEL.ROI_HEADS.NUM_CLASSES}. 0 "
-            "means as many as the training set has: let the trainer resolve it, or take the config.yaml of a run"
+            "MODEL.ROI_HEADS.NUM_CLASSES: expected the number of classes, found"
+            f" {cfg.MODEL.ROI_HEADS.NUM_CLASSES}. 0 means as many as the training set has: let the trainer"
+            " resolve it, or take the config.yaml of a run"
         )
 
 
 @ROI_HEADS_REGISTRY.register()
 class RIOROIHeads(StandardROIHeads):
-    """detectron2's StandardROIHeads with ``RIOFastRCNNOutputLayers``; with everything off, exactly StandardROIHeads."""
+    """StandardROIHeads with ``RIOFastRCNNOutputLayers``; with everything off, exactly StandardROIHeads."""
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -240,7 +253,7 @@ class RIOROIHeads(StandardROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class RIOCascadeROIHeads(CascadeROIHeads):
-    """detectron2's CascadeROIHeads with ``RIOFastRCNNOutputLayers``: one bank a stage, of that stage's features."""
+    """CascadeROIHeads with ``RIOFastRCNNOutputLayers``: one bank a stage, of that stage's features."""
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
