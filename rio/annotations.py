@@ -2,25 +2,26 @@
 
 Shapes: I images, A annotations, K categories, Q polygons, P polygon coordinates.
 
-A file is read once and checked once, here; nothing behind this module checks again. The rules, by the `kind` that
-an error or a skip carries:
+A file is read once and checked once, here; nothing behind this module checks again. The rules, by the `kind`
+that an error or a skip carries:
 
-======================  ==========================================================================================
-always an error         ``json`` (truncated, NaN or infinite numbers, not UTF-8), ``type``, ``missing_key`` of the
-                        file or of a category, ``duplicate_category_id``, ``duplicate_category_name``,
-                        ``frequency`` (other than r, c, f), ``no_category``, ``normalised_boxes``
-error, or skipped with  ``type`` and ``missing_key`` of an image or annotation, ``duplicate_image_id`` and
-``on_error="skip"``     ``duplicate_annotation_id`` (the first one stays), ``unknown_image``, ``unknown_category``,
-                        ``file_name`` (absolute, ``..``, empty), ``missing_image``, ``negative_box``,
-                        ``box_outside`` (sticks out of its image by more than `BOX_TOLERANCE` = 1 px), ``area``
-                        (negative), ``polygon`` (odd length or fewer than 3 points), ``no_segmentation`` (where other
-                        annotations of the file have one), ``rle``, ``rle_size``. Of an unknown id in
-                        ``neg_category_ids`` or ``not_exhaustive_category_ids`` only the id is left out, not the image
-skipped in either case  ``empty_box``: no width or no height inside the image, as tools leave them behind.
-                        Such a box can neither be trained on nor found
-fine                    ids with gaps, images or files without annotations, any number of categories, unicode names,
-                        boxes that stick out by up to 1 px (kept as they are), ``area`` 0, box-only files
-======================  ==========================================================================================
+Always an error:
+    ``json`` (truncated, NaN or infinite numbers, not UTF-8), ``type`` and ``missing_key`` of the file or of a
+    category, ``duplicate_category_id``, ``duplicate_category_name``, ``frequency`` (other than r, c, f),
+    ``no_category``, ``normalised_boxes``.
+An error, or a skip with ``on_error="skip"``:
+    ``type`` and ``missing_key`` of an image or annotation, ``duplicate_image_id`` and
+    ``duplicate_annotation_id`` (the first one stays), ``unknown_image``, ``unknown_category``, ``file_name``
+    (absolute, ``..``, empty), ``missing_image``, ``negative_box``, ``box_outside`` (sticks out of its image
+    by more than `BOX_TOLERANCE` = 1 px), ``area`` (negative), ``polygon`` (odd length, fewer than 3 points),
+    ``no_segmentation`` (where other annotations of the file have one), ``rle``, ``rle_size``. Of an unknown
+    id in ``neg_category_ids`` or ``not_exhaustive_category_ids`` only the id is left out, not the image.
+A skip in either case:
+    ``empty_box``: no width or no height inside the image, as tools leave them behind. Such a box can neither
+    be trained on nor found.
+Fine:
+    ids with gaps, images or files without annotations, any number of categories, unicode names, boxes that
+    stick out by up to 1 px (kept as they are), ``area`` 0, box-only files.
 
 A skipped image takes its annotations with it (kind ``image_skipped``). Everything skipped is listed in
 `Annotations.skipped` and counted by `Annotations.skipped_counts`.
@@ -110,24 +111,24 @@ class AnnotationFileNotFoundError(FileNotFoundError):
 
 
 class Skipped(NamedTuple):
-    """One record that was left out: the rule's `kind`, the `record` (``"annotation 17"``) and what was found."""
+    """A record that was left out: the rule's `kind`, the `record` (``"annotation 17"``), what was found."""
 
     kind: str
     record: str
     detail: str
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # The columns
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Annotations:
     """An annotation file as columns.
 
-    Images are sorted by id. Annotations are sorted by image and keep the file's order within one. Class ids are
-    0..K-1 in the order of ascending category ids.
+    Images are sorted by id. Annotations are sorted by image and keep the file's order within one. Class ids
+    are 0..K-1 in the order of ascending category ids.
 
     Attributes:
         path: The file it was loaded from.
@@ -140,7 +141,7 @@ class Annotations:
         category_names: K names.
         image_count: (K,) int64, images of this file with the class (crowd regions do not count).
         instance_count: (K,) int64, annotations of this file with the class (crowd regions do not count).
-        declared_frequency: (K,) '<U1', the file's own "frequency" keys ('' where absent); None if it has none.
+        declared_frequency: (K,) '<U1', the file's own "frequency" keys, '' where absent; None without any.
         frequency: (K,) '<U1', r, c or f: declared where present, else from `image_count`.
         annotation_ids: (A,) int64.
         annotation_image: (A,) int32, index into the images, ascending.
@@ -152,8 +153,8 @@ class Annotations:
         polygon_xy: (P,) float64, all polygons' x, y, x, y, ... one after the other.
         polygon_offsets: (Q + 1,) int64 into `polygon_xy`.
         annotation_polygons: (A + 1,) int64 into the polygons.
-        rles: annotation index -> ``{"size": [h, w], "counts": list[int] | str}`` for run-length encoded masks.
-        federated: True for LVIS: only an image's annotated, negative and not-exhaustive categories were verified.
+        rles: annotation index -> ``{"size": [h, w], "counts": list[int] | str}``, run-length encoded masks.
+        federated: LVIS: only an image's annotated, negative and not-exhaustive categories were verified.
         neg_ids, neg_offsets: flat category ids and (I + 1,) offsets behind `neg_category_ids`.
         not_exhaustive_ids, not_exhaustive_offsets: the same behind `not_exhaustive_category_ids`.
         skipped: The records that were left out.
@@ -221,7 +222,7 @@ class Annotations:
 
     @property
     def has_rle_objects(self) -> bool:
-        """Whether objects other than crowd regions have RLE masks: detectron2 needs INPUT.MASK_FORMAT bitmask."""
+        """Whether objects, not crowd regions only, have RLE masks: these need INPUT.MASK_FORMAT bitmask."""
         return any(not self.iscrowd[i] for i in self.rles)
 
     def annotations_of(self, image_index: int) -> slice:
@@ -265,8 +266,8 @@ class Annotations:
         """
         if self.image_root is None:
             raise AnnotationError(
-                self.path, f"image {self.image_ids[image_index]}", "file_name", "a folder of images", "none given",
-                "call load_annotations(path, image_root=FOLDER)", kind="no_image_root",
+                self.path, f"image {self.image_ids[image_index]}", "file_name", "a folder of images",
+                "none given", "call load_annotations(path, image_root=FOLDER)", kind="no_image_root",
             )  # fmt: skip
         return os.path.join(self.image_root, self.file_names[image_index])
 
@@ -277,8 +278,8 @@ class Annotations:
     def with_frequency_of(self, train: Annotations) -> Annotations:
         """These annotations with the frequency groups of a training set, matched by category name.
 
-        A validation file's own image counts say nothing about how rare a class was in training, so groups of a custom
-        validation set come from the training set.
+        A validation file's own image counts say nothing about how rare a class was in training, so groups of
+        a custom validation set come from the training set.
 
         Args:
             train: The training set.
@@ -316,9 +317,9 @@ def _split(flat: np.ndarray, offsets: np.ndarray) -> list[list[int]]:
     return [values[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Small pure functions
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 def frequency_groups(image_count: np.ndarray | Sequence[int]) -> np.ndarray:
@@ -415,11 +416,11 @@ def check_same_categories(train: Annotations, other: Annotations) -> None:
 
 
 def rle_counts(counts: str | bytes | Sequence[int]) -> np.ndarray:
-    """The run lengths of a COCO run-length encoded mask, which alternate background and object, column by column.
+    """The run lengths of a COCO mask: background, object, background, ..., column by column.
 
     Args:
-        counts: Run lengths, or COCO's compressed string of them (5 bits a character, differences to the run before
-            the last from the fourth run on).
+        counts: Run lengths, or COCO's compressed string of them (5 bits a character, differences to the run
+            before the last from the fourth run on).
 
     Returns:
         (runs,) int64 run lengths.
@@ -491,7 +492,9 @@ def require_images(annotations: Annotations) -> None:
     missing = missing_images(annotations).tolist()
     if missing:
         problems = _Problems(annotations.path, "raise")
-        _reject_missing(problems, annotations.image_ids, annotations.image_path, missing, _MISSING_IMAGE_REMEDY)
+        _reject_missing(
+            problems, annotations.image_ids, annotations.image_path, missing, _MISSING_IMAGE_REMEDY
+        )
 
 
 def _reject_missing(
@@ -503,8 +506,8 @@ def _reject_missing(
 ) -> None:
     for index in missing:
         problems.reject(
-            "missing_image", f"image {image_ids[index]}", "file_name", "an image file", f"none at {image_path(index)}",
-            remedy, more=len(missing) - 1,
+            "missing_image", f"image {image_ids[index]}", "file_name", "an image file",
+            f"none at {image_path(index)}", remedy, more=len(missing) - 1,
         )  # fmt: skip
 
 
@@ -521,9 +524,9 @@ def _files_in(folder: str) -> set[str]:
         return set()  # every file is then asked for by itself
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Reading a file
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 _Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Pixels = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
@@ -588,7 +591,7 @@ _REMEDIES = {
     "segmentation": "give a list of polygons [[x, y, x, y, ...], ...] in px, or an RLE {size, counts}",
     "width": "give the image's size in px",
     "height": "give the image's size in px",
-    "annotations": "add \"annotations\": [...] (an empty list is allowed)",
+    "annotations": 'add "annotations": [...] (an empty list is allowed)',
     "iscrowd": "give 0 or 1",
     "frequency": "give r, c or f, or leave the key out",
 }
@@ -608,13 +611,20 @@ class _Problems:
         raise AnnotationError(self.path, record, key, expected, found, remedy, kind=kind)
 
     def reject(
-        self, kind: str, record: str, key: str, expected: str, found: str, remedy: str | None = None, more: int = 0
+        self,
+        kind: str,
+        record: str,
+        key: str,
+        expected: str,
+        found: str,
+        remedy: str | None = None,
+        more: int = 0,
     ) -> None:
         if not self.skip:
             remedy = remedy or _REMEDIES.get(key, "mend the record")
             remedy += (
-                "; or, to have such records left out and listed, load with on_error='skip' (a data set's name: end "
-                "it with '?skip')"
+                "; or, to have such records left out and listed, load with on_error='skip' (a data set's "
+                "name: end it with '?skip')"
             )
             found += f" ({more} more like it)" if more else ""
             self.fatal(kind, record, key, expected, found, remedy)
@@ -648,19 +658,20 @@ def load_annotations(
 ) -> Annotations:
     """Read an LVIS (v0.5, v1) or COCO annotation file.
 
-    The module's docstring lists what is checked, and what is an error, a skip, or fine. A file is taken as LVIS
-    (`Annotations.federated`) if its images have ``neg_category_ids``. An image's file name is the last two parts of
-    ``coco_url`` (``train2017/000000155379.jpg``) for LVIS, as detectron2 does, and where there is no ``file_name``;
-    it is ``file_name`` otherwise.
+    The module's docstring lists what is checked, and what is an error, a skip, or fine. A file is taken as
+    LVIS (`Annotations.federated`) if its images have ``neg_category_ids``. An image's file name is the last
+    two parts of ``coco_url`` (``train2017/000000155379.jpg``) for LVIS, as detectron2 does, and where there
+    is no ``file_name``; it is ``file_name`` otherwise.
 
     Args:
         path: The JSON file.
         image_root: The folder that file names are relative to.
         check_images: Also make sure that each image file is there.
         on_error: "raise", or "skip": leave broken records out, listed in `Annotations.skipped`.
-        segmentations: Read masks; without them loading is faster and takes less memory (and leaves them unchecked).
-        require_annotations: False lets a file without the key "annotations" (LVIS's test sets) count as one with no
-            annotation.
+        segmentations: Read masks; without them loading is faster and takes less memory (and leaves them
+            unchecked).
+        require_annotations: False lets a file without the key "annotations" (LVIS's test sets) count as one
+            with no annotation.
 
     Returns:
         The file as columns.
@@ -713,20 +724,21 @@ def _read(path: str) -> memoryview:
         folder = os.path.dirname(os.path.abspath(path))
         state = "its folder has no such file" if os.path.isdir(folder) else f"there is no folder {folder}"
         raise AnnotationFileNotFoundError(
-            f"{path}: expected an LVIS or COCO annotation file, found none: {state}. Remedy: give the path of the "
-            "JSON file, absolute or relative to the working directory."
+            f"{path}: expected an LVIS or COCO annotation file, found none: {state}. Remedy: give the path "
+            "of the JSON file, absolute or relative to the working directory."
         ) from None
     except IsADirectoryError:
         raise AnnotationError(
             path, "file", "-", "a JSON file", "a folder", "give the path of the JSON file in it", kind="json"
         ) from None
-    return data[3:] if bytes(data[:3]) == b"\xef\xbb\xbf" else data  # a byte order mark, as Windows tools write
+    has_byte_order_mark = bytes(data[:3]) == b"\xef\xbb\xbf"  # as Windows tools write
+    return data[3:] if has_byte_order_mark else data
 
 
 def _decode(
     data: memoryview, problems: _Problems, segmentations: bool
 ) -> tuple[list[_Image], Sequence[_Box] | None, list[_Category]]:
-    """The file's three lists; the common, valid file takes one pass, any other a second one record by record."""
+    """The file's three lists; a valid file takes one pass, any other a second one record by record."""
     try:
         file = msgspec.json.decode(data, type=_ObjectFile if segmentations else _BoxFile)
         return file.images, file.annotations, file.categories
@@ -744,9 +756,7 @@ def _decode(
     images = _decode_each(raw.images, _Image, "image", problems.reject)
     if raw.annotations is None:
         return images, None, categories
-    objects = _decode_each(
-        raw.annotations, _Object if segmentations else _Box, "annotation", problems.reject
-    )
+    objects = _decode_each(raw.annotations, _Object if segmentations else _Box, "annotation", problems.reject)
     return images, objects, categories
 
 
@@ -789,7 +799,11 @@ def _raise_malformed(data: memoryview, error: Exception, problems: _Problems) ->
         expected, found = "finite numbers", f"NaN or infinity at byte {position}: {excerpt!r}"
         remedy = "write such records without the value, or leave them out"
     elif isinstance(error, RecursionError):
-        expected, found, remedy = "lists and objects", "nesting too deep to read", "this is no annotation file"
+        expected, found, remedy = (
+            "lists and objects",
+            "nesting too deep to read",
+            "this is no annotation file",
+        )
     elif len(data) == 0:
         expected, found, remedy = "a JSON object", "an empty file", "copy or download the file again"
     else:
@@ -807,7 +821,12 @@ def _category_columns(categories: list[_Category], problems: _Problems) -> dict[
         record = f"category {category.id}"
         if category.id in ids:
             problems.fatal(
-                "duplicate_category_id", record, "id", "an id of its own", "the same id twice", "give it a new id"
+                "duplicate_category_id",
+                record,
+                "id",
+                "an id of its own",
+                "the same id twice",
+                "give it a new id",
             )
         if category.name in names:
             problems.fatal(
@@ -891,7 +910,9 @@ class _Files:
 
 
 def _stack_images(kept: list[tuple[_Image, str]], federated: bool) -> dict[str, Any]:
-    neg, neg_offsets = _flatten([image.neg_category_ids or [] for image, _ in kept] if federated else [[]] * len(kept))
+    neg, neg_offsets = _flatten(
+        [image.neg_category_ids or [] for image, _ in kept] if federated else [[]] * len(kept)
+    )
     rest, rest_offsets = _flatten(
         [image.not_exhaustive_category_ids or [] for image, _ in kept] if federated else [[]] * len(kept)
     )
@@ -962,9 +983,7 @@ def _annotation_columns(
 
     first = np.zeros(n, dtype=bool)
     first[np.unique(ids, return_index=True)[1]] = True
-    reject(
-        ~first, "duplicate_annotation_id", "id", "an id of its own", lambda row: f"{ids[row]} twice"
-    )
+    reject(~first, "duplicate_annotation_id", "id", "an id of its own", lambda row: f"{ids[row]} twice")
     image_index = _positions(images["image_ids"], image_ids)
     class_ids = _positions(category_ids, class_of)
     lost = np.isin(image_ids, np.fromiter(gone, np.int64, len(gone))) & keep
@@ -975,7 +994,11 @@ def _annotation_columns(
         image_index < 0, "unknown_image", "image_id", "the id of an image", lambda row: str(image_ids[row])
     )
     reject(
-        class_ids < 0, "unknown_category", "category_id", "the id of a category", lambda row: str(class_of[row])
+        class_ids < 0,
+        "unknown_category",
+        "category_id",
+        "the id of a category",
+        lambda row: str(class_of[row]),
     )
     # Rows of rejected records have index -1 here; they are masked by `keep`.
     if not len(images["image_ids"]):
@@ -1000,12 +1023,17 @@ def _annotation_columns(
     reject(
         np.maximum.reduce([-x, -y, right - width, bottom - height]) > BOX_TOLERANCE,
         "box_outside", "bbox",
-        lambda row: f"[x, y, width, height] within {width[row]:.0f} x {height[row]:.0f} px (tolerance {BOX_TOLERANCE} px)",
+        lambda row: (
+            f"[x, y, width, height] within {width[row]:.0f} x {height[row]:.0f} px "
+            f"(tolerance {BOX_TOLERANCE} px)"
+        ),
         box, "clip the box to its image; if the numbers are x1, y1, x2, y2, convert them",
     )  # fmt: skip
     empty = (np.minimum(right, width) <= np.maximum(x, 0)) | (np.minimum(bottom, height) <= np.maximum(y, 0))
     for row in np.flatnonzero(empty & keep).tolist():
-        problems.skipped.append(Skipped("empty_box", record(row), f"bbox: {box(row)} covers nothing of its image"))
+        problems.skipped.append(
+            Skipped("empty_box", record(row), f"bbox: {box(row)} covers nothing of its image")
+        )
     keep &= ~empty
     without_area = np.isnan(areas) & keep  # JSON cannot hold a NaN: the key is not there
     areas[without_area] = w[without_area] * h[without_area]
@@ -1019,6 +1047,7 @@ def _annotation_columns(
     else:
         masks.annotation_polygons = [0] * (len(order) + 1)
     image_index = image_index[order]
+    image_offsets = np.searchsorted(image_index, np.arange(len(images["image_ids"]) + 1))
     return {
         "annotation_ids": ids[order],
         "annotation_image": image_index.astype(np.int32),
@@ -1026,7 +1055,7 @@ def _annotation_columns(
         "boxes": boxes[order],
         "areas": areas[order],
         "iscrowd": iscrowd[order],
-        "image_offsets": np.searchsorted(image_index, np.arange(len(images["image_ids"]) + 1)).astype(np.int64),
+        "image_offsets": image_offsets.astype(np.int64),
         "polygon_xy": np.frombuffer(masks.xy, dtype=np.float64) if masks.xy else np.zeros(0),
         "polygon_offsets": np.array(masks.polygon_offsets, dtype=np.int64),
         "annotation_polygons": np.array(masks.annotation_polygons, dtype=np.int64),
@@ -1117,8 +1146,8 @@ class _Masks:
     ) -> list[int]:
         for _, row in without:
             self.problems.reject(
-                "no_segmentation", record(row), "segmentation", "a mask, as the file's other annotations have",
-                "none", more=len(without) - 1,
+                "no_segmentation", record(row), "segmentation",
+                "a mask, as the file's other annotations have", "none", more=len(without) - 1,
             )  # fmt: skip
         lost = {position for position, _ in without}
         # An annotation without a mask holds no polygon: only its own offset has to go.

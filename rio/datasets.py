@@ -2,14 +2,15 @@
 
 A name in DATASETS.TRAIN or DATASETS.TEST is one of
 
-- ``lvis_v1_train``, ``lvis_v0.5_val``, ...: detectron2's own LVIS names, below the folder that the environment variable
-  DETECTRON2_DATASETS names (default ``./datasets``), laid out as detectron2 documents it: ``lvis/lvis_v1_train.json``
-  and ``coco/train2017/*.jpg``. Broken records of these files are left out, listed and logged: nobody can mend them.
-- ``shapes_demo_train``, ``shapes_demo_val``, ``shapes_bench_train``, ``shapes_bench_val``: the embedded synthetic sets,
-  drawn on first use into the same folder.
-- ``path/to/train.json@path/to/images``: any LVIS- or COCO-format file with its image folder. A broken record is an
-  error; with ``?skip`` at the end it is left out, listed and logged. The name says all, so a dumped config.yaml is
-  complete.
+- ``lvis_v1_train``, ``lvis_v0.5_val``, ...: detectron2's own LVIS names, below the folder that the
+  environment variable DETECTRON2_DATASETS names (default ``./datasets``), laid out as detectron2 documents
+  it: ``lvis/lvis_v1_train.json`` and ``coco/train2017/*.jpg``. Broken records of these files are left out,
+  listed and logged: nobody can mend them.
+- ``shapes_demo_train``, ``shapes_demo_val``, ``shapes_bench_train``, ``shapes_bench_val``: the embedded
+  synthetic sets, drawn on first use into the same folder.
+- ``path/to/train.json@path/to/images``: any LVIS- or COCO-format file with its image folder. A broken record
+  is an error; with ``?skip`` at the end it is left out, listed and logged. The name says all, so a dumped
+  config.yaml is complete.
 
 Shapes: I images, A annotations, K categories.
 """
@@ -105,21 +106,25 @@ def _source(name: str) -> _Source:
     if name in shapes:
         size, split = shapes[name]
         folder = os.path.join(root, f"shapes_{size}")
-        return _Source(os.path.join(folder, f"{split}.json"), os.path.join(folder, split), "raise", size, False)
+        return _Source(
+            os.path.join(folder, f"{split}.json"), os.path.join(folder, split), "raise", size, False
+        )
     path, separator, images = name.partition(".json@")
     if separator:
         on_error = "skip" if images.endswith(_SKIP) else "raise"
         images = images.removesuffix(_SKIP)
         if path and images:
-            return _Source(os.path.expanduser(path + ".json"), os.path.expanduser(images), on_error, None, True)
+            return _Source(
+                os.path.expanduser(path + ".json"), os.path.expanduser(images), on_error, None, True
+            )
     known = [*shapes, *lvis]
     close = difflib.get_close_matches(name, known, n=3)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     if name.endswith(".json"):
         hint = f" Name its image folder too: '{name}@path/to/images'."
     raise DatasetNameError(
-        f"data set name: expected one of {', '.join(known)}, or 'path/to/file.json@path/to/images' (LVIS or COCO "
-        f"format), found {name!r}.{hint}"
+        f"data set name: expected one of {', '.join(known)}, or 'path/to/file.json@path/to/images' (LVIS or "
+        f"COCO format), found {name!r}.{hint}"
     )
 
 
@@ -128,8 +133,9 @@ def resolve(name: str) -> str:
 
     The catalog's function builds no list: it returns the lazy `Records`. The metadata has ``json_file``,
     ``image_root``, ``evaluator_type`` "lvis", ``thing_classes``, ``thing_dataset_id_to_contiguous_id``,
-    ``class_image_count`` (a dict of id, image_count, instance_count a class) and ``frequency`` (r, c, f a class).
-    Where detectron2 itself has an entry of the name, ours takes its place. A file that changed on disk is read again.
+    ``class_image_count`` (a dict of id, image_count, instance_count a class) and ``frequency`` (r, c, f a
+    class). Where detectron2 itself has an entry of the name, ours takes its place. A file that changed on
+    disk is read again.
 
     Args:
         name: See the module's docstring.
@@ -174,8 +180,8 @@ def annotations_of(name: str, *, check_images: bool = False) -> Annotations:
 
     Args:
         name: See the module's docstring. An embedded set that is not there is drawn.
-        check_images: Make sure that all image files are there, before a long training finds out. Always done for data
-            sets given by path.
+        check_images: Make sure that all image files are there, before a long training finds out. Always done
+            for data sets given by path.
 
     Returns:
         The columns; the same object for the same file.
@@ -226,14 +232,18 @@ def _draw(size: str) -> None:
 def _not_found(name: str, source: _Source, path: str) -> DatasetNotFoundError:
     where = f"{path} (that is {os.path.abspath(path)})" if not os.path.isabs(path) else path
     if source.own:
-        remedy = "give paths that are absolute or relative to the working directory, as 'file.json@image_folder'"
+        remedy = (
+            "give paths that are absolute or relative to the working directory, as 'file.json@image_folder'"
+        )
     else:
         remedy = (
-            f"put the file there (detectron2's layout: lvis/*.json and coco/*2017/ below one folder), or set the "
-            f"environment variable DETECTRON2_DATASETS to that folder (now {os.getenv('DETECTRON2_DATASETS')!r}, "
-            f"which means {os.path.abspath(datasets_root())})"
+            "put the file there (detectron2's layout: lvis/*.json and coco/*2017/ below one folder), or set "
+            "the environment variable DETECTRON2_DATASETS to that folder (now "
+            f"{os.getenv('DETECTRON2_DATASETS')!r}, which means {os.path.abspath(datasets_root())})"
         )
-    return DatasetNotFoundError(f"data set {name!r}: expected {where}, found nothing there. Remedy: {remedy}.")
+    return DatasetNotFoundError(
+        f"data set {name!r}: expected {where}, found nothing there. Remedy: {remedy}."
+    )
 
 
 def _log_skipped(annotations: Annotations) -> None:
@@ -246,17 +256,18 @@ def _log_skipped(annotations: Annotations) -> None:
         )  # fmt: skip
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Records
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 class Records(Sequence[dict[str, Any]]):
     """detectron2's dataset dicts, each built when it is asked for, from the columns.
 
-    Equal to what detectron2's ``load_lvis_json`` gives, but never held as a list: 1.3 million dicts take gigabytes in
-    every loader worker, the columns are arrays that forked workers share. Each dict is a new one, so a mapper may
-    change it. Crowd regions are left out (`num_crowd` of them): they outline groups, not objects to learn.
+    Equal to what detectron2's ``load_lvis_json`` gives, but never held as a list: 1.3 million dicts take
+    gigabytes in every loader worker, the columns are arrays that forked workers share. Each dict is a new
+    one, so a mapper may change it. Crowd regions are left out (`num_crowd` of them): they outline groups,
+    not objects to learn.
 
     Args:
         annotations: The data set, loaded with an `image_root`.

@@ -1,4 +1,4 @@
-"""A small annotation file to break in every way: two images, three categories, three objects and a crowd region."""
+"""A small annotation file to break: two images, three categories, three objects, a crowd region."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ COCO: dict[str, Any] = {
     ],
     "annotations": [
         {
-            "id": 101, "image_id": 7, "category_id": 90, "bbox": [10, 10, 20, 15], "area": 150.0, "iscrowd": 0,
-            "segmentation": [TRIANGLE],
+            "id": 101, "image_id": 7, "category_id": 90, "bbox": [10, 10, 20, 15], "area": 150.0,
+            "iscrowd": 0, "segmentation": [TRIANGLE],
         },
         {
             "id": 102, "image_id": 3, "category_id": 5, "bbox": [10, 10, 40, 20], "area": 250.0, "iscrowd": 0,
