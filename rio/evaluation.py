@@ -231,6 +231,8 @@ def _collect_structs(columns: _Columns, records: list[_Record]) -> None:
         return
     if columns.num_records == 0:
         columns.has_boxes, columns.has_masks = (value is not None for value in (records[0].bbox, records[0].segmentation))
+    if not (columns.has_boxes or columns.has_masks):
+        raise ValueError("neither a bbox nor a segmentation")
     n = len(records)
     boxes, rles = [r.bbox for r in records], [r.segmentation for r in records]
     for values, there in ((boxes, columns.has_boxes), (rles, columns.has_masks)):
@@ -435,6 +437,9 @@ def _compressed(rle: dict[str, Any], where: str, source: str) -> dict[str, Any]:
     import hotcoco
 
     height, width = rle["size"]
+    if min(rle["counts"], default=0) < 0:
+        raise _error(source, f"{where}, key 'segmentation.counts'", "non-negative integers", str(min(rle["counts"])),
+                     "Encode masks with pycocotools.mask.encode and decode the counts to str.")
     if sum(rle["counts"]) != height * width:
         raise _error(source, f"{where}, key 'segmentation.counts'", f"runs of {height * width} pixels in all",
                      str(sum(rle["counts"])), "Masks must be encoded at the size of their image.")
