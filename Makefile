@@ -36,7 +36,7 @@ help:
 
 install:
 	@$(call FIND_PYTHON,$(CANDIDATES)); \
-	RIO_PYTHON_ASKED='$(PYTHON)' "$$python" install.py --venv '$(VENV)' --extras '$(EXTRAS)' \
+	"$$python" install.py --venv '$(VENV)' --extras '$(EXTRAS)' \
 		$(if $(WHEELHOUSE),--wheelhouse '$(WHEELHOUSE)') $(if $(SYSTEM_SITE_PACKAGES),--system-site-packages)
 
 demo: install

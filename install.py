@@ -492,17 +492,22 @@ def is_done(environment: Path, extras: str) -> bool:
         return False
 
 
+def check_python(folder: Path) -> None:
+    """Raises: InstallError: the environment is there and of another Python than the one asked for."""
+    settings = folder / "pyvenv.cfg"
+    found = re.search(r"^version(?:_info)? *= *(\d+\.\d+)", settings.read_text(), re.M) if settings.is_file() else None
+    if found and found[1] != version_text():
+        raise InstallError(f"{folder} is of Python {found[1]}, and {version_text()} was asked for. Remove it "
+                           f"(rm -r {folder}) or make another: VENV=.venv-{version_text()}")
+
+
 def make_environment(folder: Path, system_site_packages: bool) -> Path:
     """Make the virtual environment if it is not there; returns its python."""
     python = folder / "bin" / "python"
     if python.exists():
-        asked = subprocess.run([str(python), "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
-                               capture_output=True, text=True)
+        asked = subprocess.run([str(python), "-c", ""], capture_output=True, text=True)
         if asked.returncode:
             raise InstallError(f"{python} does not run: {asked.stderr.strip()}. Remove {folder} and run again.")
-        if os.environ.get("RIO_PYTHON_ASKED") and asked.stdout.strip() != version_text():
-            raise InstallError(f"{folder} is of Python {asked.stdout.strip()}, and {version_text()} was asked for. "
-                               f"Remove it (rm -r {folder}) or make another: VENV=.venv-{version_text()}")
         return python
     say(f"making {folder} with Python {platform.python_version()}")
     options = ["--system-site-packages"] if system_site_packages else []
@@ -652,14 +657,16 @@ def main() -> None:
         freeze(all_extras())
     elif arguments.collect:
         collect(arguments.collect.resolve(), arguments.for_python, arguments.platform)
-    elif arguments.venv and (arguments.force or not is_done(arguments.venv, arguments.extras)):
+    elif arguments.venv:
+        check_python(arguments.venv)
+        if is_done(arguments.venv, arguments.extras) and not arguments.force:
+            return
         python = make_environment(arguments.venv, arguments.system_site_packages)
         options = ["--extras", arguments.extras, "--force"]
         options += ["--wheelhouse", str(wheelhouse)] if wheelhouse else []
         os.execv(python, [str(python), str(Path(__file__).resolve()), *options])
-    elif not arguments.venv:
-        if arguments.force or not is_done(Path(sys.prefix), arguments.extras):
-            install(arguments.extras, wheelhouse, arguments.anywhere)
+    elif arguments.force or not is_done(Path(sys.prefix), arguments.extras):
+        install(arguments.extras, wheelhouse, arguments.anywhere)
 
 
 if __name__ == "__main__":

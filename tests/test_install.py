@@ -274,6 +274,15 @@ def test_stamp(tmp_path):
     assert install.is_done(tmp_path, "demo") and not install.is_done(tmp_path, "demo,test")
 
 
+def test_an_environment_of_another_python_is_not_taken(tmp_path):
+    install.check_python(tmp_path / "not there yet")
+    (tmp_path / "pyvenv.cfg").write_text(f"home = bin\nversion = {install.version_text()}.9\n")
+    install.check_python(tmp_path)
+    (tmp_path / "pyvenv.cfg").write_text("home = bin\nversion = 3.10.1\n")
+    with pytest.raises(install.InstallError, match=r"is of Python 3.10, and .* VENV="):
+        install.check_python(tmp_path)
+
+
 def test_platform_tags():
     tags = install.platform_tags("manylinux_2_28_x86_64")
     assert tags[0] == "manylinux_2_28_x86_64" and tags[-1] == "linux_x86_64"
