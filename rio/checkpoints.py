@@ -153,8 +153,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
 def load_weights(
     model: nn.Module, path: str | os.PathLike[str], *, on_mismatch: str = "raise", bank: bool = False
 ) -> LoadReport:
-    """Load weights into a model, to start training from them or to evaluate. (Resuming is the checkpointer's
-    task.)
+    """Load weights into a model, to start training from them or to evaluate; resuming is the checkpointer's.
 
     A file of a detector has to fill every parameter of the model; one of a backbone alone (the model zoo's
     ImageNet weights) has to fit where it has something. Names of backbones are matched as detectron2 does.

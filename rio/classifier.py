@@ -22,8 +22,7 @@ class CosineClassifier(nn.Module):
     Linear initialisation.
 
     Under autocast it computes in float32: the scale of 48 also multiplies the rounding of half-precision
-        products,
-    which would put logits off by up to 0.1.
+    products, which would put logits off by up to 0.1.
 
     Args:
         in_features: D.

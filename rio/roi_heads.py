@@ -9,9 +9,8 @@ Shape shorthand in this module:
     D: width of an RoI feature (the box head's output)
 
 The bank belongs to the box predictor: its ``forward`` sees the RoI features, its ``losses`` their labels. So
-    the heads
-only exchange the predictor, and detectron2's forward, mask, cascade and predicted-box code runs as it is, on
-the N images' RoIs alone.
+the heads only exchange the predictor, and detectron2's forward, mask, cascade and predicted-box code runs as it
+is, on the N images' RoIs alone.
 """
 
 from __future__ import annotations
@@ -34,9 +33,7 @@ from torch import Tensor, nn
 from rio.classifier import CosineClassifier
 from rio.memory_bank import MemoryBank, Replay
 
-LOG_PERIOD = (
-    20  # steps; the period of detectron2's writers, so that each line they write has the bank's figures
-)
+LOG_PERIOD = 20  # steps; the period of detectron2's writers, for each of their lines
 
 
 class Predictions(tuple):
@@ -219,8 +216,7 @@ def _exchange_predictor(
     """A RIO predictor in place of the one detectron2 built, with its initial weights where they exist.
 
     The global random state is left as detectron2 left it: with one seed all other parts of the model start
-        equal,
-    whatever the classifier and the bank, and arms of a study differ in nothing but what they compare.
+    equal, whatever the classifier and the bank, and arms of a study differ in nothing but what they compare.
     """
     with torch.random.fork_rng(devices=[]):
         ours = RIOFastRCNNOutputLayers(cfg, shape, stage=stage, box2box_transform=predictor.box2box_transform)
