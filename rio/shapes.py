@@ -14,7 +14,6 @@ import dataclasses
 import fcntl
 import json
 import math
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -700,7 +699,6 @@ def category_names(spec: ShapesSpec) -> list[str]:
 def _draw_file(task: tuple[ShapesSpec, list[tuple[str, str, str]], list[int], str, int, str]
                ) -> tuple[list[dict], list[int]]:
     spec, classes, present, split, index, path = task
-    cv2.setNumThreads(1)  # the workers are the parallelism
     image, labels, not_exhaustive = draw_image(spec, classes, present, split, index)
     quality = int(np.random.default_rng([spec.seed, 3, len(path), index]).integers(86, 96))
     ok, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
@@ -746,7 +744,7 @@ def generate(root: str | os.PathLike, spec: ShapesSpec, *, workers: int | None =
     Args:
         root: folder that gets `spec.name/{train,val}.json`, `{train,val}/*.jpg` and `spec.json`.
         spec: what to draw, one of SPECS or your own.
-        workers: processes; None: one a usable core. 1 draws in this process.
+        workers: threads; None: one a usable core.
         progress: show a progress bar.
 
     Returns:
@@ -789,24 +787,21 @@ def _draw_all(folder: Path, spec: ShapesSpec, workers: int | None, progress: boo
                   for i, held in enumerate(plans[split])]
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers < 1:
+        raise ShapesError(f"workers = {workers}; expected 1 or more, or None for one a usable core.")
     bar = tqdm(total=len(tasks), desc=f"drawing {spec.name} ({spec.image_size} px)", unit="image", disable=not progress)
     drawn = []
     with bar:
-        if workers <= 1:
-            for task in tasks:
-                drawn.append(_draw_file(task))
-                bar.update()
-        else:
-            # spawn: a forked copy of a process that runs torch's threads can hang
-            context = multiprocessing.get_context("spawn")
-            with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-                try:
-                    for result in pool.map(_draw_file, tasks, chunksize=8):
-                        drawn.append(result)
-                        bar.update()
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+        # Threads, not processes: NumPy and OpenCV compute outside the interpreter's lock; spawned processes would run
+        # an unguarded script of the user's a second time, forked ones can hang beside torch's threads.
+        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+            try:
+                for result in pool.map(_draw_file, tasks):
+                    drawn.append(result)
+                    bar.update()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     by_split = {"train": drawn[:spec.train_images], "val": drawn[spec.train_images:]}
     categories = _categories(spec, by_split["train"])
     for split, results in by_split.items():
