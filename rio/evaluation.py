@@ -1,18 +1,20 @@
 """Results JSON -> AP table, by category and by frequency group: the LVIS protocol, to the bit.
 
-hotcoco is the engine. It differs from the official `lvis` package in what it accepts silently and in the order in
-which it caps and filters, so this module prepares both sides itself (`_prepare`) and hands over plain arrays. The
-official package stays available as `backend="lvis"`; the tests hold the two together, precision array and all.
+hotcoco is the engine. It differs from the official `lvis` package in what it accepts silently and in the
+order in which it caps and filters, so this module prepares both sides itself (`_prepare`) and hands over
+plain arrays. The official package stays available as `backend="lvis"`; the tests hold the two together,
+precision array and all.
 
-A result record is a dict with `image_id`, `category_id`, `score` and a `bbox` (XYWH, pixels), a `segmentation`
-(a COCO RLE of the image's size), or both.
+A result record is a dict with `image_id`, `category_id`, `score` and a `bbox` (XYWH, pixels), a
+`segmentation` (a COCO RLE of the image's size), or both.
 
-The protocol in short (Gupta et al., LVIS, arXiv 1908.03195, section 2): a category is judged in an image only where the
-image is known to hold it (it has ground truth) or known not to (it is in `neg_category_ids`); in an image where it is
-listed as not exhaustively annotated, an unmatched prediction counts as neither right nor wrong.
+The protocol in short (Gupta et al., LVIS, arXiv 1908.03195, section 2): a category is judged in an image only
+where the image is known to hold it (it has ground truth) or known not to (it is in `neg_category_ids`); in an
+image where it is listed as not exhaustively annotated, an unmatched prediction counts as neither right nor
+wrong.
 
-COCO-format ground truth has no such lists. There every category counts as verified in every image; a crowd region is no
-ground truth, and makes its category not exhaustively annotated in its image.
+COCO-format ground truth has no such lists. There every category counts as verified in every image; a crowd
+region is no ground truth, and makes its category not exhaustively annotated in its image.
 """
 
 from __future__ import annotations
@@ -29,13 +31,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import msgspec
 import numpy as np
 import pandas as pd
 
-from rio.annotations import Annotations, category_id_to_class_id, load_annotations
+from rio.annotations import Annotations, category_id_to_class_id, load_annotations, rle_counts
 
 IOU_TYPES = ("bbox", "segm")
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
@@ -44,20 +46,20 @@ RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
 AREA_LABELS = ("all", "small", "medium", "large")  # up to 1e10, 32^2, 96^2, 1e10 square pixels
 
 _CHUNK_BYTES = 1 << 20
-_RLE_CHUNK = 1 << 14
+_RLE_CHUNK = 256
 
 
 class ResultsError(ValueError):
-    """A results file (or list) that cannot be evaluated; the message says where, what was expected and what to do."""
+    """Results that cannot be evaluated; the message says where, what was expected, found, and what to do."""
 
 
 def _error(source: str, where: str, expected: str, found: str, remedy: str) -> ResultsError:
     return ResultsError(f"{source}: {where}: expected {expected}, found {found}. {remedy}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Results: JSON or dicts -> columns
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +75,8 @@ class Results:
         scores: (N,) float64, finite.
         boxes: (N, 4) float64 XYWH, pixels; the masks' bounding boxes where the records carry no `bbox`.
         has_boxes: whether the records carry `bbox`.
-        rles: N dicts {"size": (height, width), "counts": str}, or None where the records carry no `segmentation`.
+        rles: N dicts {"size": (height, width), "counts": str}, or None where the records carry no
+            `segmentation`.
         mask_areas: (N,) float64 pixels, or None.
         num_images: number of images of the ground truth.
     """
@@ -95,7 +98,8 @@ class Results:
     def _by_image(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows grouped by image in the file's order, and (I + 1,) offsets."""
         order = np.arange(len(self))
-        if len(self) and (np.diff(self.image_index) < 0).any():  # results are nearly always in the images' order already
+        # Results are nearly always in the images' order already.
+        if len(self) and (np.diff(self.image_index) < 0).any():
             order = np.argsort(self.image_index, kind="stable")
         return order, np.searchsorted(self.image_index[order], np.arange(self.num_images + 1))
 
@@ -106,7 +110,7 @@ class Results:
         return rows[np.argsort(-self.scores[rows], kind="stable")]
 
     def capped(self, max_dets: int) -> np.ndarray:
-        """Rows that are among the `max_dets` highest-scoring ones of their image (-1: all), grouped by image."""
+        """Rows among the `max_dets` highest-scoring ones of their image (-1: all), grouped by image."""
         order, offsets = self._by_image
         over = np.flatnonzero(np.diff(offsets) > max_dets) if max_dets >= 0 else []
         if not len(over):
@@ -119,9 +123,13 @@ class Results:
         return order[keep]
 
 
+_Side = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+_Run = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+
+
 class _Rle(TypedDict):
-    size: tuple[int, int]
-    counts: str | list[int]
+    size: tuple[_Side, _Side]
+    counts: str | list[_Run]
 
 
 class _Record(msgspec.Struct, gc=False):
@@ -146,14 +154,17 @@ class _Columns:
     has_masks: bool = False
 
 
-def load_results(results: str | os.PathLike[str] | Sequence[dict[str, Any]] | Results, annotations: Annotations) -> Results:
+def load_results(
+    results: str | os.PathLike[str] | Sequence[dict[str, Any]] | Results, annotations: Annotations
+) -> Results:
     """Reads results and checks them against their ground truth.
 
-    A file is decoded in pieces of 1 MB straight into columns, so that a file of millions of boxes needs little more
-    memory than its columns.
+    A file is decoded in pieces of 1 MB straight into columns, so that a file of millions of boxes needs
+    little more memory than its columns.
 
     Args:
-        results: path of a COCO-style results JSON, a list of such records, or `Results` (returned as they are).
+        results: path of a COCO-style results JSON, a list of such records, or `Results` (returned as they
+            are).
         annotations: the ground truth; gives the known image and category ids.
 
     Returns:
@@ -161,13 +172,19 @@ def load_results(results: str | os.PathLike[str] | Sequence[dict[str, Any]] | Re
 
     Raises:
         FileNotFoundError: no such file.
-        ResultsError: not a list of records, a key is missing or of the wrong type, an unknown image or category id, a
-            score or box that is not finite, a mask of another size than its image. Names the first record at fault.
+        ResultsError: not a list of records, a key is missing or of the wrong type, an unknown image or
+            category id, a score or box that is not finite, a mask of another size than its image. Names the
+            first record at fault.
     """
     if isinstance(results, Results):
         if results.num_images != len(annotations.image_ids):
-            raise _error(results.source, "results", f"results loaded for {annotations.path}",
-                         "results loaded for another ground truth", "Load them again with load_results.")
+            raise _error(
+                results.source,
+                "results",
+                f"results loaded for {annotations.path}",
+                "results loaded for another ground truth",
+                "Load them again with load_results.",
+            )
         return results
     if isinstance(results, (str, os.PathLike)):
         source = str(results)
@@ -181,14 +198,18 @@ def load_results(results: str | os.PathLike[str] | Sequence[dict[str, Any]] | Re
     return _checked(columns, annotations, source)
 
 
-_LIST_REMEDY = ("A results file is a list of {image_id, category_id, score, bbox and/or segmentation}; "
-                "a ground-truth file is none.")
+_LIST_REMEDY = (
+    "A results file is a list of {image_id, category_id, score, bbox and/or segmentation}; "
+    "a ground-truth file is none."
+)
 
 
 def _columns_of_file(path: Path) -> _Columns:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such results file. Expected the JSON that `python -m rio eval` or "
-                                "detectron2's evaluator wrote (instances_results.json).")
+        raise FileNotFoundError(
+            f"{path}: no such results file. Expected the JSON that `python -m rio eval` or "
+            "detectron2's evaluator wrote (instances_results.json)."
+        )
     decoder = msgspec.json.Decoder(list[_Record])
     columns = _Columns()
     piece = b""
@@ -197,9 +218,16 @@ def _columns_of_file(path: Path) -> _Columns:
             for piece in _pieces(file):
                 _collect_structs(columns, decoder.decode(piece))
         return columns
-    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError, UnicodeDecodeError) as error:
-        # A piece ends where one record ends and the next begins, as far as the text shows. A string that holds "},{"
-        # fools that, so the whole file is tried before anybody is blamed.
+    except (
+        msgspec.MsgspecError,
+        TypeError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+        UnicodeDecodeError,
+    ) as error:
+        # A piece ends where one record ends and the next begins, as far as the text shows. A string
+        # that holds "},{" fools that, so the whole file is tried before anybody is blamed.
         first_record = columns.num_records
         columns = _Columns()
         with contextlib.suppress(Exception):
@@ -230,7 +258,9 @@ def _collect_structs(columns: _Columns, records: list[_Record]) -> None:
     if not records:
         return
     if columns.num_records == 0:
-        columns.has_boxes, columns.has_masks = (value is not None for value in (records[0].bbox, records[0].segmentation))
+        columns.has_boxes, columns.has_masks = (
+            value is not None for value in (records[0].bbox, records[0].segmentation)
+        )
     if not (columns.has_boxes or columns.has_masks):
         raise ValueError("neither a bbox nor a segmentation")
     n = len(records)
@@ -242,7 +272,9 @@ def _collect_structs(columns: _Columns, records: list[_Record]) -> None:
     columns.category_ids.append(np.fromiter((r.category_id for r in records), np.int64, n))
     columns.scores.append(np.fromiter((r.score for r in records), np.float64, n))
     if columns.has_boxes:
-        columns.boxes.append(np.fromiter(itertools.chain.from_iterable(boxes), np.float64, 4 * n).reshape(n, 4))
+        columns.boxes.append(
+            np.fromiter(itertools.chain.from_iterable(boxes), np.float64, 4 * n).reshape(n, 4)
+        )
     if columns.has_masks:
         columns.rles.extend(rles)
     columns.num_records += n
@@ -270,25 +302,45 @@ def _plain(record: dict[str, Any]) -> _Record:
     box, rle = record.get("bbox"), record.get("segmentation")
     if rle is not None:
         counts = rle["counts"]
-        rle = {"size": tuple(rle["size"]), "counts": counts.decode("latin-1") if isinstance(counts, bytes) else counts}
-    return _Record(record["image_id"], record["category_id"], record["score"], None if box is None else tuple(box), rle)
+        rle = {
+            "size": tuple(rle["size"]),
+            "counts": counts.decode("latin-1") if isinstance(counts, bytes) else counts,
+        }
+    return _Record(
+        record["image_id"], record["category_id"], record["score"], None if box is None else tuple(box), rle
+    )
 
 
 def _mixed_error(source: str, index: int, key: str, expected: bool) -> ResultsError:
     found = ("no " if expected else "a ") + key
-    return _error(source, f"record {index}, key '{key}'", f"{'a' if expected else 'no'} {key}, as in record 0", found,
-                  "Give every record the same keys, or evaluate the two kinds apart.")
+    return _error(
+        source,
+        f"record {index}, key '{key}'",
+        f"{'a' if expected else 'no'} {key}, as in record 0",
+        found,
+        "Give every record the same keys, or evaluate the two kinds apart.",
+    )
 
 
 def _is_number(value: Any, kinds: tuple[type, ...] = (int, float, np.integer, np.floating)) -> bool:
     return isinstance(value, kinds) and not isinstance(value, (bool, np.bool_))
 
 
+def _is_finite(value: Any) -> bool:
+    try:
+        return _is_number(value) and math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
+
+
 def _fault_of(record: Any) -> tuple[str, str, str, str] | None:
     """The first thing wrong with one record: (key, expected, found, remedy), or None."""
 
     def shown(value: Any) -> str:
-        text = repr(value)
+        try:
+            text = repr(value)
+        except ValueError:  # an integer of thousands of digits
+            text = "a huge number"
         return text if len(text) <= 60 else text[:57] + "..."
 
     if not isinstance(record, dict):
@@ -299,23 +351,47 @@ def _fault_of(record: Any) -> tuple[str, str, str, str] | None:
             found = "nothing" if key not in record else shown(value)
             return f"key '{key}'", "an integer", found, f"Write the {key} of the ground-truth file."
     score = record.get("score")
-    if not _is_number(score) or not math.isfinite(score):
+    if not _is_finite(score):
         found = "nothing" if "score" not in record else shown(score)
-        return "key 'score'", "a finite number", found, "A NaN score comes from a diverged model; leave such predictions out."
+        return (
+            "key 'score'",
+            "a finite number",
+            found,
+            "A NaN score comes from a diverged model; leave such predictions out.",
+        )
     box, mask = record.get("bbox"), record.get("segmentation")
     if box is None and mask is None:
-        return "keys 'bbox' and 'segmentation'", "at least one of them", "neither", "Write boxes (XYWH) or RLE masks."
+        return (
+            "keys 'bbox' and 'segmentation'",
+            "at least one of them",
+            "neither",
+            "Write boxes (XYWH) or RLE masks.",
+        )
     if box is not None:
         if not isinstance(box, (list, tuple, np.ndarray)) or len(box) != 4:
-            return "key 'bbox'", "four numbers [x, y, width, height]", shown(box), "Write boxes as XYWH in pixels."
-        if not all(_is_number(v) and math.isfinite(v) for v in box):
-            return "key 'bbox'", "four finite numbers", shown(box), "Leave predictions without a finite box out."
+            return (
+                "key 'bbox'",
+                "four numbers [x, y, width, height]",
+                shown(box),
+                "Write boxes as XYWH in pixels.",
+            )
+        if not all(_is_finite(v) for v in box):
+            return (
+                "key 'bbox'",
+                "four finite numbers",
+                shown(box),
+                "Leave predictions without a finite box out.",
+            )
     if mask is not None:
         remedy = "Encode masks with pycocotools.mask.encode and decode the counts to str."
         if not isinstance(mask, dict) or "size" not in mask or "counts" not in mask:
             return "key 'segmentation'", "an RLE object {size, counts}", shown(mask), remedy
         size, counts = mask["size"], mask["counts"]
-        if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(_is_number(v, (int, np.integer)) for v in size):
+        if (
+            not isinstance(size, (list, tuple))
+            or len(size) != 2
+            or not all(_is_number(v, (int, np.integer)) and 0 <= v < 2**31 for v in size)
+        ):
             return "key 'segmentation.size'", "[height, width]", shown(size), remedy
         if isinstance(counts, list):
             if not all(_is_number(v, (int, np.integer)) and 0 <= v < 2**32 for v in counts):
@@ -328,17 +404,31 @@ def _fault_of(record: Any) -> tuple[str, str, str, str] | None:
 def _explain_json(source: str, piece: bytes, first_record: int, error: Exception) -> ResultsError:
     """Turns a failed decode into the record and key at fault; slow and thorough, as it runs once."""
     if not piece.strip():
-        return _error(source, "top level", "a list of records", "an empty file",
-                      "The run that wrote it was cut off; evaluate again.")
+        return _error(
+            source,
+            "top level",
+            "a list of records",
+            "an empty file",
+            "The run that wrote it was cut off; evaluate again.",
+        )
     try:
         # json accepts NaN and Infinity, which Python's own json.dump writes and which are no JSON.
         records = json.loads(piece)
     except (ValueError, RecursionError) as cause:
         where = f"after record {first_record - 1}" if first_record else "top level"
-        return _error(source, where, "JSON", f"text that is none ({type(cause).__name__}: {cause})",
-                      "The file is truncated or not a results file; write it again.")
+        return _error(
+            source,
+            where,
+            "JSON",
+            f"text that is none ({type(cause).__name__}: {cause})",
+            "The file is truncated or not a results file; write it again.",
+        )
     if not isinstance(records, list):
-        found = f"an object with the keys {sorted(records)[:5]}" if isinstance(records, dict) else type(records).__name__
+        found = (
+            f"an object with the keys {sorted(records)[:5]}"
+            if isinstance(records, dict)
+            else type(records).__name__
+        )
         return _error(source, "top level", "a list of records", found, _LIST_REMEDY)
     for index, record in enumerate(records):
         fault = _fault_of(record)
@@ -350,8 +440,13 @@ def _explain_json(source: str, piece: bytes, first_record: int, error: Exception
                 expected = records[0].get(key) is not None
                 if (record.get(key) is not None) != expected:
                     return _mixed_error(source, index, key, expected)
-    return _error(source, f"records {first_record} to {first_record + len(records) - 1}",
-                  "records that all have the same keys and types", str(error), _LIST_REMEDY)
+    return _error(
+        source,
+        f"records {first_record} to {first_record + len(records) - 1}",
+        "records that all have the same keys and types",
+        str(error),
+        _LIST_REMEDY,
+    )
 
 
 def _checked(columns: _Columns, annotations: Annotations, source: str) -> Results:
@@ -362,19 +457,45 @@ def _checked(columns: _Columns, annotations: Annotations, source: str) -> Result
 
     image_ids, category_ids = joined(columns.image_ids, np.int64), joined(columns.category_ids, np.int64)
     scores, boxes = joined(columns.scores, np.float64), joined(columns.boxes, np.float64, 4)
-    _require(np.isfinite(scores), source, "key 'score'", "a finite number", scores,
-             "A NaN score comes from a diverged model; leave such predictions out.")
-    for key, ids, known in (("image_id", image_ids, annotations.image_ids),
-                            ("category_id", category_ids, annotations.category_ids)):
-        _require(np.isin(ids, known), source, f"key '{key}'", f"one of the {len(known)} ids in {annotations.path}", ids,
-                 "These are results for another data set, or 0-based class ids were written; evaluate them with the "
-                 "ground truth they were made for.")
+    _require(
+        np.isfinite(scores),
+        source,
+        "key 'score'",
+        "a finite number",
+        scores,
+        "A NaN score comes from a diverged model; leave such predictions out.",
+    )
+    for key, ids, known in (
+        ("image_id", image_ids, annotations.image_ids),
+        ("category_id", category_ids, annotations.category_ids),
+    ):
+        _require(
+            np.isin(ids, known),
+            source,
+            f"key '{key}'",
+            f"one of the {len(known)} ids in {annotations.path}",
+            ids,
+            "These are results for another data set, or 0-based class ids were written; evaluate them with "
+            "the ground truth they were made for.",
+        )
     if len(boxes):
-        _require(np.isfinite(boxes).all(1), source, "key 'bbox'", "four finite numbers", boxes,
-                 "Leave predictions without a finite box out.")
-        # Two negative sides have a positive area and would be evaluated; one negative side is dropped as empty later on.
-        _require((boxes[:, 2:] >= 0).any(1), source, "key 'bbox'", "a width and height of at least 0", boxes,
-                 "Write boxes as [x, y, width, height], not as corners.")
+        _require(
+            np.isfinite(boxes).all(1),
+            source,
+            "key 'bbox'",
+            "four finite numbers",
+            boxes,
+            "Leave predictions without a finite box out.",
+        )
+        # Two negative sides have a positive area and would be evaluated; one negative side is dropped later.
+        _require(
+            (boxes[:, 2:] >= 0).any(1),
+            source,
+            "key 'bbox'",
+            "a width and height of at least 0",
+            boxes,
+            "Write boxes as [x, y, width, height], not as corners.",
+        )
     # image_ids are sorted (Annotations), so a binary search is the lookup
     image_index = np.searchsorted(annotations.image_ids, image_ids).astype(np.int32)
     class_id = np.asarray(category_id_to_class_id(annotations.category_ids, category_ids), np.int32)
@@ -387,7 +508,9 @@ def _checked(columns: _Columns, annotations: Annotations, source: str) -> Result
         import hotcoco
 
         boxes = hotcoco.mask.toBbox(rles)
-    return Results(source, image_index, class_id, scores, boxes, has_boxes, rles, mask_areas, len(annotations.image_ids))
+    return Results(
+        source, image_index, class_id, scores, boxes, has_boxes, rles, mask_areas, len(annotations.image_ids)
+    )
 
 
 def _require(good: np.ndarray, source: str, key: str, expected: str, values: np.ndarray, remedy: str) -> None:
@@ -398,38 +521,49 @@ def _require(good: np.ndarray, source: str, key: str, expected: str, values: np.
     raise _error(source, f"record {first}, {key}", expected, found, remedy)
 
 
-def _check_masks(rles: list[dict[str, Any]], image_index: np.ndarray, annotations: Annotations, source: str) -> np.ndarray:
+def _check_masks(
+    rles: list[dict[str, Any]], image_index: np.ndarray, annotations: Annotations, source: str
+) -> np.ndarray:
     """Checks that every RLE describes exactly its image's pixels; returns the masks' areas (N,) float64.
 
     The C and Rust decoders trust the runs: a mask of another size gives wrong overlaps in silence, or worse.
     """
     n = len(rles)
     remedy = "Masks must be encoded at the size of their image; were they made for resized images?"
-    sizes = np.fromiter(itertools.chain.from_iterable(r["size"] for r in rles), np.float64, 2 * n).reshape(n, 2)
+    sizes = np.fromiter(itertools.chain.from_iterable(r["size"] for r in rles), np.float64, 2 * n).reshape(
+        n, 2
+    )
     expected = np.stack([annotations.image_height[image_index], annotations.image_width[image_index]], 1)
     wrong = (sizes != expected).any(1)
     if wrong.any():
         first = int(np.argmax(wrong))
-        raise _error(source, f"record {first}, key 'segmentation.size'", f"{expected[first].tolist()} [height, width]",
-                     str(list(rles[first]["size"])), remedy)
+        raise _error(
+            source,
+            f"record {first}, key 'segmentation.size'",
+            f"{expected[first].tolist()} [height, width]",
+            str(list(rles[first]["size"])),
+            remedy,
+        )
     areas = np.empty(n)
     for start in range(0, n, _RLE_CHUNK):
         part = rles[start : start + _RLE_CHUNK]
         for offset, rle in enumerate(part):
             if isinstance(rle["counts"], list):
                 rles[start + offset] = part[offset] = _compressed(rle, f"record {start + offset}", source)
-        try:
-            part_areas, totals = _rle_areas([rle["counts"] for rle in part])
-        except UnicodeEncodeError:
-            part_areas, totals = np.zeros(len(part)), np.full(len(part), -1.0)
         pixels = expected[start : start + len(part)].astype(np.float64).prod(1)
-        wrong = totals != pixels
-        if wrong.any():
-            first = int(np.argmax(wrong))
-            raise _error(source, f"record {start + first}, key 'segmentation.counts'",
-                         f"runs of {pixels[first]:.0f} pixels in all",
-                         "no valid RLE string" if totals[first] < 0 else f"{totals[first]:.0f}", remedy)
-        areas[start : start + len(part)] = part_areas
+        found = _rle_areas([rle["counts"] for rle in part])
+        if found is None or (found[1] != pixels).any():
+            for offset, rle in enumerate(part):
+                where = f"record {start + offset}, key 'segmentation.counts'"
+                try:
+                    total = int(rle_counts(rle["counts"]).sum())
+                except ValueError as error:
+                    raise _error(source, where, "an RLE string", str(error), remedy) from None
+                if total != pixels[offset]:
+                    raise _error(
+                        source, where, f"runs of {pixels[offset]:.0f} pixels in all", str(total), remedy
+                    )
+        areas[start : start + len(part)] = found[0]
     return areas
 
 
@@ -438,71 +572,72 @@ def _compressed(rle: dict[str, Any], where: str, source: str) -> dict[str, Any]:
 
     height, width = rle["size"]
     if min(rle["counts"], default=0) < 0:
-        raise _error(source, f"{where}, key 'segmentation.counts'", "non-negative integers", str(min(rle["counts"])),
-                     "Encode masks with pycocotools.mask.encode and decode the counts to str.")
+        raise _error(
+            source,
+            f"{where}, key 'segmentation.counts'",
+            "non-negative integers",
+            str(min(rle["counts"])),
+            "Encode masks with pycocotools.mask.encode and decode the counts to str.",
+        )
     if sum(rle["counts"]) != height * width:
-        raise _error(source, f"{where}, key 'segmentation.counts'", f"runs of {height * width} pixels in all",
-                     str(sum(rle["counts"])), "Masks must be encoded at the size of their image.")
+        raise _error(
+            source,
+            f"{where}, key 'segmentation.counts'",
+            f"runs of {height * width} pixels in all",
+            str(sum(rle["counts"])),
+            "Masks must be encoded at the size of their image.",
+        )
     packed = hotcoco.mask.frPyObjects({"size": [height, width], "counts": rle["counts"]}, height, width)
     return {"size": (height, width), "counts": packed["counts"].decode("ascii")}
 
 
-def _rle_areas(strings: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Foreground and total pixels of compressed COCO RLEs, without decoding them: two (n,) float64; total -1: malformed.
+def _rle_areas(strings: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Foreground and total pixels of compressed COCO RLEs, without decoding them: two (n,) int64; None: one
+    is malformed.
 
-    The format (pycocotools `rleToString`): a run is written in 5-bit digits, least significant first, each as the
-    character 48 + digit + 32 * (more digits follow), two's complement; from the fourth run on, as the difference from
-    the run two before.
+    All strings at once; `annotations.rle_counts` reads one of them, and describes the format.
 
     >>> _rle_areas(["042", "04"])  # an image of six pixels: four of them; a mask that stops short
-    (array([4., 4.]), array([6., 4.]))
+    (array([4, 4]), array([6, 4]))
     """
-    n = len(strings)
-    lengths = np.fromiter(map(len, strings), np.int64, n)
-    digits = np.frombuffer("".join(strings).encode("ascii"), np.uint8).astype(np.int64) - 48
-    areas, totals = np.zeros(n), np.zeros(n)
-    if not len(digits):
-        return areas, np.where(lengths == 0, 0.0, totals)
-    owner = np.repeat(np.arange(n), lengths)
-    bad = np.zeros(n, bool)
-    bad[owner[(digits < 0) | (digits > 63)]] = True
-    last_of_string = np.zeros(len(digits), bool)
-    last_of_string[np.cumsum(lengths)[lengths > 0] - 1] = True
-    more = (digits & 32) != 0
-    bad[owner[last_of_string & more]] = True
-    ends = ~more | last_of_string
-    run_of = np.cumsum(ends) - ends  # index of the run that a digit belongs to
-    first = np.flatnonzero(np.r_[True, ends[:-1]])
-    place = np.arange(len(digits)) - first[run_of]
-    bad[owner[place > 6]] = True  # 35 bits: more than any image has pixels
-    place = np.minimum(place, 6)
-    value = np.add.reduceat((digits & 31) << (5 * place), first)
-    last = np.flatnonzero(ends)
-    negative = (digits[last] & 16) != 0
-    value -= np.where(negative, 1 << (5 * (place[last] + 1)), 0)
-    # Undo the differences: within a string, runs 1, 3, 5, ... are one chain and 2, 4, 6, ... another; run 0 stands alone.
-    run_owner = owner[first]
-    string_first = np.searchsorted(run_owner, np.arange(n))
-    position = np.arange(len(value)) - string_first[run_owner]
-    runs = np.empty_like(value)
-    runs[position == 0] = value[position == 0]
-    for parity in (1, 0):
-        chain = np.flatnonzero((position % 2 == parity) & (position > 0))
-        if not len(chain):
-            continue
-        begins = position[chain] == 2 - parity
-        sums = np.cumsum(value[chain])
-        before = (sums - value[chain])[begins]
-        runs[chain] = sums - before[np.cumsum(begins) - 1]
-    bad[run_owner[runs < 0]] = True
-    areas = np.bincount(run_owner, np.where(position % 2 == 1, runs, 0), n)
-    totals = np.bincount(run_owner, runs, n)
-    return areas, np.where(bad, -1.0, totals)
+    lengths = np.fromiter(map(len, strings), np.int64, len(strings))
+    try:
+        digits = np.frombuffer("".join(strings).encode("ascii"), np.uint8) - np.uint8(
+            48
+        )  # wraps round below '0'
+    except UnicodeEncodeError:
+        return None
+    string_ends = np.cumsum(lengths) - 1
+    if not len(strings) or lengths.min() == 0 or digits.max() > 63 or (digits[string_ends] & 32).any():
+        return None
+    run_ends = np.flatnonzero(digits < 32)  # 32: more digits follow
+    size = np.diff(run_ends, prepend=-1)
+    if size.max() > 7:
+        return None
+    first = run_ends - size + 1
+    value = (digits[first] & 31).astype(np.int64)
+    for place in range(1, int(size.max())):
+        longer = np.flatnonzero(size > place)
+        value[longer] |= (digits[first[longer] + place] & 31).astype(np.int64) << (5 * place)
+    negative = np.flatnonzero(digits[run_ends] & 16)
+    value[negative] -= np.int64(1) << (5 * size[negative])
+    # From the fourth run on, a run is written as its difference from the run two before: sum every other one.
+    sums = value.copy()
+    sums[0::2], sums[1::2] = np.cumsum(value[0::2]), np.cumsum(value[1::2])
+    starts = np.r_[0, np.searchsorted(run_ends, string_ends)[:-1] + 1]  # each string's first run
+    counts = np.diff(starts, append=len(value))
+    odd = (np.arange(len(value)) - np.repeat(starts, counts)) % 2 == 1
+    before_odd = np.where(starts > 0, sums[starts - 1], 0)
+    runs = sums - np.where(odd, np.repeat(before_odd, counts), np.repeat(sums[starts], counts))
+    runs[starts] = value[starts]
+    if runs.min() < 0:
+        return None
+    return np.add.reduceat(np.where(odd, runs, 0), starts), np.add.reduceat(runs, starts)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # The protocol
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -511,9 +646,11 @@ class Verified:
 
     Attributes:
         num_classes: K.
-        ground_truth: (A,) bool, the annotations that are ground truth (an area above 0; in COCO format no crowd region).
+        ground_truth: (A,) bool, the annotations that are ground truth (an area above 0; in COCO format no
+            crowd region).
         positive: sorted unique int64 keys with ground truth.
-        negative: sorted unique int64 keys verified to be absent; None where every pair is verified (COCO format).
+        negative: sorted unique int64 keys verified to be absent; None where every pair is verified (COCO
+            format).
         not_exhaustive: sorted unique int64 keys in which unmatched predictions are ignored.
     """
 
@@ -557,7 +694,9 @@ def _listed_keys(annotations: Annotations, lists: Sequence[Sequence[int]]) -> np
     lengths = np.fromiter(map(len, lists), np.int64, len(lists))
     ids = np.fromiter(itertools.chain.from_iterable(lists), np.int64, int(lengths.sum()))
     image_index = np.repeat(np.arange(len(lists)), lengths)
-    known = np.isin(ids, annotations.category_ids)  # an id the file does not declare can have no prediction either
+    known = np.isin(
+        ids, annotations.category_ids
+    )  # an id the file does not declare can have no prediction either
     class_ids = category_id_to_class_id(annotations.category_ids, ids[known])
     return np.unique(image_index[known] * len(annotations.category_ids) + np.asarray(class_ids, np.int64))
 
@@ -592,8 +731,8 @@ def evaluate(
         Evaluation, in percent; NaN where there is no ground truth to judge by.
 
     Raises:
-        ResultsError: results that cannot be evaluated (see `load_results`); empty ones; "segm" asked for but no
-            masks in them (pass `iou_types=("bbox",)`).
+        ResultsError: results that cannot be evaluated (see `load_results`); empty ones; "segm" asked for but
+            no masks in them (pass `iou_types=("bbox",)`).
         ValueError: an unknown IoU type or backend.
     """
     if not isinstance(annotations, Annotations):
@@ -604,21 +743,33 @@ def evaluate(
         raise ValueError(f"max_dets: expected a positive integer or -1 (all), found {max_dets!r}.")
     unknown_groups = set(np.unique(annotations.frequency).tolist()) - {"r", "c", "f"}
     if unknown_groups:
-        raise ValueError(f"{annotations.path}: categories, key 'frequency': expected 'r', 'c' or 'f', found "
-                         f"{sorted(unknown_groups)}. Correct the file, or leave the key out to have groups derived.")
+        raise ValueError(
+            f"{annotations.path}: categories, key 'frequency': expected 'r', 'c' or 'f', found "
+            f"{sorted(unknown_groups)}. Correct the file, or leave the key out to have groups derived."
+        )
     loaded = load_results(results, annotations)
     if not len(loaded) and not allow_empty:
-        raise _error(loaded.source, "top level", "at least one prediction", "an empty list",
-                     "The model predicted nothing: is it trained, and MODEL.ROI_HEADS.SCORE_THRESH_TEST low enough? "
-                     "allow_empty=True evaluates it as 0.")
+        raise _error(
+            loaded.source,
+            "top level",
+            "at least one prediction",
+            "an empty list",
+            "The model predicted nothing: is it trained, and MODEL.ROI_HEADS.SCORE_THRESH_TEST low enough? "
+            "allow_empty=True evaluates it as 0.",
+        )
     if iou_types is None:
         iou_types = [t for t, there in (("bbox", True), ("segm", loaded.rles is not None)) if there]
     for iou_type in iou_types:
         if iou_type not in IOU_TYPES:
             raise ValueError(f"iou_types: expected a selection of {IOU_TYPES}, found {iou_type!r}.")
         if iou_type == "segm" and len(loaded) and loaded.rles is None:
-            raise _error(loaded.source, "record 0, key 'segmentation'", "an RLE mask", "nothing",
-                         "Evaluate boxes only with iou_types=('bbox',), or write masks.")
+            raise _error(
+                loaded.source,
+                "record 0, key 'segmentation'",
+                "an RLE mask",
+                "nothing",
+                "Evaluate boxes only with iou_types=('bbox',), or write masks.",
+            )
     verified = Verified.of(annotations)
     precision, counts = {}, {}
     for iou_type in iou_types:
@@ -645,12 +796,14 @@ class _Prepared:
     dropped: dict[str, int]
 
 
-def _prepare(annotations: Annotations, verified: Verified, results: Results, iou_type: str, max_dets: int) -> _Prepared:
+def _prepare(
+    annotations: Annotations, verified: Verified, results: Results, iou_type: str, max_dets: int
+) -> _Prepared:
     """The official package's order of steps: cap, then area, then federation."""
     rows = results.capped(max_dets)
     capped = len(results) - len(rows)
-    # A mask's area for "segm" whether or not a bbox stands beside it (detectron2 strips the bbox for that reason);
-    # for "bbox" w * h, unless the records carry masks only.
+    # A mask's area for "segm" whether or not a bbox stands beside it (detectron2 strips the bbox for that
+    # reason); for "bbox" w * h, unless the records carry masks only.
     if iou_type == "bbox" and results.has_boxes:
         areas = results.boxes[rows, 2] * results.boxes[rows, 3]
     else:
@@ -658,29 +811,53 @@ def _prepare(annotations: Annotations, verified: Verified, results: Results, iou
     keep = (areas > 0) & (areas < np.inf)
     keys = verified.keys(results.image_index[rows], results.class_id[rows])
     judged = verified.is_judged(keys)
-    dropped = {"over_max_dets": capped, "without_area": int((~keep).sum()), "unverified": int((keep & ~judged).sum())}
+    dropped = {
+        "over_max_dets": capped,
+        "without_area": int((~keep).sum()),
+        "unverified": int((keep & ~judged).sum()),
+    }
     keep &= judged
     rows, areas, keys = rows[keep], areas[keep], keys[keep]
     num_images, num_classes = len(annotations.image_ids), len(annotations.category_ids)
-    # Only pairs with predictions matter: for COCO-format data the full lists would be images x categories long.
+    # Only pairs with predictions matter: full lists would be images x categories long for COCO-format data.
     predicted = np.unique(keys)
     negative = predicted if verified.negative is None else np.intersect1d(predicted, verified.negative)
     not_exhaustive = np.intersect1d(predicted, verified.not_exhaustive)
-    return _Prepared(verified.ground_truth, rows, areas, _keys_to_lists(negative, num_images, num_classes),
-                     _keys_to_lists(not_exhaustive, num_images, num_classes), dropped)
+    return _Prepared(
+        verified.ground_truth,
+        rows,
+        areas,
+        _keys_to_lists(negative, num_images, num_classes),
+        _keys_to_lists(not_exhaustive, num_images, num_classes),
+        dropped,
+    )
 
 
-def _image_records(annotations: Annotations, negatives: list[list[int]], not_exhaustive: list[list[int]]) -> list[dict]:
-    columns = zip(annotations.image_width.tolist(), annotations.image_height.tolist(), negatives, not_exhaustive, strict=True)
-    return [{"id": i + 1, "width": w, "height": h, "neg_category_ids": neg, "not_exhaustive_category_ids": nel}
-            for i, (w, h, neg, nel) in enumerate(columns)]
+def _image_records(
+    annotations: Annotations, negatives: list[list[int]], not_exhaustive: list[list[int]]
+) -> list[dict]:
+    columns = zip(
+        annotations.image_width.tolist(),
+        annotations.image_height.tolist(),
+        negatives,
+        not_exhaustive,
+        strict=True,
+    )
+    return [
+        {"id": i + 1, "width": w, "height": h, "neg_category_ids": neg, "not_exhaustive_category_ids": nel}
+        for i, (w, h, neg, nel) in enumerate(columns)
+    ]
 
 
 def _category_records(annotations: Annotations) -> list[dict]:
-    return [{"id": k + 1, "name": str(k), "frequency": f} for k, f in enumerate(annotations.frequency.tolist())]
+    return [
+        {"id": k + 1, "name": str(k), "frequency": f} for k, f in enumerate(annotations.frequency.tolist())
+    ]
 
 
-def _hotcoco_precision(annotations: Annotations, results: Results, prepared: _Prepared, iou_type: str) -> np.ndarray:
+def _hotcoco_precision(
+    annotations: Annotations, results: Results, prepared: _Prepared, iou_type: str
+) -> np.ndarray:
     import hotcoco
 
     objects = np.flatnonzero(prepared.ground_truth)
@@ -696,30 +873,44 @@ def _hotcoco_precision(annotations: Annotations, results: Results, prepared: _Pr
         segmentation=[_segmentation(annotations, a) for a in objects.tolist()] if masks else None,
     )
     rows = prepared.rows
-    table = np.column_stack([results.image_index[rows] + 1.0, results.boxes[rows], results.scores[rows],
-                             results.class_id[rows] + 1.0])
-    predictions = ground_truth.load_res(table, segmentation=[results.rles[i] for i in rows.tolist()] if masks else None)
+    table = np.column_stack(
+        [
+            results.image_index[rows] + 1.0,
+            results.boxes[rows],
+            results.scores[rows],
+            results.class_id[rows] + 1.0,
+        ]
+    )
+    predictions = ground_truth.load_res(
+        table, segmentation=[results.rles[i] for i in rows.tolist()] if masks else None
+    )
     if masks or not results.has_boxes:
         predictions.update_anns(ids=np.arange(1, len(rows) + 1), area=prepared.areas)
     # The cap is applied already; None tells the engine not to apply its own.
     evaluator = hotcoco.LVISeval(ground_truth, predictions.cap_detections_per_image(None), iou_type)
     evaluator.evaluate()
     evaluator.accumulate()
-    return evaluator.eval["precision"].reshape(len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), -1, len(AREA_LABELS))
+    return evaluator.eval["precision"].reshape(
+        len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), -1, len(AREA_LABELS)
+    )
 
 
 def _segmentation(annotations: Annotations, index: int) -> Any:
     segmentation = annotations.segmentation(index)
     if segmentation is None:
-        raise ValueError(f"{annotations.path}: annotation {int(annotations.annotation_ids[index])}, key 'segmentation': "
-                         "expected polygons or an RLE, found nothing. Evaluate boxes only with iou_types=('bbox',), or "
-                         "load the annotations with segmentations=True.")
+        raise ValueError(
+            f"{annotations.path}: annotation {int(annotations.annotation_ids[index])}, key 'segmentation': "
+            "expected polygons or an RLE, found nothing. Evaluate boxes only with iou_types=('bbox',), or "
+            "load the annotations with segmentations=True."
+        )
     return segmentation
 
 
 def _precision_without_predictions(annotations: Annotations, prepared: _Prepared) -> np.ndarray:
-    """What `lvis` would give if it could: 0 for every class with ground truth in an area range, -1 for the others."""
-    precision = np.full((len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), len(annotations.category_ids), len(AREA_LABELS)), -1.0)
+    """As `lvis` has it: 0 for every class with ground truth in an area range, -1 for the others."""
+    precision = np.full(
+        (len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), len(annotations.category_ids), len(AREA_LABELS)), -1.0
+    )
     areas = annotations.areas[prepared.ground_truth]
     classes = annotations.annotation_class[prepared.ground_truth]
     for column, (low, high) in enumerate(((0, 1e10), (0, 1024), (1024, 9216), (9216, 1e10))):
@@ -727,7 +918,9 @@ def _precision_without_predictions(annotations: Annotations, prepared: _Prepared
     return precision
 
 
-def _lvis_precision(annotations: Annotations, verified: Verified, results: Results, iou_type: str, max_dets: int) -> np.ndarray:
+def _lvis_precision(
+    annotations: Annotations, verified: Verified, results: Results, iou_type: str, max_dets: int
+) -> np.ndarray:
     """The official package on the same columns; it caps, filters and matches by itself."""
     try:
         import lvis
@@ -743,23 +936,34 @@ def _lvis_precision(annotations: Annotations, verified: Verified, results: Resul
         "images": _image_records(annotations, negatives, _keys_to_lists(verified.not_exhaustive, *shape)),
         "categories": _category_records(annotations),
         "annotations": [
-            {"id": number + 1, "image_id": int(annotations.annotation_image[a]) + 1,
-             "category_id": int(annotations.annotation_class[a]) + 1, "bbox": annotations.boxes[a].tolist(),
-             "area": float(annotations.areas[a]),
-             **({"segmentation": _segmentation(annotations, a)} if iou_type == "segm" else {})}
+            {
+                "id": number + 1,
+                "image_id": int(annotations.annotation_image[a]) + 1,
+                "category_id": int(annotations.annotation_class[a]) + 1,
+                "bbox": annotations.boxes[a].tolist(),
+                "area": float(annotations.areas[a]),
+                **({"segmentation": _segmentation(annotations, a)} if iou_type == "segm" else {}),
+            }
             for number, a in enumerate(objects.tolist())
         ],
     }
     ground_truth._create_index()
     as_boxes = iou_type == "bbox" and results.has_boxes
     records = [
-        {"image_id": image + 1, "category_id": category + 1, "score": score,
-         **({"bbox": results.boxes[i].tolist()} if as_boxes else {"segmentation": results.rles[i]})}
+        {
+            "image_id": image + 1,
+            "category_id": category + 1,
+            "score": score,
+            **({"bbox": results.boxes[i].tolist()} if as_boxes else {"segmentation": results.rles[i]}),
+        }
         for i, (image, category, score) in enumerate(
-            zip(results.image_index.tolist(), results.class_id.tolist(), results.scores.tolist(), strict=True))
+            zip(results.image_index.tolist(), results.class_id.tolist(), results.scores.tolist(), strict=True)
+        )
     ]
     with _numpy_float():
-        evaluator = lvis.LVISEval(ground_truth, lvis.LVISResults(ground_truth, records, max_dets=max_dets), iou_type)
+        evaluator = lvis.LVISEval(
+            ground_truth, lvis.LVISResults(ground_truth, records, max_dets=max_dets), iou_type
+        )
         evaluator.evaluate()
         evaluator.accumulate()
     return evaluator.eval["precision"]
@@ -784,9 +988,9 @@ def _numpy_float() -> Iterator[None]:
         del np.float
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # The summary
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -794,14 +998,15 @@ class Evaluation:
     """AP of one set of results.
 
     Attributes:
-        metrics: {"bbox": {"AP": ..., "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"}, "segm": {...}}; percent,
-            NaN where no ground truth is there to judge by.
-        per_category: one row per category: category_id, name, frequency, image_count, instance_count (counts of the
-            ground truth evaluated on), AP_bbox, AP_segm (percent, NaN if absent or not evaluated).
+        metrics: {"bbox": {"AP": ..., "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"}, "segm":
+            {...}}; percent, NaN where no ground truth is there to judge by.
+        per_category: one row per category: category_id, name, frequency, image_count, instance_count (counts
+            of the ground truth evaluated on), AP_bbox, AP_segm (percent, NaN if absent or not evaluated).
         info: annotations, results (paths), images, predictions, max_dets, backend, and per IoU type how many
             predictions were judged and why the others were not.
-        precision: {"bbox": (10 IoU thresholds, 101 recalls, K, 4 area ranges) float64 in 0..1, -1 absent}; axes in
-            IOU_THRESHOLDS, RECALL_THRESHOLDS, class_id, AREA_LABELS. Empty after `from_json`: it is not stored.
+        precision: {"bbox": (10 IoU thresholds, 101 recalls, K, 4 area ranges) float64 in 0..1, -1 absent};
+            axes in IOU_THRESHOLDS, RECALL_THRESHOLDS, class_id, AREA_LABELS. Empty after `from_json`: it is
+            not stored.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -818,27 +1023,37 @@ class Evaluation:
         lines.insert(1, "-" * len(lines[0]))
         return "\n".join(lines)
 
-    def precision_recall(self, category_id: int, *, iou_type: str = "bbox", iou_threshold: float = 0.5) -> pd.DataFrame:
+    def precision_recall(
+        self, category_id: int, *, iou_type: str = "bbox", iou_threshold: float = 0.5
+    ) -> pd.DataFrame:
         """Interpolated precision at the 101 recalls of one category: columns recall, precision (both 0..1).
 
         Raises:
-            ValueError: unknown category id, or the precision array is not there (evaluate again: JSON has none).
+            ValueError: unknown category id, or the precision array is not there (evaluate again: JSON has
+                none).
         """
         if iou_type not in self.precision:
-            raise ValueError(f"precision of {iou_type!r}: expected one of {sorted(self.precision)}. "
-                             "Evaluate the results again; evaluation.json does not hold the array.")
+            raise ValueError(
+                f"precision of {iou_type!r}: expected one of {sorted(self.precision)}. "
+                "Evaluate the results again; evaluation.json does not hold the array."
+            )
         row = np.flatnonzero(self.per_category["category_id"].to_numpy() == category_id)
         threshold = np.flatnonzero(np.isclose(IOU_THRESHOLDS, iou_threshold))
         if not len(row) or not len(threshold):
-            raise ValueError(f"category_id {category_id}, iou_threshold {iou_threshold}: expected a category of the "
-                             f"ground truth and one of {IOU_THRESHOLDS.round(2).tolist()}.")
+            raise ValueError(
+                f"category_id {category_id}, iou_threshold {iou_threshold}: expected a category of the "
+                f"ground truth and one of {IOU_THRESHOLDS.round(2).tolist()}."
+            )
         values = self.precision[iou_type][threshold[0], :, row[0], 0]
         return pd.DataFrame({"recall": RECALL_THRESHOLDS, "precision": np.where(values < 0, np.nan, values)})
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Writes all but the precision array, atomically; NaN becomes null."""
-        content = {"metrics": self.metrics, "info": self.info,
-                   "per_category": {name: self.per_category[name].tolist() for name in self.per_category}}
+        content = {
+            "metrics": self.metrics,
+            "info": self.info,
+            "per_category": {name: self.per_category[name].tolist() for name in self.per_category},
+        }
         _write_atomically(Path(path), msgspec.json.format(msgspec.json.encode(content), indent=1))
 
     @classmethod
@@ -860,10 +1075,18 @@ class Evaluation:
             if any(set(values) != set(METRICS) for values in content.metrics.values()):
                 raise ValueError(f"metrics other than {METRICS}")
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, ValueError) as error:
-            raise _error(str(path), "top level", "what Evaluation.to_json writes", f"{type(error).__name__}: {error}",
-                         "Evaluate the results again.") from None
+            raise _error(
+                str(path),
+                "top level",
+                "what Evaluation.to_json writes",
+                f"{type(error).__name__}: {error}",
+                "Evaluate the results again.",
+            ) from None
         nan = float("nan")
-        metrics = {t: {m: nan if values[m] is None else values[m] for m in METRICS} for t, values in content.metrics.items()}
+        metrics = {
+            t: {m: nan if values[m] is None else values[m] for m in METRICS}
+            for t, values in content.metrics.items()
+        }
         frame = pd.DataFrame({name: content.per_category[name] for name in _PER_CATEGORY})
         for name in ("AP_bbox", "AP_segm"):
             frame[name] = frame[name].astype(np.float64)
@@ -880,17 +1103,24 @@ class _EvaluationContent(msgspec.Struct):
 
 
 def _summary(
-    annotations: Annotations, results: Results, precision: dict[str, np.ndarray], counts: dict, backend: str, max_dets: int
+    annotations: Annotations,
+    results: Results,
+    precision: dict[str, np.ndarray],
+    counts: dict,
+    backend: str,
+    max_dets: int,
 ) -> Evaluation:
-    frame = pd.DataFrame({
-        "category_id": annotations.category_ids,
-        "name": list(annotations.category_names),
-        "frequency": annotations.frequency.tolist(),
-        "image_count": annotations.image_count,
-        "instance_count": annotations.instance_count,
-        "AP_bbox": np.nan,
-        "AP_segm": np.nan,
-    })
+    frame = pd.DataFrame(
+        {
+            "category_id": annotations.category_ids,
+            "name": list(annotations.category_names),
+            "frequency": annotations.frequency.tolist(),
+            "image_count": annotations.image_count,
+            "instance_count": annotations.instance_count,
+            "AP_bbox": np.nan,
+            "AP_segm": np.nan,
+        }
+    )
     metrics = {}
     for iou_type, array in precision.items():
         groups = {f"AP{g}": np.flatnonzero(annotations.frequency == g) for g in "rcf"}
@@ -902,21 +1132,30 @@ def _summary(
             **{name: _mean(array[:, :, classes, 0]) for name, classes in groups.items()},
         }
         frame[f"AP_{iou_type}"] = [_mean(array[:, :, k, 0]) for k in range(array.shape[2])]
-    info = {"annotations": str(annotations.path), "results": results.source, "images": len(annotations.image_ids),
-            "predictions": len(results), "max_dets": max_dets, "backend": backend,
-            "protocol": "LVIS" if annotations.federated else "LVIS, every category verified (COCO-format ground truth)",
-            **{f"predictions_{t}": c for t, c in counts.items()}}
+    info = {
+        "annotations": str(annotations.path),
+        "results": results.source,
+        "images": len(annotations.image_ids),
+        "predictions": len(results),
+        "max_dets": max_dets,
+        "backend": backend,
+        "protocol": "LVIS"
+        if annotations.federated
+        else "LVIS, every category verified (COCO-format ground truth)",
+        **{f"predictions_{t}": c for t, c in counts.items()},
+    }
     return Evaluation(metrics, frame, info, precision)
 
 
 def _mean(precision: np.ndarray) -> float:
-    """Mean over what is there, in percent; the same order of summation as the official package, for the last bit."""
+    """Mean of what is there, in percent; summed in the official package's order, for the last bit."""
     there = precision[precision > -1]
     return float(np.mean(there)) * 100 if len(there) else float("nan")
 
 
 def results_to_json(path: str | os.PathLike[str], results: Sequence[dict[str, Any]]) -> None:
-    """Writes result records as a results file, atomically. RLE counts may be bytes or str, numbers may be NumPy's.
+    """Writes result records as a results file, atomically. RLE counts may be bytes or str, numbers may be
+    NumPy's.
 
     Raises:
         ResultsError: a record that `load_results` would refuse by itself; nothing is written then.
@@ -927,13 +1166,19 @@ def results_to_json(path: str | os.PathLike[str], results: Sequence[dict[str, An
             raise _error("results", f"record {index}, {fault[0]}", *fault[1:])
 
     def plain(record: dict[str, Any]) -> dict[str, Any]:
-        out = {"image_id": int(record["image_id"]), "category_id": int(record["category_id"]), "score": float(record["score"])}
+        out = {
+            "image_id": int(record["image_id"]),
+            "category_id": int(record["category_id"]),
+            "score": float(record["score"]),
+        }
         if record.get("bbox") is not None:
             out["bbox"] = [float(v) for v in record["bbox"]]
         if (rle := record.get("segmentation")) is not None:
             counts = rle["counts"]
-            out["segmentation"] = {"size": [int(v) for v in rle["size"]],
-                                   "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+            out["segmentation"] = {
+                "size": [int(v) for v in rle["size"]],
+                "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
+            }
         return out
 
     _write_atomically(Path(path), msgspec.json.encode([plain(r) for r in results]))

@@ -1,7 +1,8 @@
 """Results + ground truth -> one row per prediction and per missed object, for looking at them.
 
-The kinds of errors are TIDE's (Bolya et al., arXiv 2008.08115, section 2.2), on boxes, within the LVIS protocol: what
-`rio.evaluation` neither counts as right nor as wrong is `unverified` here. D predictions, G objects of one image.
+The kinds of errors are TIDE's (Bolya et al., arXiv 2008.08115, section 2.2), on boxes, within the LVIS
+protocol: what `rio.evaluation` neither counts as right nor as wrong is `unverified` here. D predictions, G
+objects of one image.
 """
 
 from __future__ import annotations
@@ -18,10 +19,29 @@ import pandas as pd
 from rio.annotations import Annotations
 from rio.evaluation import Results, ResultsError, Verified, load_results
 
-__all__ = ["KINDS", "Objects", "Results", "ResultsError", "box_iou", "load_results", "match", "objects_of", "predictions_of",
-           "ranked_examples"]
+__all__ = [
+    "KINDS",
+    "Objects",
+    "Results",
+    "ResultsError",
+    "box_iou",
+    "load_results",
+    "match",
+    "objects_of",
+    "predictions_of",
+    "ranked_examples",
+]
 
-KINDS = ("correct", "classification", "localisation", "both", "duplicate", "background", "missed", "unverified")
+KINDS = (
+    "correct",
+    "classification",
+    "localisation",
+    "both",
+    "duplicate",
+    "background",
+    "missed",
+    "unverified",
+)
 _CODE = {kind: code for code, kind in enumerate(KINDS)}
 
 
@@ -35,8 +55,8 @@ def box_iou(predicted: np.ndarray, ground_truth: np.ndarray) -> np.ndarray:
     Returns:
         (D, G) float64 in [0, 1].
 
-    >>> box_iou(np.array([[0.0, 0, 2, 2]]), np.array([[0.0, 0, 2, 2], [1, 0, 2, 2], [5, 5, 1, 1]])).round(3).tolist()
-    [[1.0, 0.333, 0.0]]
+    >>> box_iou(np.array([[0.0, 0, 2, 2]]), np.array([[0.0, 0, 2, 2], [1, 0, 2, 2]])).round(3).tolist()
+    [[1.0, 0.333]]
     """
     x, y, w, h = (column[:, None] for column in predicted.T)
     gx, gy, gw, gh = (column[None, :] for column in ground_truth.T)
@@ -58,45 +78,52 @@ def match(
 ) -> pd.DataFrame:
     """Says of every prediction what it is, and which objects nothing found.
 
-    Predictions claim objects of their class in order of score, as in the evaluation; what is left over is, in this order:
+    Predictions claim objects of their class in order of score, as in the evaluation; what is left over is, in
+    this order:
 
-    - `unverified`: its category is not verified in the image, or not exhaustively annotated there; LVIS ignores it;
-    - `localisation`: overlaps an object of its class by at least `background_threshold`, and none by `iou_threshold`;
+    - `unverified`: its category is not verified in the image, or not exhaustively annotated there; LVIS
+      ignores it;
+    - `localisation`: overlaps an object of its class by at least `background_threshold`, and none by
+      `iou_threshold`;
     - `classification`: overlaps an object of another class by `iou_threshold`;
     - `duplicate`: overlaps an object of its class by `iou_threshold` that a better one has claimed;
     - `background`: overlaps nothing by more than `background_threshold`;
     - `both`: the rest: overlaps an object of another class, between the two thresholds.
 
-    `missed` are objects that no prediction claims, and that no localisation or classification error points at (TIDE's
-    rule: mending that error would find them). All objects that were not found are those without a `correct` row.
+    `missed` are objects that no prediction claims, and that no localisation or classification error points at
+    (TIDE's rule: mending that error would find them). All objects that were not found are those without a
+    `correct` row.
 
     Args:
         annotations: the ground truth.
-        results: predictions; those beyond the `max_dets` best of an image, below `score_threshold` or without area are
-            left out.
+        results: predictions; those beyond the `max_dets` best of an image, below `score_threshold` or without
+            area are left out.
         iou_threshold: box IoU from which an object counts as found.
         background_threshold: box IoU up to which a prediction has nothing to do with an object.
         score_threshold: lowest score kept.
         max_dets: predictions kept an image, -1 for all.
 
     Returns:
-        One row per prediction and per missed object; by image, predictions by falling score, then missed objects:
-        image_id; image_index; annotation_id (the object claimed or pointed at, -1: none); category_id (the predicted
-        one; the object's own if missed), name, frequency: of that category; score (NaN if missed); iou (with that
-        object; for unverified and background the highest with any; for missed the highest of any prediction); kind;
-        gt_category_id (of the object, -1: none); result_index and annotation_index (rows of `Results` and
-        `Annotations`, -1: none).
+        One row per prediction and per missed object; by image, predictions by falling score, then missed
+        objects:
+        image_id; image_index; annotation_id (the object claimed or pointed at, -1: none); category_id (the
+        predicted one; the object's own if missed), name, frequency: of that category; score (NaN if missed);
+        iou (with that object; for unverified and background the highest with any; for missed the highest of
+        any prediction); kind; gt_category_id (of the object, -1: none); result_index and annotation_index
+        (rows of `Results` and `Annotations`, -1: none).
 
     Raises:
         ResultsError: results of another data set and the like, see `load_results`.
         ValueError: thresholds out of order.
 
-    Example: on an object of class cat, predictions cat 0.9 (IoU 0.8), cat 0.8 (IoU 0.7), dog 0.7 (IoU 0.8) and cat 0.6
-    (IoU 0.3) are correct, duplicate, classification and localisation.
+    Example: on an object of class cat, predictions cat 0.9 (IoU 0.8), cat 0.8 (IoU 0.7), dog 0.7 (IoU 0.8)
+    and cat 0.6 (IoU 0.3) are correct, duplicate, classification and localisation.
     """
     if not 0 <= background_threshold < iou_threshold <= 1:
-        raise ValueError(f"thresholds: expected 0 <= background_threshold < iou_threshold <= 1, found "
-                         f"{background_threshold} and {iou_threshold}.")
+        raise ValueError(
+            f"thresholds: expected 0 <= background_threshold < iou_threshold <= 1, found "
+            f"{background_threshold} and {iou_threshold}."
+        )
     results = load_results(results, annotations)
     verified = Verified.of(annotations)
     rows = results.capped(max_dets)
@@ -136,28 +163,39 @@ _FINDS = tuple(_CODE[kind] for kind in ("correct", "classification", "localisati
 def _kinds(
     iou: np.ndarray, same: np.ndarray, counts: np.ndarray, found: float, background: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One image: kind codes (D,), the object each prediction claims or points at (D,), -1: none, and the IoU (D,)."""
+    """One image: kind codes (D,), the object claimed or pointed at (D,), -1: none, and the IoU (D,)."""
     claimed = _claims(iou, same & (iou >= found))
     with_same, with_other = np.where(same, iou, 0.0), np.where(same, 0.0, iou)
     best_same, best_other, best = with_same.max(1), with_other.max(1), iou.max(1)
     localisation = (best_same >= background) & (best_same < found) & (best_same > 0)
-    conditions = [claimed >= 0, ~counts, localisation, best_other >= found, best_same >= found, best <= background]
+    conditions = [
+        claimed >= 0,
+        ~counts,
+        localisation,
+        best_other >= found,
+        best_same >= found,
+        best <= background,
+    ]
     names = ["correct", "unverified", "localisation", "classification", "duplicate", "background"]
     kind = np.select(conditions, [_CODE[name] for name in names], _CODE["both"]).astype(np.int8)
     no_object = np.full(len(kind), -1)
     own, other = with_same.argmax(1), with_other.argmax(1)
     partner = np.select(conditions, [claimed, no_object, own, other, own, no_object], other)
-    value = np.select(conditions, [iou[np.arange(len(kind)), claimed], best, best_same, best_other, best_same, best], best_other)
+    value = np.select(
+        conditions,
+        [iou[np.arange(len(kind)), claimed], best, best_same, best_other, best_same, best],
+        best_other,
+    )
     return kind, partner, value
 
 
 def _claims(iou: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Greedy matching in row order: (D,) index of the claimed object, -1: none. A tie goes to the later object (LVIS)."""
+    """Greedy matching in row order: (D,) claimed object, -1: none. A tie goes to the later object (LVIS)."""
     rows, columns = np.nonzero(candidates)
     claimed = np.full(len(iou), -1)
     taken: set[int] = set()
     row_now, best, best_iou = -1, -1, -1.0
-    # The candidate pairs are few (a prediction overlaps few objects of its class), so plain Python is the fast way.
+    # Candidate pairs are few (a prediction overlaps few objects of its class), so plain Python is fastest.
     for row, column, value in zip(rows.tolist(), columns.tolist(), iou[rows, columns].tolist(), strict=True):
         if row != row_now:
             if best >= 0:
@@ -172,8 +210,15 @@ def _claims(iou: np.ndarray, candidates: np.ndarray) -> np.ndarray:
 
 
 def _frame(
-    annotations: Annotations, results: Results, rows: np.ndarray, objects: np.ndarray, kinds: np.ndarray,
-    partners: np.ndarray, ious: np.ndarray, missed: np.ndarray, missed_ious: np.ndarray,
+    annotations: Annotations,
+    results: Results,
+    rows: np.ndarray,
+    objects: np.ndarray,
+    kinds: np.ndarray,
+    partners: np.ndarray,
+    ious: np.ndarray,
+    missed: np.ndarray,
+    missed_ious: np.ndarray,
 ) -> pd.DataFrame:
     lost = np.flatnonzero(missed)
     partner = np.concatenate([partners, lost])
@@ -187,27 +232,31 @@ def _frame(
         out[partner >= 0] = values[annotation_index[partner >= 0]]
         return out
 
-    frame = pd.DataFrame({
-        "image_id": annotations.image_ids[image_index],
-        "image_index": image_index.astype(np.int64),
-        "annotation_id": of_object(annotations.annotation_ids),
-        "category_id": annotations.category_ids[class_id],
-        "name": pd.Categorical.from_codes(class_id, annotations.category_names),
-        "frequency": pd.Categorical(annotations.frequency[class_id].astype(object), ["r", "c", "f"]),
-        "score": np.concatenate([results.scores[rows], np.full(len(lost), np.nan)]),
-        "iou": np.concatenate([ious, missed_ious[lost]]),
-        "kind": pd.Categorical.from_codes(np.concatenate([kinds, np.full(len(lost), _CODE["missed"], np.int8)]), KINDS),
-        "gt_category_id": of_object(annotations.category_ids[annotations.annotation_class]),
-        "result_index": np.concatenate([rows, np.full(len(lost), -1, np.int64)]),
-        "annotation_index": annotation_index,
-    })
-    # Predictions come in order of image and score, missed objects in order of image: a stable sort puts them together.
+    frame = pd.DataFrame(
+        {
+            "image_id": annotations.image_ids[image_index],
+            "image_index": image_index.astype(np.int64),
+            "annotation_id": of_object(annotations.annotation_ids),
+            "category_id": annotations.category_ids[class_id],
+            "name": pd.Categorical.from_codes(class_id, annotations.category_names),
+            "frequency": pd.Categorical(annotations.frequency[class_id].astype(object), ["r", "c", "f"]),
+            "score": np.concatenate([results.scores[rows], np.full(len(lost), np.nan)]),
+            "iou": np.concatenate([ious, missed_ious[lost]]),
+            "kind": pd.Categorical.from_codes(
+                np.concatenate([kinds, np.full(len(lost), _CODE["missed"], np.int8)]), KINDS
+            ),
+            "gt_category_id": of_object(annotations.category_ids[annotations.annotation_class]),
+            "result_index": np.concatenate([rows, np.full(len(lost), -1, np.int64)]),
+            "annotation_index": annotation_index,
+        }
+    )
+    # Predictions come in order of image and score, missed objects of image: a stable sort joins them.
     return frame.iloc[np.argsort(image_index, kind="stable")].reset_index(drop=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # What is in one image
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,12 +320,24 @@ def objects_of(annotations: Annotations, image_index: int) -> Objects:
     rows = annotations.annotations_of(image_index)
     indices = np.arange(rows.start, rows.stop)[~annotations.iscrowd[rows] | annotations.federated]
     segmentations = [annotations.segmentation(i) for i in indices.tolist()]
-    return _objects(annotations, image_index, annotations.boxes[indices], annotations.annotation_class[indices], None, indices,
-                    segmentations if any(s is not None for s in segmentations) else None)
+    return _objects(
+        annotations,
+        image_index,
+        annotations.boxes[indices],
+        annotations.annotation_class[indices],
+        None,
+        indices,
+        segmentations if any(s is not None for s in segmentations) else None,
+    )
 
 
 def predictions_of(
-    results: Results, annotations: Annotations, image_index: int, *, score_threshold: float = 0.0, limit: int | None = None
+    results: Results,
+    annotations: Annotations,
+    image_index: int,
+    *,
+    score_threshold: float = 0.0,
+    limit: int | None = None,
 ) -> Objects:
     """Predictions of one image, highest score first.
 
@@ -295,17 +356,31 @@ def predictions_of(
     indices = results.of_image(image_index)
     indices = indices[results.scores[indices] >= score_threshold][:limit]
     segmentations = None if results.rles is None else [results.rles[i] for i in indices.tolist()]
-    return _objects(annotations, image_index, results.boxes[indices], results.class_id[indices], results.scores[indices],
-                    indices, segmentations)
+    return _objects(
+        annotations,
+        image_index,
+        results.boxes[indices],
+        results.class_id[indices],
+        results.scores[indices],
+        indices,
+        segmentations,
+    )
 
 
 def _objects(
-    annotations: Annotations, image_index: int, boxes: np.ndarray, class_ids: np.ndarray, scores: np.ndarray | None,
-    indices: np.ndarray, segmentations: list[Any] | None,
+    annotations: Annotations,
+    image_index: int,
+    boxes: np.ndarray,
+    class_ids: np.ndarray,
+    scores: np.ndarray | None,
+    indices: np.ndarray,
+    segmentations: list[Any] | None,
 ) -> Objects:
     size = int(annotations.image_height[image_index]), int(annotations.image_width[image_index])
     names = [annotations.category_names[k] for k in class_ids.tolist()]
-    return Objects(boxes, class_ids, names, annotations.frequency[class_ids], scores, indices, size, segmentations)
+    return Objects(
+        boxes, class_ids, names, annotations.frequency[class_ids], scores, indices, size, segmentations
+    )
 
 
 def ranked_examples(
@@ -318,8 +393,8 @@ def ranked_examples(
 ) -> list[int]:
     """Images worth showing: rare classes first, each image with classes the ones before it did not show.
 
-    Without `matches` the choice rests on the ground truth alone, so that it flatters no model; say so in a caption. With
-    them, an image counts more for the classes that were found in it.
+    Without `matches` the choice rests on the ground truth alone, so that it flatters no model; say so in a
+    caption. With them, an image counts more for the classes that were found in it.
 
     Args:
         annotations: the ground truth.
@@ -335,7 +410,10 @@ def ranked_examples(
     num_images, num_classes = len(annotations.image_ids), len(annotations.category_ids)
     if not len(usable) or count < 1:
         return []
-    image, classes = annotations.annotation_image[usable].astype(np.int64), annotations.annotation_class[usable]
+    image, classes = (
+        annotations.annotation_image[usable].astype(np.int64),
+        annotations.annotation_class[usable],
+    )
     pixels = annotations.image_width[image].astype(np.float64) * annotations.image_height[image]
     size = annotations.boxes[usable, 2] * annotations.boxes[usable, 3] / pixels
     pairs, pair_of = np.unique(image * num_classes + classes, return_inverse=True)
@@ -348,7 +426,9 @@ def ranked_examples(
     if matches is not None:
         found = matches[(matches["kind"] == "correct") & (matches["score"] >= score_threshold)]
         class_ids = np.searchsorted(annotations.category_ids, found["category_id"].to_numpy())
-        weights *= np.where(np.isin(pairs, found["image_index"].to_numpy() * num_classes + class_ids), 2.0, 1.0)
+        weights *= np.where(
+            np.isin(pairs, found["image_index"].to_numpy() * num_classes + class_ids), 2.0, 1.0
+        )
     crowding = np.maximum(1.0, np.bincount(image, minlength=num_images) / max_objects)
     shown, chosen = np.zeros(num_classes, bool), np.zeros(num_images, bool)
     order: list[int] = []
