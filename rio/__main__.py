@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unknown argument {flags[0]!r}; see `python -m rio {args.command} --help`")
     if extra:  # argparse takes free words in one place only; ours may stand on both sides of a flag
         setattr(args, words, [*getattr(args, words), *extra])
+    _drop_known_warnings()
     try:
         return args.run(args)
     except KeyboardInterrupt as stop:
@@ -56,6 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _drop_known_warnings() -> None:
+    """What detectron2 and torch say to each other's authors on every start."""
+    import warnings
+
+    for message in ("`torch.jit.script` is deprecated", "TypedStorage is deprecated", "`broadcast_buffers` is"):
+        warnings.filterwarnings("ignore", message)
 
 
 def _is_ours(error: BaseException) -> bool:
@@ -123,6 +132,7 @@ def _train_worker(args: argparse.Namespace) -> int:
     """Train in this process; also the entry point of processes that `launch` starts."""
     import multiprocessing
 
+    _drop_known_warnings()
     from rio.trainer import Trainer, setup_training
 
     try:
@@ -150,10 +160,13 @@ def _eval(args: argparse.Namespace) -> int:
     start_logging(None)
     cfg = setup_inference(_config(args))
     if not len(cfg.DATASETS.TEST):
-        raise UsageError("eval: expected a test set, found none. Give --val-json and --val-images, or DATASETS.TEST")
-    for name, evaluation in evaluate_model(cfg, load_model(cfg, args.weights), output_dir=folder, backend=args.backend).items():
-        print(f"\n{name}\n{evaluation.table()}")
-    print(f"\nWritten to {folder}: evaluation.json, instances_results.json")
+        raise UsageError(
+            "eval: expected a test set, found none. Give --val-json and --val-images, or DATASETS.TEST"
+        )
+    evaluate_model(
+        cfg, load_model(cfg, args.weights), output_dir=folder, backend=args.backend
+    )  # shows the table
+    print(f"Written to {folder}: evaluation.json, instances_results.json")
     return 0
 
 
@@ -190,7 +203,9 @@ def _predict(args: argparse.Namespace) -> int:
 
 def _draw_images(args: argparse.Namespace) -> int:
     if not args.inputs or not args.weights:
-        raise UsageError("predict: expected images or folders and --weights, or --results, --gt and --gt-images")
+        raise UsageError(
+            "predict: expected images or folders and --weights, or --results, --gt and --gt-images"
+        )
     import numpy as np
     from tqdm.auto import tqdm
 
@@ -204,7 +219,9 @@ def _draw_images(args: argparse.Namespace) -> int:
     if known is None and len(cfg.DATASETS.TEST):
         known = annotations_of(cfg.DATASETS.TEST[0])
     predictor = Predictor(cfg, args.weights)
-    for file, target in tqdm(list(zip(files, _targets(files, args.output), strict=True)), disable=None, unit="image"):
+    for file, target in tqdm(
+        list(zip(files, _targets(files, args.output), strict=True)), disable=None, unit="image"
+    ):
         image = read_image(file)
         found = predictor(image)
         found = found[found.scores >= args.score_threshold]
@@ -226,7 +243,9 @@ def _draw_results(args: argparse.Namespace) -> int:
     from rio.evaluation import load_results
 
     if not args.gt_images:
-        raise UsageError("predict --results: expected --gt-images FOLDER, where the ground truth's images are")
+        raise UsageError(
+            "predict --results: expected --gt-images FOLDER, where the ground truth's images are"
+        )
     truth = _ground_truth(args)
     results = load_results(args.results, truth)
     # Images with rare objects first; among equals the file's order.
@@ -242,13 +261,29 @@ def _draw_results(args: argparse.Namespace) -> int:
             return [truth.category_names[c] for c in classes], truth.frequency[classes].tolist()
 
         own_masks = [_drawable(truth.segmentation(a), image.shape[:2]) for a in range(own.start, own.stop)]
-        found_masks = None if results.rles is None else [coco_mask.decode(results.rles[r]).astype(bool) for r in rows]
+        found_masks = (
+            None if results.rles is None else [coco_mask.decode(results.rles[r]).astype(bool) for r in rows]
+        )
         stem = os.path.splitext(os.path.basename(truth.file_names[i]))[0]
         _save_picture(
             os.path.join(args.output, f"{place:04d}_{stem}.jpg"),
             [
-                (image, truth.boxes[own], own_masks, *names(truth.annotation_class[own]), None, "ground truth"),
-                (image, results.boxes[rows], found_masks, *names(results.class_id[rows]), results.scores[rows], "predictions"),
+                (
+                    image,
+                    truth.boxes[own],
+                    own_masks,
+                    *names(truth.annotation_class[own]),
+                    None,
+                    "ground truth",
+                ),
+                (
+                    image,
+                    results.boxes[rows],
+                    found_masks,
+                    *names(results.class_id[rows]),
+                    results.scores[rows],
+                    "predictions",
+                ),
             ],
         )
     return len(order)
@@ -288,8 +323,9 @@ def _save_picture(path: str, panels: list[tuple]) -> None:
         figure.subplots_adjust(0, 0, 1, 1, wspace=0.01)
         draw_objects(axes, image, boxes, masks, labels, groups, scores)
         if title:
-            axes.text(4, 4, title, va="top", fontsize=8, color="white", zorder=10_000,
-                      bbox={"facecolor": "black", "edgecolor": "none", "alpha": 0.6, "pad": 2})
+            box = {"facecolor": "black", "edgecolor": "none", "alpha": 0.6, "pad": 2}
+            place = {"va": "top", "transform": axes.transAxes, "zorder": 10_000}
+            axes.text(0.01, 0.99, title, fontsize=8, color="white", bbox=box, **place)
     figure.savefig(path)
 
 
@@ -299,7 +335,9 @@ def _image_files(inputs: Sequence[str]) -> list[str]:
         if os.path.isdir(path):
             inside = sorted(n for n in os.listdir(path) if n.lower().endswith(IMAGE_SUFFIXES))
             if not inside:
-                raise UsageError(f"{path}: expected images ({', '.join(IMAGE_SUFFIXES)}), found none in this folder")
+                raise UsageError(
+                    f"{path}: expected images ({', '.join(IMAGE_SUFFIXES)}), found none in this folder"
+                )
             files += [os.path.join(path, name) for name in inside]
         elif os.path.isfile(path):
             files.append(path)
@@ -365,7 +403,9 @@ def _shapes(args: argparse.Namespace) -> int:
     if spec != shapes.SPECS[args.set] and spec.name == shapes.SPECS[args.set].name:
         raise UsageError(f"another set than {args.set!r} needs another name: add `name my_shapes`")
     root = args.root or os.environ.get("DETECTRON2_DATASETS") or "datasets"
-    print(f"In {shapes.generate(root, spec, workers=args.workers)}: synthetic images, {spec.num_classes} classes")
+    print(
+        f"In {shapes.generate(root, spec, workers=args.workers)}: synthetic images, {spec.num_classes} classes"
+    )
     return 0
 
 
@@ -381,7 +421,9 @@ UsageError.__module__ = "rio.__main__"  # also where this file runs as the progr
 
 def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
     if len(words) % 2:
-        raise UsageError(f"options: expected KEY VALUE pairs, found {len(words)} words, the last alone: {words[-1]!r}")
+        raise UsageError(
+            f"options: expected KEY VALUE pairs, found {len(words)} words, the last alone: {words[-1]!r}"
+        )
     return list(zip(words[0::2], words[1::2], strict=True))
 
 
@@ -412,8 +454,10 @@ def _config(args: argparse.Namespace):
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m rio", description="RIO: image-level and object-level resampling for long-tailed detection.",
-        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m rio",
+        description="RIO: image-level and object-level resampling for long-tailed detection.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -427,30 +471,51 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("opts", nargs="*", metavar="KEY VALUE", help=what)
 
     def config(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--config-file", metavar="YAML", help="see configs/; default: config.yaml beside the weights")
+        sub.add_argument(
+            "--config-file", metavar="YAML", help="see configs/; default: config.yaml beside the weights"
+        )
         for flag, what in (("train", "training"), ("val", "validation")):
-            sub.add_argument(f"--{flag}-json", metavar="JSON", help=f"{what} annotations, LVIS or COCO format")
+            sub.add_argument(
+                f"--{flag}-json", metavar="JSON", help=f"{what} annotations, LVIS or COCO format"
+            )
             sub.add_argument(f"--{flag}-images", metavar="DIR", help=f"folder of the {what} images")
 
     sub = command("train", _train, "Train a detector and evaluate it.")
     config(sub)
     sub.add_argument("--output-dir", metavar="DIR", help="the run's folder (OUTPUT_DIR)")
-    sub.add_argument("--resume", action="store_true", help="go on with the run in that folder, if there is one")
-    sub.add_argument("--num-gpus", type=_positive, default=1, metavar="N", help="GPUs of this machine (default 1; on a "
-                     "machine without a GPU the CPU is used)")
+    sub.add_argument(
+        "--resume", action="store_true", help="go on with the run in that folder, if there is one"
+    )
+    sub.add_argument(
+        "--num-gpus",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="GPUs of this machine (default 1; on a machine without a GPU the CPU is used)",
+    )
     sub.add_argument("--num-machines", type=_positive, default=1, metavar="N")
     sub.add_argument("--machine-rank", type=int, default=0, metavar="R", help="0 .. num-machines - 1")
-    sub.add_argument("--dist-url", default=f"tcp://127.0.0.1:{DEFAULT_PORT}", metavar="URL", help="address of machine 0")
+    sub.add_argument(
+        "--dist-url", default=f"tcp://127.0.0.1:{DEFAULT_PORT}", metavar="URL", help="address of machine 0"
+    )
     options(sub, "config keys, for example SOLVER.MAX_ITER 1000")
 
     sub = command("eval", _eval, "AP of trained weights, or of a results file.")
     config(sub)
     sub.add_argument("--weights", metavar="PTH", help="a checkpoint")
     sub.add_argument("--results", metavar="JSON", help="evaluate these results instead of running a model")
-    sub.add_argument("--gt", metavar="JSON", help="with --results: their ground truth; with --train-json: whose image "
-                     "counts give the frequency groups")
-    sub.add_argument("--backend", choices=("hotcoco", "lvis"), default="hotcoco", help="lvis: the official package, slow")
-    sub.add_argument("--output-dir", metavar="DIR", help="for results and scores (default: eval/ beside the weights)")
+    sub.add_argument(
+        "--gt",
+        metavar="JSON",
+        help="with --results: their ground truth; with --train-json: whose image "
+        "counts give the frequency groups",
+    )
+    sub.add_argument(
+        "--backend", choices=("hotcoco", "lvis"), default="hotcoco", help="lvis: the official package, slow"
+    )
+    sub.add_argument(
+        "--output-dir", metavar="DIR", help="for results and scores (default: eval/ beside the weights)"
+    )
     options(sub, "config keys, for example TEST.AUG.ENABLED True")
 
     sub = command("predict", _predict, "Pictures with detections; rare classes are highlighted.")
@@ -460,19 +525,34 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--results", metavar="JSON", help="draw these results beside their ground truth instead")
     sub.add_argument("--gt", metavar="JSON", help="with --results: the ground truth")
     sub.add_argument("--gt-images", metavar="DIR", help="with --results: its images")
-    sub.add_argument("--limit", type=int, default=50, metavar="N", help="with --results: at most N pictures, images with "
-                     "rare objects first (default 50, 0 all)")
+    sub.add_argument(
+        "--limit",
+        type=int,
+        default=50,
+        metavar="N",
+        help="with --results: at most N pictures, images with rare objects first (default 50, 0 all)",
+    )
     sub.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures")
-    sub.add_argument("--score-threshold", type=float, default=0.5, metavar="S", help="draw detections from here (default 0.5)")
+    sub.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.5,
+        metavar="S",
+        help="draw detections from here (default 0.5)",
+    )
     sub.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys")
 
     sub = command("study", _study, "Train arms x seeds from a study file side by side; resumable.")
     sub.add_argument("file", metavar="YAML", help="see configs/studies/")
     sub.add_argument("--output-dir", metavar="DIR", help="default output/NAME")
-    sub.add_argument("--processes", type=_positive, metavar="N", help="trainings side by side (default: the file's)")
+    sub.add_argument(
+        "--processes", type=_positive, metavar="N", help="trainings side by side (default: the file's)"
+    )
     options(sub, "config keys for every arm")
 
-    sub = command("demo", _demo, "Draw a data set, train three detectors on the CPU, compare them in a report.")
+    sub = command(
+        "demo", _demo, "Draw a data set, train three detectors on the CPU, compare them in a report."
+    )
     sub.add_argument("--output-dir", default=os.path.join("output", "demo"), metavar="DIR")
     sub.add_argument("--processes", type=_positive, metavar="N", help="trainings side by side (default 2)")
 

@@ -126,26 +126,49 @@ def load_study(path: str | os.PathLike[str]) -> Study:
 
     need(isinstance(content, dict), "", "keys config, arms, seeds, processes", content)
     unknown = set(content) - {"config", "arms", "seeds", "processes"}
-    need(not unknown, ", ".join(map(str, sorted(unknown, key=str))), "config, arms, seeds or processes", "this key")
+    need(
+        not unknown,
+        ", ".join(map(str, sorted(unknown, key=str))),
+        "config, arms, seeds or processes",
+        "this key",
+    )
     config, arms = content.get("config"), content.get("arms")
     need(isinstance(config, str) and bool(config), "config", "the path of the base config", config)
     need(isinstance(arms, dict) and bool(arms), "arms", "names with lists [KEY, VALUE, ...]", arms)
     for name, options in arms.items():
         plain = isinstance(name, str) and name and Path(name).name == name and not name.startswith(".")
         need(bool(plain), f"arms.{name}", "a name that can be a folder's", name)
-        need(isinstance(options or [], list) and len(options or []) % 2 == 0, f"arms.{name}", "[KEY, VALUE, ...]", options)
+        need(
+            isinstance(options or [], list) and len(options or []) % 2 == 0,
+            f"arms.{name}",
+            "[KEY, VALUE, ...]",
+            options,
+        )
     seeds, processes = content.get("seeds", [0]), content.get("processes", 1)
-    good = isinstance(seeds, list) and seeds and all(type(s) is int and s >= 0 for s in seeds) and len(set(seeds)) == len(seeds)
+    good = (
+        isinstance(seeds, list)
+        and seeds
+        and all(type(s) is int and s >= 0 for s in seeds)
+        and len(set(seeds)) == len(seeds)
+    )
     need(bool(good), "seeds", "a list of different integers >= 0", seeds)
     need(type(processes) is int and processes >= 1, "processes", "an integer >= 1", processes)
     base = path.parent / os.path.expanduser(config)
     if not base.is_file():
-        raise FileNotFoundError(f"{base}: no such config, named by 'config' in {path} (relative to that file)")
-    return Study(path.stem, str(base), {n: [str(v) for v in o or []] for n, o in arms.items()}, tuple(seeds), processes)
+        raise FileNotFoundError(
+            f"{base}: no such config, named by 'config' in {path} (relative to that file)"
+        )
+    return Study(
+        path.stem, str(base), {n: [str(v) for v in o or []] for n, o in arms.items()}, tuple(seeds), processes
+    )
 
 
 def run_study(
-    study: Study, output_dir: str | os.PathLike[str], *, processes: int | None = None, options: Sequence[str] = ()
+    study: Study,
+    output_dir: str | os.PathLike[str],
+    *,
+    processes: int | None = None,
+    options: Sequence[str] = (),
 ) -> Outcome:
     """Train and evaluate what is not finished yet, `processes` runs side by side, and compare all arms.
 
@@ -169,7 +192,10 @@ def run_study(
         runs = _prepare(study, root, list(options))
         waiting = [run for run in runs if not _finished(run)]
         if len(waiting) < len(runs):
-            print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already and are kept.", flush=True)
+            print(
+                f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already and are kept.",
+                flush=True,
+            )
         runner = _Runner(study.config, waiting, processes or study.processes, lock)
         runner.run()
         if runner.failed:
@@ -197,13 +223,22 @@ def compare(folders: dict[tuple[str, int], Path]) -> pd.DataFrame:
     evaluations = {key: Evaluation.from_json(folder / "evaluation.json") for key, folder in folders.items()}
     for iou_type in ("bbox", "segm"):
         for arm in arms:
-            own = [e.metrics[iou_type] for (a, _), e in evaluations.items() if a == arm and iou_type in e.metrics]
+            own = [
+                e.metrics[iou_type] for (a, _), e in evaluations.items() if a == arm and iou_type in e.metrics
+            ]
             if not own:
                 continue
             values = pd.DataFrame(own)[list(GROUP_METRICS)]
             spread = (values.max() - values.min()) / 2 if len(own) > 1 else values.mean() * float("nan")
-            rows.append({"arm": arm, "iou_type": iou_type, "seeds": len(own), **values.mean().to_dict(),
-                         **{f"{m}_spread": spread[m] for m in GROUP_METRICS}})
+            rows.append(
+                {
+                    "arm": arm,
+                    "iou_type": iou_type,
+                    "seeds": len(own),
+                    **values.mean().to_dict(),
+                    **{f"{m}_spread": spread[m] for m in GROUP_METRICS},
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -226,8 +261,12 @@ def format_table(table: pd.DataFrame) -> str:
             line += [cell(found.iloc[0], m) if len(found) else "-" for m in GROUP_METRICS]
         lines.append(line)
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-            for line in lines]
+    text = [
+        "  ".join(
+            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
     text.insert(1, "-" * len(text[0]))
     return "\n".join(text)
 
@@ -244,8 +283,13 @@ def demo(output_dir: str | os.PathLike[str] = "output/demo", *, processes: int |
     """
     file = Path(__file__).resolve().parents[1] / "configs" / "studies" / "demo.yaml"
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: the demo's study file is not there. Run the demo from a clone of the repository")
-    print("rio demo: a synthetic long-tailed data set, drawn here; what it shows holds for this set.", flush=True)
+        raise FileNotFoundError(
+            f"{file}: the demo's study file is not there. Run the demo from a clone of the repository"
+        )
+    print(
+        "rio demo: a synthetic long-tailed data set, drawn here; what it shows holds for this set.",
+        flush=True,
+    )
     study = load_study(file)
     outcome = run_study(study, output_dir, processes=processes)
     train, val = _annotations(study)
@@ -256,7 +300,11 @@ def demo(output_dir: str | os.PathLike[str] = "output/demo", *, processes: int |
     print(format_table(outcome.table) + "\n")
     folders = {arm: outcome.folders[arm, study.seeds[0]] for arm in study.arms}
     report = write_report(
-        Path(output_dir) / "report.html", title="RIO on the embedded long-tailed set", runs=folders, train=train, val=val
+        Path(output_dir) / "report.html",
+        title="RIO on the embedded long-tailed set",
+        runs=folders,
+        train=train,
+        val=val,
     )
     minutes = f"{outcome.seconds / 60:.1f} minutes"
     memory = "" if outcome.peak_gib is None else f", at most {outcome.peak_gib:.1f} GiB of memory"
@@ -297,7 +345,9 @@ def _annotations(study: Study) -> tuple[Any, Any]:
     from rio.config import load_config
 
     cfg = load_config(study.config)
-    return tuple(datasets.annotations_of(datasets.resolve(n)) for n in (cfg.DATASETS.TRAIN[0], cfg.DATASETS.TEST[0]))
+    return tuple(
+        datasets.annotations_of(datasets.resolve(n)) for n in (cfg.DATASETS.TRAIN[0], cfg.DATASETS.TEST[0])
+    )
 
 
 def _keep_settings(run: Run, settings: str) -> None:
@@ -308,8 +358,11 @@ def _keep_settings(run: Run, settings: str) -> None:
         _replace(file, settings)
         return
     before, now = _flat(yaml.safe_load(file.read_text(encoding="utf-8"))), _flat(yaml.safe_load(settings))
-    changed = [f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in sorted(before.keys() | now.keys())
-               if before.get(k) != now.get(k)]
+    changed = [
+        f"{k}: {before.get(k)!r} -> {now.get(k)!r}"
+        for k in sorted(before.keys() | now.keys())
+        if before.get(k) != now.get(k)
+    ]
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise StudyError(
@@ -380,19 +433,36 @@ class _Runner:
         except KeyboardInterrupt:
             self._display.close()
             count = len(self._running)
-            print(f"\nStopping {count} training{'s' * (count != 1)} after a checkpoint (once more: at once) ...", flush=True)
+            print(
+                f"\nStopping {count} training{'s' * (count != 1)} after a checkpoint (once more: at once) ...",
+                flush=True,
+            )
             raise KeyboardInterrupt("Stopped. The same command goes on where it was.") from None
         finally:
             self._stop_all()
             self._display.close()
 
     def _start(self, run: Run) -> None:
-        command = [sys.executable, "-m", "rio", "train", "--resume", "--config-file", self._config,
-                   "--output-dir", str(run.folder), *run.options]
+        command = [
+            sys.executable,
+            "-m",
+            "rio",
+            "train",
+            "--resume",
+            "--config-file",
+            self._config,
+            "--output-dir",
+            str(run.folder),
+            *run.options,
+        ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         with open(run.folder / "stdout.log", "ab") as log:
             run.process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=environment,
                 start_new_session=True,  # a terminal's Ctrl-C comes to this process alone, which passes it on once
                 pass_fds=(self._lock,),
             )
@@ -432,8 +502,14 @@ class _Runner:
         if code == -signal.SIGKILL:
             why += ", by the system if memory ran out: try fewer --processes"
         log = (run.folder / "stdout.log").read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
-        self._display.say("\n".join([f"{run.name}: failed ({why}). The end of {run.folder / 'stdout.log'}:",
-                                     *("    " + line for line in log)]))
+        self._display.say(
+            "\n".join(
+                [
+                    f"{run.name}: failed ({why}). The end of {run.folder / 'stdout.log'}:",
+                    *("    " + line for line in log),
+                ]
+            )
+        )
 
     def _iterations_done(self) -> int:
         ended = sum(run.max_iter for run in (*self.finished, *self.failed))
@@ -585,8 +661,14 @@ class _Display:
         self._all = None
         self._iterations = iterations
         if self._bars and iterations:
-            self._all = tqdm(total=iterations, position=slots, file=stream, desc="all", leave=False,
-                             bar_format="{desc:<16.16}{percentage:3.0f}%|{bar}| {elapsed} so far{postfix}")
+            self._all = tqdm(
+                total=iterations,
+                position=slots,
+                file=stream,
+                desc="all",
+                leave=False,
+                bar_format="{desc:<16.16}{percentage:3.0f}%|{bar}| {elapsed} so far{postfix}",
+            )
 
     def begin(self, run: Run) -> None:
         self._runs.append(run)
@@ -594,8 +676,14 @@ class _Display:
             self.say(f"{run.name}: started")
             return
         place = self._free.pop(0) if self._free else 0
-        run.bar = tqdm(total=run.max_iter, position=place, file=self._stream, desc=run.name, leave=False,
-                       bar_format="{desc:<16.16}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}")
+        run.bar = tqdm(
+            total=run.max_iter,
+            position=place,
+            file=self._stream,
+            desc=run.name,
+            leave=False,
+            bar_format="{desc:<16.16}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+        )
         run.bar.slot = place
 
     def show(self, run: Run) -> None:
@@ -642,5 +730,9 @@ def _state(run: Run) -> str:
         return "starting"
     if run.iteration >= run.max_iter:
         return "evaluating"
-    left = "" if not run.seconds_per_iteration else f", {_clock(run.seconds_per_iteration * (run.max_iter - run.iteration))}"
+    left = (
+        ""
+        if not run.seconds_per_iteration
+        else f", {_clock(run.seconds_per_iteration * (run.max_iter - run.iteration))}"
+    )
     return f"loss {run.loss:.2f}{left}"

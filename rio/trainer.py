@@ -61,6 +61,8 @@ from rio.sampler import BatchSampler, TrainingSampler, aspect_ratio_groups
 # weights (momentum) plus the bank; the reference's schedule would leave 18 of them.
 CHECKPOINTS_KEPT = 3
 
+_OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # its place before torch 2.5
+
 logger = logging.getLogger(__name__)
 
 
@@ -151,7 +153,7 @@ def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
     if len(cfg.DATASETS.TRAIN) != 1:
         raise ConfigError(
             f"DATASETS.TRAIN: expected one data set, found {list(cfg.DATASETS.TRAIN)}. Name one, "
-            'for example DATASETS.TRAIN \'("train.json@images",)\'; merge several JSON files into one first'
+            "for example DATASETS.TRAIN '(\"train.json@images\",)'; merge several JSON files into one first"
         )
     cfg.DATASETS.TRAIN = tuple(datasets.resolve(name) for name in cfg.DATASETS.TRAIN)
     cfg.DATASETS.TEST = tuple(datasets.resolve(name) for name in cfg.DATASETS.TEST)
@@ -175,16 +177,21 @@ def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
         # One number for all ranks: the first rank's.
         cfg.SEED = comm.all_gather(stored if stored is not None else secrets.randbelow(2**31))[0]
     if cfg.TEST.PRECISE_BN.ENABLED:
-        raise ConfigError("TEST.PRECISE_BN.ENABLED: expected False, found True; it is not part of a resumable run here")
+        raise ConfigError(
+            "TEST.PRECISE_BN.ENABLED: expected False, found True; it is not part of a resumable run here"
+        )
     if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER > 0:
         logger.warning(
             "SOLVER.WARMUP_ITERS %d >= SOLVER.MAX_ITER %d: the learning rate is still being warmed up when training "
-            "ends. Lower SOLVER.WARMUP_ITERS", cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER,
+            "ends. Lower SOLVER.WARMUP_ITERS",
+            cfg.SOLVER.WARMUP_ITERS,
+            cfg.SOLVER.MAX_ITER,
         )
     if comm.get_world_size() > 1 and cfg.MODEL.RIO.BANK_ENABLED:
         logger.warning(
             "%d processes: each fills a memory bank of its own from its share of the images, and a checkpoint keeps the "
-            "first one's. A resumed run starts all of them from that.", comm.get_world_size(),
+            "first one's. A resumed run starts all of them from that.",
+            comm.get_world_size(),
         )
     validate(cfg)
     if comm.is_main_process():
@@ -235,7 +242,8 @@ def training_annotations(cfg: CfgNode) -> Annotations | None:
     except FileNotFoundError as error:
         logger.warning(
             "The training set %s is not at hand (%s): class names and frequency groups come from the test set's file.",
-            cfg.DATASETS.TRAIN[0], str(error).splitlines()[0],
+            cfg.DATASETS.TRAIN[0],
+            str(error).splitlines()[0],
         )
         return None
 
@@ -252,7 +260,9 @@ def start_logging(output_dir: str | None) -> None:
         console.setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%H:%M:%S"))
         handlers.append(console)
     if output_dir:
-        file = logging.FileHandler(os.path.join(output_dir, "log.txt" if rank == 0 else f"log.txt.rank{rank}"))
+        file = logging.FileHandler(
+            os.path.join(output_dir, "log.txt" if rank == 0 else f"log.txt.rank{rank}")
+        )
         file.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s"))
         handlers.append(file)
     for name in ("rio", "detectron2", "fvcore"):
@@ -277,7 +287,9 @@ def _resolve_device(cfg: CfgNode) -> None:
         logger.warning("No GPU is usable here: MODEL.DEVICE %s -> cpu.", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
     if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED:
-        logger.warning("SOLVER.AMP.ENABLED True -> False: mixed precision needs a GPU; this run computes in float32.")
+        logger.warning(
+            "SOLVER.AMP.ENABLED True -> False: mixed precision needs a GPU; this run computes in float32."
+        )
         cfg.SOLVER.AMP.ENABLED = False
     if cfg.MODEL.DEVICE == "cpu" and cfg.MODEL.RESNETS.NORM == "SyncBN":
         raise ConfigError("MODEL.RESNETS.NORM: SyncBN needs a GPU. Set it to BN or FrozenBN")
@@ -365,7 +377,9 @@ def _write_atomically(path: str, content: bytes | Callable[[Any], None]) -> None
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    with contextlib.suppress(OSError):  # make the rename itself durable; not every file system lets a folder be synced
+    with contextlib.suppress(
+        OSError
+    ):  # make the rename itself durable; not every file system lets a folder be synced
         folder_handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(folder_handle)
@@ -438,15 +452,23 @@ class TrainingLoader:
 
     def _batches(self) -> Generator[list[dict], None, None]:
         self.batches.start_iteration = self.start_iteration
-        yield from DataLoader(
+        loader = DataLoader(
             self.samples,
             batch_sampler=self.batches,
             num_workers=self.num_workers,
             collate_fn=_as_list,
             worker_init_fn=_quiet_worker,
-            # Without a generator of its own the loader takes a number from torch's, which belongs to the model's step.
+            # Without one of its own the loader takes a number from torch's generator, which belongs to the step.
             generator=torch.Generator().manual_seed(0),
         )
+        iterator = iter(loader)
+        try:
+            yield from iterator
+        finally:
+            # An error's traceback keeps the iterator alive until the garbage collector finds it, which then waits five
+            # seconds for each worker in vain.
+            if self.num_workers:
+                iterator._shutdown_workers()
 
 
 def _as_list(batch: list[dict]) -> list[dict]:
@@ -493,7 +515,11 @@ class Checkpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        state = {"model": self.model.state_dict(), **{k: o.state_dict() for k, o in self.checkpointables.items()}, **extra}
+        state = {
+            "model": self.model.state_dict(),
+            **{k: o.state_dict() for k, o in self.checkpointables.items()},
+            **extra,
+        }
         self._write(f"{name}.pth", state)
         self.tag_last_checkpoint(f"{name}.pth")
 
@@ -509,7 +535,10 @@ class Checkpointer(DetectionCheckpointer):
         path = os.path.join(self.save_dir, basename)
         try:
             _write_atomically(path, lambda file: torch.save(state, file))
-        except (OSError, RuntimeError) as error:  # torch reports a failed write of its zip file as RuntimeError
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # torch reports a failed write of its zip file as RuntimeError
             raise CheckpointError(
                 f"checkpoint {path}: could not be written: {error}. Earlier checkpoints are untouched; make room, then go "
                 "on with --resume"
@@ -562,22 +591,34 @@ class Checkpointer(DetectionCheckpointer):
         return state
 
     def _load_all(self, path: str, state: dict[str, Any]) -> None:
-        result = self._load_model(state)
-        wrong = [f"{k}: {tuple(a)} in the file, {tuple(b)} in the model" for k, a, b in result.incorrect_shapes]
-        wrong += [f"{k}: only in the model" for k in result.missing_keys]
-        wrong += [f"{k}: only in the file" for k in result.unexpected_keys]
+        found, own = state["model"], self.model.state_dict()
+        wrong = [
+            f"{name}: {tuple(found[name].shape)} in the file, {tuple(value.shape)} in the model"
+            for name, value in own.items()
+            if name in found and found[name].shape != value.shape
+        ]
+        wrong += [f"{name}: only in the model" for name in own if name not in found]
+        wrong += [f"{name}: only in the file" for name in found if name not in own]
         if wrong:
             more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             raise CheckpointError(
                 f"checkpoint {path}: belongs to another model: {'; '.join(wrong[:5])}{more}. Resume with the config.yaml of "
                 "that run, or choose another --output-dir"
             )
+        try:
+            self.model.load_state_dict(found)
+        except RuntimeError as error:  # the bank holds other classes, though as many
+            raise CheckpointError(f"checkpoint {path}: {' '.join(str(error).split())}") from error
         for key, target in self.checkpointables.items():
             target.load_state_dict(state[key])
 
 
 def _periodic(folder: str) -> list[str]:
-    return sorted(p for p in glob.glob(os.path.join(glob.escape(folder), "model_*.pth")) if re.search(r"_\d{7,}\.pth$", p))
+    return sorted(
+        p
+        for p in glob.glob(os.path.join(glob.escape(folder), "model_*.pth"))
+        if re.search(r"_\d{7,}\.pth$", p)
+    )
 
 
 class _Checkpoints(HookBase):
@@ -602,7 +643,9 @@ class _EvaluateAndKeepBest(HookBase):
     detectron2's BestCheckpointer would move ``last_checkpoint`` to the best one and forget its AP on resume.
     """
 
-    def __init__(self, period: int, function: Callable[[], dict[str, dict[str, float]]], checkpointer: Checkpointer):
+    def __init__(
+        self, period: int, function: Callable[[], dict[str, dict[str, float]]], checkpointer: Checkpointer
+    ):
         self._period, self._function, self._checkpointer = period, function, checkpointer
 
     def after_step(self) -> None:
@@ -617,7 +660,12 @@ class _EvaluateAndKeepBest(HookBase):
 
     def _run(self, iteration: int) -> None:
         metrics = self._function()
-        flat = {f"{kind}/{name}": v for kind, values in metrics.items() for name, v in values.items() if math.isfinite(v)}
+        flat = {
+            f"{kind}/{name}": v
+            for kind, values in metrics.items()
+            for name, v in values.items()
+            if math.isfinite(v)
+        }
         self.trainer.storage.put_scalars(**flat, smoothing_hint=False)
         if comm.is_main_process():
             self._keep_best(flat, iteration)
@@ -693,7 +741,11 @@ class Trainer(DefaultTrainer):
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
         logger.info(
             "Model: %s with %s, %.1f M parameters, %.1f M trained, on %s",
-            cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ROI_HEADS.NAME, count, trained, cfg.MODEL.DEVICE,
+            cfg.MODEL.BACKBONE.NAME,
+            cfg.MODEL.ROI_HEADS.NAME,
+            count,
+            trained,
+            cfg.MODEL.DEVICE,
         )
         return model
 
@@ -702,7 +754,9 @@ class Trainer(DefaultTrainer):
         return build_training_loader(cfg)
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, dict[str, float]]:
+    def test(
+        cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None
+    ) -> dict[str, dict[str, float]]:
         """Evaluate on every data set of DATASETS.TEST; see `evaluate_model`. Metrics of the first one, {kind: {name: %}}."""
         evaluations = evaluate_model(cfg, model, output_dir=cfg.OUTPUT_DIR)
         return next(iter(evaluations.values())).metrics if evaluations else {}
@@ -718,7 +772,9 @@ class Trainer(DefaultTrainer):
         return found
 
     def _evaluate(self) -> dict[str, dict[str, float]]:
-        with self._outside_step():  # a signal may stop an evaluation at once: the checkpoint before it is complete
+        with (
+            self._outside_step()
+        ):  # a signal may stop an evaluation at once: the checkpoint before it is complete
             self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
 
@@ -740,7 +796,9 @@ class Trainer(DefaultTrainer):
         path = self.checkpointer.resume() if resume else None
         if path is not None:
             self.start_iter = self.iter + 1
-            logger.info("Resumed from %s: %d of %d iterations are done.", path, self.start_iter, self.max_iter)
+            logger.info(
+                "Resumed from %s: %d of %d iterations are done.", path, self.start_iter, self.max_iter
+            )
         else:
             load_initial_weights(self.cfg, self.checkpointer.model)
         self._loader.start_iteration = self.start_iter
@@ -779,7 +837,7 @@ class Trainer(DefaultTrainer):
         _seed_libraries(_derived_seed(self.cfg.SEED, _STEP, self.iter, comm.get_rank()))
         try:
             super().run_step()
-        except torch.OutOfMemoryError as error:
+        except _OUT_OF_MEMORY as error:
             raise TrainingError(self._out_of_memory("CUDA out of memory", error)) from error
         except FloatingPointError as error:
             raise TrainingError(self._not_finite(error)) from error
@@ -787,7 +845,9 @@ class Trainer(DefaultTrainer):
             if "can't allocate memory" in str(error) or "CUDA out of memory" in str(error):
                 raise TrainingError(self._out_of_memory("out of memory", error)) from error
             raise
-        except TrainingError as error:  # from a loader process: what torch puts around the message says nothing more
+        except (
+            TrainingError
+        ) as error:  # from a loader process: what torch puts around the message says nothing more
             text = str(error).rsplit("TrainingError: ", 1)[-1].strip()
             raise TrainingError(text) from error
 
@@ -812,9 +872,15 @@ class Trainer(DefaultTrainer):
 
     def _save_and_stop(self, number: int) -> None:
         done = min(self._last_step + 1, self.max_iter)
-        if self._last_step == self.iter and done < self.max_iter:  # not in the middle of a step, nor before the first
+        if (
+            self._last_step == self.iter and done < self.max_iter
+        ):  # not in the middle of a step, nor before the first
             self.checkpointer.save(f"model_{self.iter:07d}")
-        what = f"after {done} of {self.max_iter} iterations" if self._last_step >= 0 else "before the first iteration"
+        what = (
+            f"after {done} of {self.max_iter} iterations"
+            if self._last_step >= 0
+            else "before the first iteration"
+        )
         raise Interrupted(
             f"Stopped {what}. Go on from the last checkpoint in {self.cfg.OUTPUT_DIR} with the same command and --resume",
             128 + number,
@@ -836,7 +902,9 @@ class Trainer(DefaultTrainer):
 
         def on_signal(number: int, frame: Any) -> None:
             if self._in_step and self._stop_signal is None:
-                logger.info("Stopping after this iteration (once more to stop at once, without a checkpoint) ...")
+                logger.info(
+                    "Stopping after this iteration (once more to stop at once, without a checkpoint) ..."
+                )
                 self._stop_signal = number
             elif self._stop_signal is not None:
                 raise KeyboardInterrupt
@@ -1043,4 +1111,6 @@ def read_image(path: str) -> np.ndarray:
     try:
         return np.ascontiguousarray(detection_utils.read_image(path, format="RGB"))
     except (OSError, SyntaxError, ValueError) as error:
-        raise TrainingError(f"image {path}: expected a picture, found: {type(error).__name__}: {error}") from error
+        raise TrainingError(
+            f"image {path}: expected a picture, found: {type(error).__name__}: {error}"
+        ) from error
