@@ -34,9 +34,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plots": LIGHT | {"matplotlib", "seaborn", "pandas", "pycocotools", "cv2", "PIL"},
     "report": LIGHT | {
         "pandas", "matplotlib", "jinja2", "markupsafe", "PIL", "cv2", "yaml",
-        "rio.annotations", "rio.balance", "rio.evaluation", "rio.predictions", "rio.plots",
+        "rio.annotations", "rio.balance", "rio.evaluation", "rio.predictions", "rio.plots", "rio.sampler",
     },
-    "study": LIGHT | {"yaml", "pandas", "psutil", "rio.evaluation"},
+    "study": LIGHT | {"yaml", "pandas", "psutil", "rio.config", "rio.datasets", "rio.evaluation", "rio.report"},
     "info": {"torch", "rio.datasets"},
     "trainer": LIGHT | {
         "torch", "torchvision", "detectron2", "fvcore", "cv2", "PIL", "psutil", "yaml", "msgspec", "pycocotools",
@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
                         "rio.annotations", "rio.balance", "rio.evaluation", "rio.plots", "rio.predictions"},
 }
 ALL_OF_OURS = {f"rio.{name}" for name in MAY_IMPORT if name != "__init__"}
-MAY_IMPORT["__main__"] = LIGHT | ALL_OF_OURS | {"torch", "detectron2", "cv2", "PIL", "psutil", "yaml", "rio"}
+MAY_IMPORT["__main__"] = LIGHT | ALL_OF_OURS | {"torch", "detectron2", "cv2", "PIL", "psutil", "yaml", "matplotlib", "pycocotools", "rio"}
 
 # Notebooks on a laptop open in a second with these.
 LAPTOP = ("annotations", "balance", "evaluation", "predictions", "plots")
