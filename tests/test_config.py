@@ -1,0 +1,266 @@
+"""The config: every shipped file, every way to get it wrong, and what the error then says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.roi_heads import build_roi_heads
+
+import rio.roi_heads  # noqa: F401  (registers the heads)
+from rio.config import (
+    REFERENCE_KEYS,
+    ConfigError,
+    ConfigFileNotFound,
+    add_rio_config,
+    get_rio_cfg,
+    load_config,
+    validate,
+)
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+FILES = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "studies")
+LVIS = [p for p in FILES if p.parent.name.startswith("lvis")]
+
+
+def name(path: Path) -> str:
+    return path.relative_to(CONFIGS).as_posix()
+
+
+# ------------------------------------------------------------------------------------------------------ shipped files
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_shipped_files_load_and_their_heads_are_built(path, tmp_path):
+    cfg = load_config(path)
+    dumped = write(tmp_path, cfg.dump())  # what a run's config.yaml holds
+    assert yaml.safe_load(load_config(dumped).dump()) == yaml.safe_load(cfg.dump())
+    if cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0:
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = 7
+    cfg.MODEL.RIO.BANK_CLASS_IDS = [1, 4]  # as the trainer resolves them
+    validate(cfg)
+    levels = {f"p{i}": ShapeSpec(channels=8, stride=2**i) for i in range(2, 7)}
+    heads = build_roi_heads(cfg, levels)
+    predictors = heads.box_predictor if "Cascade" in type(heads).__name__ else [heads.box_predictor]
+    for predictor in predictors:
+        assert (predictor.memory_bank is not None) == cfg.MODEL.RIO.BANK_ENABLED
+        assert type(predictor.cls_score).__name__ == {"cosine": "CosineClassifier", "linear": "Linear"}[
+            cfg.MODEL.RIO.CLASSIFIER
+        ]
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name != "base"], ids=name)
+def test_headers_say_command_gpus_hours_and_what_to_expect(path):
+    header = "".join(line for line in path.open(encoding="utf-8") if line.startswith("#"))
+    assert f"python -m rio train --config-file configs/{name(path)}" in header
+    if path.parent.name in ("lvis_v0.5", "lvis_v1", "custom"):
+        assert re.search(r"GPUs: \w+", header) and "Hours: " in header and "Expected" in header
+    if path in LVIS:
+        assert ("reported" in header) != ("no number is published" in header)
+        assert "not reproduced yet" in header
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_children_hold_only_what_differs(path):
+    own = yaml.safe_load(path.read_text(encoding="utf-8"))
+    base = own.pop("_BASE_", None)
+    if base is None:
+        return
+    parent = load_config(path.parent / base)
+
+    def same(values, node, prefix=""):
+        for key, value in values.items():
+            if isinstance(value, dict):
+                yield from same(value, node[key], f"{prefix}{key}.")
+            elif node[key] == (tuple(value) if isinstance(node[key], tuple) else value):
+                yield f"{prefix}{key}"
+
+    assert list(same(own, parent)) == []
+
+
+def test_the_references_numbers():
+    cfg = load_config(CONFIGS / "lvis_v0.5/rio_r50.yaml")
+    rio = cfg.MODEL.RIO
+    assert (rio.CLASSIFIER, rio.COSINE_SCALE, rio.SLOTS_PER_CLASS, rio.REPLAY_PER_CLASS) == ("cosine", 48.0, 60, 20)
+    assert (rio.BANK_ENABLED, rio.REPLAY_ORDER, rio.BANK_MAX_IMAGE_COUNT) == (True, "newest", 30)
+    assert rio.REPLAY_LOSSES == ("cls", "box") and rio.REPLAY_MAX_PER_FOREGROUND == 0 and rio.BANK_START_ITER == 0
+    assert (rio.SAMPLER, cfg.DATALOADER.REPEAT_THRESHOLD) == ("rfs", 0.001)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (90000, (60000, 80000))
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (16, 0.02)
+    assert (cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE) == (0.0001, 300)
+    assert cfg.INPUT.MIN_SIZE_TRAIN == (640, 672, 704, 736, 768, 800)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 1230
+    cfg = load_config(CONFIGS / "lvis_v1/rio_x101.yaml")
+    assert (cfg.MODEL.RIO.SLOTS_PER_CLASS, cfg.MODEL.RIO.REPLAY_PER_CLASS) == (100, 5)
+    assert cfg.MODEL.PIXEL_STD == [57.375, 57.120, 58.395] and cfg.MODEL.RESNETS.STRIDE_IN_1X1 is False
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (180000, (120000, 160000))
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 1203
+    for path in LVIS:
+        rio = load_config(path).MODEL.RIO
+        on = path.name.startswith("rio_")
+        assert (rio.BANK_ENABLED, rio.CLASSIFIER) == ((True, "cosine") if on else (False, "linear")), path
+
+
+def test_the_base_has_detectron2s_architecture():
+    """Values that Mask R-CNN R50-FPN of detectron2's model zoo is known by."""
+    cfg = load_config(CONFIGS / "base/mask_rcnn_fpn.yaml")
+    assert cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN == 2000 and cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN == 1000
+    assert cfg.MODEL.ROI_BOX_HEAD.FC_DIM == 1024 and cfg.MODEL.ROI_MASK_HEAD.NUM_CONV == 4
+
+
+# ------------------------------------------------------------------------------------------------------------ loading
+
+
+def write(folder: Path, text: str, file: str = "c.yaml") -> Path:
+    path = folder / file
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_files_then_options(tmp_path):
+    write(tmp_path, "MODEL: {RIO: {SLOTS_PER_CLASS: 40, REPLAY_PER_CLASS: 10}}\nSEED: 3", "base.yaml")
+    path = write(tmp_path, "_BASE_: base.yaml\nMODEL:\n  RIO:\n    SLOTS_PER_CLASS: 30\n")
+    cfg = load_config(path, ["MODEL.RIO.REPLAY_PER_CLASS", "5", "SOLVER.BASE_LR", "1e-3", "MODEL.WEIGHTS", "a/b.pth"])
+    assert (cfg.MODEL.RIO.SLOTS_PER_CLASS, cfg.MODEL.RIO.REPLAY_PER_CLASS, cfg.SEED) == (30, 5, 3)
+    assert cfg.SOLVER.BASE_LR == 1e-3 and cfg.MODEL.WEIGHTS == "a/b.pth"
+    assert not cfg.is_frozen()
+
+
+def test_whole_numbers_for_floats_and_lists_for_tuples(tmp_path):
+    path = write(tmp_path, "MODEL: {RIO: {COSINE_SCALE: 32, REPLAY_LOSSES: [cls]}}")
+    rio = load_config(path, ["MODEL.RIO.REPLAY_MAX_PER_FOREGROUND", "1"]).MODEL.RIO
+    assert rio.COSINE_SCALE == 32.0 and isinstance(rio.COSINE_SCALE, float)
+    assert rio.REPLAY_LOSSES == ("cls",) and rio.REPLAY_MAX_PER_FOREGROUND == 1.0
+
+
+def test_an_empty_file_is_the_defaults(tmp_path):
+    assert load_config(write(tmp_path, "")) == load_config() == get_rio_cfg()
+
+
+@pytest.mark.parametrize("old", sorted(REFERENCE_KEYS))
+@pytest.mark.parametrize("where", ["", "MODEL.", "MODEL.ROI_HEADS.", "MODEL.RIO."])
+def test_keys_of_the_reference_name_the_new_one(old, where, tmp_path):
+    new = REFERENCE_KEYS[old].split()[0]
+    assert new.removeprefix("MODEL.RIO.") in get_rio_cfg().MODEL.RIO
+    with pytest.raises(ConfigError, match=rf"{old}.*reference implementation.*{re.escape(new)}"):
+        load_config(opts=[where + old, "20"])
+    tree: object = 20
+    for part in reversed((where + old).split(".")):
+        tree = {part: tree}
+    write(tmp_path, yaml.safe_dump(tree), "old.yaml")
+    with pytest.raises(ConfigError, match=rf"old.yaml: .*{old}.*{re.escape(new)}"):
+        load_config(write(tmp_path, "_BASE_: old.yaml"))  # found in the file that holds it
+
+
+@pytest.mark.parametrize(
+    ("opts", "says"),
+    [
+        (["MODEL.RIO.SLOT_PER_CLASS", "3"], "Did you mean MODEL.RIO.SLOTS_PER_CLASS"),
+        (["MODEL.RIO.BANK_ENABLE", "True"], "Did you mean MODEL.RIO.BANK_ENABLED"),
+        (["MODEL.SLOTS_PER_CLASS", "3"], "Did you mean MODEL.RIO.SLOTS_PER_CLASS"),
+        (["SOLVER.BASE_RL", "3"], "Did you mean SOLVER.BASE_LR"),
+        (["SLOTS_PER_CLAS", "3"], "Did you mean MODEL.RIO.SLOTS_PER_CLASS"),
+        (["QQQ", "3"], "unknown key QQQ"),
+        (["MODEL.RIO.COSINE_SCALE.X", "3"], "MODEL.RIO.COSINE_SCALE: expected a value"),
+        (["MODEL.RIO", "3"], "group of keys"),
+        (["MODEL.RIO.", "3"], "dotted key"),
+        (["MODEL.RIO.SLOTS_PER_CLASS"], "KEY VALUE pairs, found 1"),
+        (["MODEL.RIO.SLOTS_PER_CLASS", "many"], "SLOTS_PER_CLASS: expected int .* found str"),
+        (["MODEL.RIO.SLOTS_PER_CLASS", "2.5"], "expected int"),
+        (["MODEL.RIO.SLOTS_PER_CLASS", "0"], "SLOTS_PER_CLASS: expected a whole number >= 1, found 0"),
+        (["MODEL.RIO.SLOTS_PER_CLASS", "10"], "REPLAY_PER_CLASS: expected at most SLOTS_PER_CLASS .10., found 20"),
+        (["MODEL.RIO.REPLAY_PER_CLASS", "-1"], ">= 1, found -1"),
+        (["MODEL.RIO.COSINE_SCALE", "0"], "> 0, found 0.0"),
+        (["MODEL.RIO.COSINE_SCALE", "-3"], "> 0"),
+        (["MODEL.RIO.COSINE_SCALE", "1e999"], "found inf"),
+        (["MODEL.RIO.COSINE_SCALE", "None"], "found None"),
+        (["MODEL.RIO.CLASSIFIER", "cosin"], "Did you mean 'cosine'"),
+        (["MODEL.RIO.CLASSIFIER", "3"], "CLASSIFIER: expected str"),
+        (["MODEL.RIO.REPLAY_ORDER", "oldest"], r"\['newest', 'random'\], found 'oldest'"),
+        (["MODEL.RIO.BANK_DTYPE", "float8"], "BANK_DTYPE"),
+        (["MODEL.RIO.SAMPLER", "RFS"], "Did you mean 'rfs'"),
+        (["MODEL.RIO.BANK_ENABLED", "1"], "expected bool"),
+        (["MODEL.RIO.BANK_ENABLED", "None"], "expected True or False"),
+        (["MODEL.RIO.REPLAY_LOSSES", "()"], "BANK_ENABLED False"),
+        (["MODEL.RIO.REPLAY_LOSSES", "('mask',)"], "found 'mask'"),
+        (["MODEL.RIO.REPLAY_LOSSES", "('cls','cls')"], "each once"),
+        (["MODEL.RIO.REPLAY_LOSSES", "cls"], "expected tuple"),
+        (["MODEL.RIO.BANK_CLASS_IDS", "[1, 1]"], "once"),
+        (["MODEL.RIO.BANK_CLASS_IDS", "[80]"], r"below MODEL.ROI_HEADS.NUM_CLASSES \(80\), found \[80\]"),
+        (["MODEL.RIO.BANK_CLASS_IDS", "[-1]"], "0-based"),
+        (["MODEL.RIO.BANK_CLASS_IDS", "[1.5]"], "list of 0-based class ids"),
+        (["MODEL.RIO.BANK_MAX_IMAGE_COUNT", "0"], "BANK_MAX_IMAGE_COUNT"),
+        (["MODEL.RIO.BANK_START_ITER", "-1"], "BANK_START_ITER"),
+        (["MODEL.RIO.REPLAY_MAX_PER_FOREGROUND", "-0.5"], "REPLAY_MAX_PER_FOREGROUND"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "-1"], "NUM_CLASSES"),
+        (["MODEL.ROI_HEADS.NAME", "MemoryROIHeads"], "Write RIOROIHeads"),
+        (["MODEL.ROI_HEADS.NAME", "StandardROIHeads"], "would ignore it"),
+        (["DATALOADER.REPEAT_THRESHOLD", "0"], "MODEL.RIO.SAMPLER none"),
+        (["VERSION", "1"], "VERSION: expected 2"),
+    ],
+    ids=lambda v: "=".join(v) if isinstance(v, list) else "",
+)
+def test_wrong_options(opts, says):
+    with pytest.raises(ConfigError, match=says):
+        load_config(opts=opts)
+
+
+def test_another_head_is_fine_once_nothing_of_rio_is_on():
+    off = ["MODEL.RIO.BANK_ENABLED", "False", "MODEL.RIO.CLASSIFIER", "linear"]
+    assert load_config(opts=[*off, "MODEL.ROI_HEADS.NAME", "StandardROIHeads"])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("MODEL: [1, 2", "expected plain YAML"),
+        ("!!python/object/apply:os.system ['true']", "no Python tags"),
+        ("MODEL: {WEIGHTS: !!python/name:os.system }", "no Python tags"),
+        ("- 1\n- 2", "expected keys and values, found list"),
+        ("MODEL: 3", "MODEL: expected keys below it"),
+        ("MODEL: {RIO: null}", "MODEL.RIO: expected keys below it"),
+        ("_BASE_: [a.yaml]", "_BASE_: expected the path of one YAML file"),
+        ("_BASE_: c.yaml", "circle"),
+        ("MODEL: {RIO: {SLOTS_PER_CLASS: '1_0x'}}", "expected int"),
+        ("MODEL: {RIO: {SLOTS_PER_CLASS: {a: 1}}}", "SLOTS_PER_CLASS: expected a value"),
+        ("1: 2", "unknown key 1"),
+    ],
+)
+def test_wrong_files(text, says, tmp_path):
+    with pytest.raises(ConfigError, match=says) as caught:
+        load_config(write(tmp_path, text))
+    assert "c.yaml" in str(caught.value)
+
+
+def test_missing_files(tmp_path):
+    write(tmp_path, "", "rio_r50.yaml")
+    with pytest.raises(ConfigFileNotFound, match="Did you mean .*rio_r50.yaml") as caught:
+        load_config(tmp_path / "rio_r51.yaml")
+    assert isinstance(caught.value, FileNotFoundError)
+    with pytest.raises(ConfigFileNotFound, match="found a folder"):
+        load_config(tmp_path)
+    with pytest.raises(ConfigFileNotFound, match="named by _BASE_ in .*c.yaml"):
+        load_config(write(tmp_path, "_BASE_: nowhere.yaml"))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="plain YAML"):
+        load_config(tmp_path / "binary.yaml")
+
+
+def test_add_rio_config_touches_nothing_else():
+    cfg = get_cfg()
+    add_rio_config(cfg)
+    del cfg.MODEL["RIO"]
+    assert cfg == get_cfg()
+    with pytest.raises(ConfigError, match="add_rio_config"):
+        validate(cfg)
+
+
+def test_storage_types_are_torchs():
+    from rio.config import BANK_DTYPES
+
+    assert all(isinstance(getattr(torch, name), torch.dtype) for name in BANK_DTYPES)

@@ -1,0 +1,360 @@
+"""The bank against hand-worked cases and a slow oracle of deques; its state, its errors, its empty cases."""
+
+from __future__ import annotations
+
+import copy
+import doctest
+from collections import deque
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import rio.memory_bank
+from rio.memory_bank import MemoryBank, memory_bank_bytes
+
+K = 6  # background is 6
+
+
+def make(**changes) -> MemoryBank:
+    arguments = dict(num_classes=K, class_ids=[1, 4], feature_dim=2, slots_per_class=3, replay_per_class=2)
+    return MemoryBank(**(arguments | changes))
+
+
+def rows(values: list[float], classes: list[int], width: int = 2) -> tuple[torch.Tensor, ...]:
+    """Rows told apart by one number: feature = value, proposal box = value + 0.25, gt box = value + 0.5."""
+    column = torch.tensor(values, dtype=torch.float32).reshape(-1, 1)
+    boxes = column.expand(-1, 4)
+    return column.expand(-1, width).clone(), boxes + 0.25, boxes + 0.5, torch.tensor(classes, dtype=torch.int64)
+
+
+def read(bank: MemoryBank, classes: list[int], **arguments) -> list[tuple[int, float]]:
+    """[(class, value), ...] as replayed, after checking that boxes and features belong together."""
+    replay = bank.sample(torch.tensor(classes, dtype=torch.int64), **arguments)
+    values = replay.features[:, 0].float()
+    assert torch.equal(replay.features.float(), values[:, None].expand(-1, bank.feature_dim))
+    assert torch.equal(replay.proposal_boxes, (values[:, None] + 0.25).expand(-1, 4))
+    assert torch.equal(replay.gt_boxes, (values[:, None] + 0.5).expand(-1, 4))
+    assert len(replay) == len(values) == len(replay.written_at)
+    return list(zip(replay.gt_classes.tolist(), values.tolist()))
+
+
+def test_a_worked_example():
+    bank = make()
+    assert read(bank, [1, 4, 6]) == []  # nothing stored yet
+    bank.write(*rows([10, 11, 12, 13, 14], [1, 6, 4, 0, 1]))  # 11 is background, 13 no target
+    assert read(bank, [0, 6]) == []  # no target class in the batch
+    assert read(bank, [4]) == [(4, 12.0)]
+    assert read(bank, [1, 1, 4]) == [(1, 14.0), (4, 12.0), (1, 10.0)]  # newest of each first
+    bank.write(*rows([20, 21], [1, 1]))  # class 1 now has 4 of 3: 10 leaves
+    assert read(bank, [1]) == [(1, 21.0), (1, 20.0)]
+    assert sorted(bank.features[0, :, 0].tolist()) == [14.0, 20.0, 21.0]
+    assert bank.num_written.tolist() == [4, 1]
+    assert sorted(bank.written_at[0].tolist()) == [0, 1, 1]
+    assert bank.iteration == 2
+    assert bank.fill().item() == pytest.approx(4 / 6)
+
+
+def test_more_rows_of_a_class_than_slots_keep_the_newest():
+    bank = make(replay_per_class=3)
+    bank.write(*rows([1, 2, 3, 4, 5, 6, 7, 8], [1, 1, 1, 4, 1, 1, 1, 1]))
+    assert read(bank, [1]) == [(1, 8.0), (1, 7.0), (1, 6.0)]
+    assert bank.num_written.tolist() == [7, 1]
+    bank.write(*rows([9], [1]))
+    assert read(bank, [1]) == [(1, 9.0), (1, 8.0), (1, 7.0)]
+
+
+def test_sample_reads_what_was_there_before_and_changes_nothing():
+    bank = make(replay_order="random", replay_per_class=2)
+    bank.write(*rows([1, 2, 3], [1, 1, 4]))
+    before = copy.deepcopy(bank.state_dict())
+    first = read(bank, [1, 4])
+    assert read(bank, [1, 4]) == first
+    for name, value in bank.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_ignored_and_background_rows_are_never_stored():
+    bank = make()
+    bank.write(*rows([1, 2, 3], [-1, 6, 5]))
+    assert bank.num_written.tolist() == [0, 0]
+    assert read(bank, [-1, 6, 5, 1, 4]) == []
+
+
+@pytest.mark.parametrize("order", ["newest", "random"])
+def test_empty_steps(order):
+    bank = make(replay_order=order)
+    bank.write(*rows([], []))
+    assert read(bank, []) == []
+    bank.write(*rows([1], [1]))
+    replay = bank.sample(torch.zeros(0, dtype=torch.int64), max_per_foreground=0.5)
+    assert len(replay) == 0 and replay.features.shape == (0, 2) and replay.gt_boxes.shape == (0, 4)
+    assert bank.iteration == 2  # steps without a row count as steps
+
+
+def test_nothing_carries_a_gradient():
+    bank = make()
+    features, *others = rows([1, 2], [1, 4])
+    features.requires_grad_()
+    bank.write(features * 2, *others)
+    replay = bank.sample(torch.tensor([1]))
+    assert not replay.features.requires_grad and not bank.features.requires_grad
+    # A replay is a copy: a later write does not reach into a graph that holds it.
+    bank.write(*rows([5, 5, 5], [1, 1, 1]))
+    assert replay.features[0, 0] == 2
+
+
+class Oracle:
+    """The method in Python lists: one deque a class."""
+
+    def __init__(self, class_ids, slots, replayed):
+        self.stored = {c: deque(maxlen=slots) for c in class_ids}
+        self.replayed = replayed
+
+    def sample(self, classes):
+        present = [c for c in self.stored if c in set(classes)]
+        newest = {c: list(self.stored[c])[::-1][: self.replayed] for c in present}
+        return [
+            (c, newest[c][rank]) for rank in range(self.replayed) for c in present if rank < len(newest[c])
+        ]
+
+    def write(self, values, classes):
+        for value, c in zip(values, classes):
+            if c in self.stored:
+                self.stored[c].append(float(value))
+
+
+steps = st.lists(st.lists(st.integers(-1, K), max_size=14), min_size=1, max_size=8)
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    steps=steps,
+    class_ids=st.lists(st.integers(0, K - 1), min_size=1, max_size=K, unique=True),
+    slots=st.integers(1, 5),
+    replayed=st.integers(1, 5),
+    cap=st.sampled_from([0.0, 0.3, 1.0]),
+)
+def test_equal_to_the_oracle_whatever_comes(steps, class_ids, slots, replayed, cap):
+    replayed = min(replayed, slots)
+    kinds = dict(class_ids=class_ids, slots_per_class=slots, replay_per_class=replayed)
+    newest, randomly = make(**kinds), make(**kinds, replay_order="random")
+    oracle = Oracle(class_ids, slots, replayed)
+    value = 0
+    for classes in steps:
+        values = list(range(value, value + len(classes)))
+        value += len(classes)
+        expected = oracle.sample(classes)
+        assert read(newest, classes) == expected
+
+        got = read(randomly, classes)
+        assert len(got) == len(set(got)) == len(expected)  # as many, without replacement, and only what is stored
+        assert all(v in oracle.stored[c] for c, v in got)
+        assert sorted(c for c, _ in got) == sorted(c for c, _ in expected)
+
+        if cap:
+            got = read(newest, classes, max_per_foreground=cap)
+            foreground = sum(0 <= c < K for c in classes)
+            assert len(got) == min(len(expected), int(cap * foreground + 1e-3))
+            assert set(got) <= set(expected)
+            # The cap takes the oldest ranks off first: no class has two rows more than another could have had.
+            deepest = max((_rank(expected, row) for row in got), default=0)
+            dropped = [row for row in expected if row not in got]
+            assert all(_rank(expected, row) >= deepest for row in dropped), got
+        for bank in (newest, randomly):
+            bank.write(*rows(values, classes))
+        oracle.write(values, classes)
+    for i, c in enumerate(class_ids):
+        stored = newest.features[i, : min(int(newest.num_written[i]), slots), 0].tolist()
+        assert sorted(stored) == sorted(oracle.stored[c])
+
+
+def _rank(expected, row):
+    return [r for r in expected if r[0] == row[0]].index(row)
+
+
+def test_a_cap_does_not_always_favour_the_same_class():
+    bank = MemoryBank(num_classes=20, class_ids=range(20), feature_dim=2, slots_per_class=1, replay_per_class=1)
+    served = set()
+    for _ in range(40):
+        bank.write(*rows(list(range(20)), list(range(20))))
+        served |= {c for c, _ in read(bank, list(range(20)), max_per_foreground=0.1)}  # 2 of 20
+    assert len(served) > 15
+
+
+def test_random_order_is_uniform_and_depends_on_seed_and_step_only():
+    counts = torch.zeros(3)
+    bank, twin, other = (make(replay_order="random", replay_per_class=1, seed=s) for s in (7, 7, 8))
+    same = 0
+    for step in range(300):
+        for b in (bank, twin, other):
+            b.write(*(rows([0, 1, 2], [1, 1, 1]) if step == 0 else rows([], [])))
+        torch.manual_seed(step)  # the global generator is not looked at, and not moved
+        state = torch.get_rng_state()
+        a, b, c = (read(x, [1])[0][1] for x in (bank, twin, other))
+        assert torch.equal(torch.get_rng_state(), state)
+        assert a == b
+        same += a == c
+        counts[int(a)] += 1
+    assert counts.min() > 70  # 100 expected each, standard deviation 8
+    assert 60 < same < 140
+
+
+@pytest.mark.parametrize("order", ["newest", "random"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_state_dict_continues_exactly(order, dtype, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+
+    def step(bank, n):
+        classes = torch.randint(-1, K + 1, (n,), generator=generator)
+        replay = bank.sample(classes, max_per_foreground=0.8)
+        bank.write(torch.randn(n, 2, generator=generator), *torch.rand(2, n, 4, generator=generator), classes)
+        return replay
+
+    bank = make(replay_order=order, storage_dtype=dtype, seed=3)
+    for n in (5, 9, 0, 7):
+        step(bank, n)
+    torch.save(bank.state_dict(), tmp_path / "bank.pth")
+    resumed = make(replay_order=order, storage_dtype=dtype, seed=3)
+    resumed.load_state_dict(torch.load(tmp_path / "bank.pth", weights_only=True))
+    assert resumed.iteration == bank.iteration == 4
+    for n in (8, 3, 12):
+        state = generator.get_state()
+        a = step(bank, n)
+        generator.set_state(state)
+        b = step(resumed, n)
+        for name in ("features", "proposal_boxes", "gt_boxes", "gt_classes", "written_at"):
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+    assert all(torch.equal(v, resumed.state_dict()[k]) for k, v in bank.state_dict().items())
+
+
+def test_state_holds_tensors_only_as_fvcore_demands():
+    assert all(isinstance(value, torch.Tensor) for value in make().state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"slots_per_class": 4}, r"features: expected \(2, 3, 2\), found \(2, 4, 2\)"),
+        ({"feature_dim": 3}, r"features: expected \(2, 3, 2\), found \(2, 3, 3\)"),
+        ({"class_ids": [1, 2, 4]}, r"num_written: expected \(2,\), found \(3,\)"),
+        ({"class_ids": [1, 5]}, "other ones"),
+    ],
+)
+def test_a_bank_of_another_run_is_refused_whole(changes, says):
+    other = make(**changes)
+    other.write(*rows([1], [1], width=other.feature_dim))
+    bank = make()
+    with pytest.raises(RuntimeError, match=says):
+        bank.load_state_dict(other.state_dict())
+    assert bank.num_written.sum() == 0
+    # Checkpointers drop tensors of another shape before they load; what is left must not be taken for a bank.
+    partial = {k: v for k, v in make().state_dict().items() if k != "features"}
+    with pytest.raises(RuntimeError, match="features.*absent"):
+        bank.load_state_dict(partial, strict=False)
+
+
+def test_weights_without_a_bank_leave_it_empty():
+    result = make().load_state_dict({}, strict=False)
+    assert "features" in result.missing_keys
+
+
+def test_half_precision_storage_rounds_the_features_only():
+    bank = make(storage_dtype=torch.float16)
+    features, proposal_boxes, gt_boxes, classes = rows([1.0], [1])
+    features = features + 1 / 3
+    bank.write(features, proposal_boxes + 1 / 3, gt_boxes, classes)
+    replay = bank.sample(classes, dtype=torch.float32)
+    assert replay.features.dtype == torch.float32
+    assert torch.equal(replay.features, features.half().float())
+    assert torch.equal(replay.proposal_boxes, proposal_boxes + 1 / 3)
+    assert bank.sample(classes).features.dtype == torch.float16
+
+
+def test_features_of_another_precision_are_stored():
+    bank = make()
+    features, *others = rows([1.5], [1])
+    bank.write(features.bfloat16(), *others)
+    assert read(bank, [1]) == [(1, 1.5)]
+
+
+def test_bytes():
+    bank = make(storage_dtype=torch.bfloat16)
+    persistent = [b for n, b in bank.named_buffers() if n != "target_index"]
+    assert bank.nbytes() == sum(b.numel() * b.element_size() for b in persistent)
+    assert memory_bank_bytes(706, 60, 1024) / 2**30 == pytest.approx(0.163, abs=0.001)  # LVIS v0.5
+    assert doctest.testmod(rio.memory_bank).failed == 0
+
+
+def test_at_most_one_synchronisation_a_call():
+    """On a GPU only operators whose result has a shape the device decides, or a value the host asks for, wait."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    waiting = {"aten.nonzero", "aten._local_scalar_dense", "aten.item", "aten.masked_select", "aten._unique2",
+               "aten.unique_dim", "aten.repeat_interleave", "aten.bincount", "aten.equal", "aten.is_nonzero"}  # fmt: skip
+
+    class Count(TorchDispatchMode):
+        seen: list[str] = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            name = str(function).rsplit(".", 1)[0]
+            indices = args[1] if name in ("aten.index", "aten.index_put", "aten.index_put_") else ()
+            by_mask = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices)
+            if name in waiting or by_mask:
+                self.seen.append(name)
+            return function(*args, **(kwargs or {}))
+
+    for order in ("newest", "random"):
+        bank = make(replay_order=order)
+        step = rows([1, 2, 3], [1, 6, 4])
+        bank.write(*step)
+        for call in (
+            lambda: bank.sample(step[3]),
+            lambda: bank.sample(step[3], max_per_foreground=0.5),
+            lambda: bank.write(*step),
+        ):
+            Count.seen = []
+            with Count():
+                call()
+            assert Count.seen == ["aten.nonzero"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"class_ids": []}, "class_ids: .*BANK_MAX_IMAGE_COUNT"),
+        ({"class_ids": [1, 1]}, "once"),
+        ({"class_ids": [1, 6]}, r"below num_classes \(6\), found \[6\]"),
+        ({"class_ids": [-1]}, "below num_classes"),
+        ({"num_classes": 0}, "num_classes"),
+        ({"feature_dim": 0}, "feature_dim"),
+        ({"slots_per_class": 0}, "SLOTS_PER_CLASS"),
+        ({"replay_per_class": 4}, "REPLAY_PER_CLASS"),
+        ({"replay_per_class": 0}, "REPLAY_PER_CLASS"),
+        ({"replay_order": "oldest"}, "newest"),
+        ({"storage_dtype": torch.int8}, "floating"),
+    ],
+)
+def test_bad_arguments(changes, says):
+    with pytest.raises(ValueError, match=says):
+        make(**changes)
+
+
+def test_bad_rows():
+    bank = make()
+    features, proposal_boxes, gt_boxes, classes = rows([1, 2], [1, 4])
+    bad = [
+        ((features[:, :1], proposal_boxes, gt_boxes, classes), r"features: expected \(R, 2\).*FC_DIM"),
+        ((features[:1], proposal_boxes, gt_boxes, classes), "expected 2 rows"),
+        ((features, proposal_boxes[:, :3], gt_boxes, classes), "proposal_boxes"),
+        ((features, proposal_boxes, torch.zeros(2, 5), classes), "gt_boxes: .*Rotated"),
+        ((features, proposal_boxes, gt_boxes, classes.float()), "gt_classes"),
+        ((features, proposal_boxes, gt_boxes, classes.to("meta")), "device"),
+    ]
+    for arguments, says in bad:
+        with pytest.raises(ValueError, match=says):
+            bank.write(*arguments)
+    assert bank.iteration == 0 and bank.num_written.sum() == 0
+    with pytest.raises(ValueError, match="set_extra|format 1, found 9"):
+        bank.set_extra_state(torch.tensor([9, 0]))

@@ -1,0 +1,510 @@
+"""The heads: golden steps, equality with detectron2 where nothing is on, replay in the losses, every mode."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers, build_roi_heads
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances
+from detectron2.utils.events import EventStorage
+
+from rio.config import get_rio_cfg
+from rio.memory_bank import MemoryBank
+from rio.roi_heads import LOG_PERIOD, RIOCascadeROIHeads, RIOFastRCNNOutputLayers, RIOROIHeads
+
+GOLDEN = Path(__file__).parent / "data" / "golden_steps.npz"
+TRANSFORM = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
+
+
+# ---------------------------------------------------------------------------------------------------- golden steps
+
+
+def golden_instances(boxes, gt_boxes, classes, *, num_classes) -> Instances:
+    instances = Instances((800, 800))
+    instances.proposal_boxes = Boxes(torch.from_numpy(boxes))
+    instances.gt_classes = torch.from_numpy(classes)
+    if (classes != num_classes).any():  # an image of background alone has no gt_boxes in detectron2
+        instances.gt_boxes = Boxes(torch.from_numpy(gt_boxes))
+    return instances
+
+
+def golden_run(predictor: RIOFastRCNNOutputLayers, steps) -> np.ndarray:
+    """(steps, 3): loss_cls, loss_box_reg, norm of the gradient of their sum with respect to the features."""
+    results = []
+    with EventStorage():
+        for features, proposals in steps:
+            features = torch.from_numpy(features).requires_grad_()
+            losses = predictor.losses(predictor(features), proposals)
+            (losses["loss_cls"] + losses["loss_box_reg"]).backward()
+            norm = 0.0 if features.grad is None else features.grad.double().norm().item()
+            results.append((losses["loss_cls"].item(), losses["loss_box_reg"].item(), norm))
+    return np.array(results)
+
+
+def assert_golden(got: np.ndarray, expected: np.ndarray, rtol: float) -> None:
+    error = np.abs(got - expected).max(axis=1) / np.maximum(np.abs(expected).max(axis=1), 1e-30)
+    assert np.allclose(got, expected, rtol=rtol, atol=1e-12), f"new values:\n{got!r}\nrelative errors {error}"
+
+
+def test_the_references_ten_steps(shared_dir):
+    data = np.load(shared_dir / "golden" / "rio_reference_steps.npz")
+    num_classes = int(data["num_classes"])
+    bank = MemoryBank(
+        num_classes=num_classes,
+        class_ids=data["target_classes"].tolist(),
+        feature_dim=1024,
+        slots_per_class=int(data["max_cache"]),
+        replay_per_class=int(data["min_cache"]),
+    )
+    predictor = RIOFastRCNNOutputLayers(
+        ShapeSpec(channels=1024),
+        box2box_transform=TRANSFORM,
+        num_classes=num_classes,
+        cls_agnostic_bbox_reg=True,
+        classifier="cosine",
+        cosine_scale=float(data["temp_s"]),
+        memory_bank=bank,
+    )
+    parameters = {
+        "cls_score.weight_g": data["cls_score__L__weight_g"],
+        "cls_score.weight_v": data["cls_score__L__weight_v"],
+        "bbox_pred.weight": data["bbox_pred__weight"],
+        "bbox_pred.bias": data["bbox_pred__bias"],
+    }
+    predictor.load_state_dict({k: torch.from_numpy(v) for k, v in parameters.items()}, strict=False)
+    replayed, sample = [], bank.sample
+    bank.sample = lambda *a, **k: replayed.append(sample(*a, **k)) or replayed[-1]
+    names = ("proposal_boxes", "gt_boxes", "gt_classes")
+    steps = [
+        (
+            data["features"][i],
+            [golden_instances(*(data[n][i, j] for n in names), num_classes=num_classes) for j in range(2)],
+        )
+        for i in range(10)
+    ]
+    assert_golden(golden_run(predictor, steps), data["losses"], rtol=1e-5)
+    assert [len(r) for r in replayed] == data["num_replayed"].tolist()
+    for replay, classes in zip(replayed, data["replayed_classes_sorted"]):
+        assert sorted(replay.gt_classes.tolist()) == classes[classes >= 0].tolist()
+
+
+@pytest.mark.parametrize("losses", ["cls_box", "cls", "box"])
+@pytest.mark.parametrize("kind", ["agnostic", "specific"])
+def test_our_own_steps(kind, losses):
+    """Against a NumPy loop with gradients by hand; images have different numbers of RoIs, some none."""
+    data = np.load(GOLDEN)
+    num_classes, width = int(data["num_classes"]), data["features"].shape[1]
+    predictor = RIOFastRCNNOutputLayers(
+        ShapeSpec(channels=width),
+        box2box_transform=TRANSFORM,
+        num_classes=num_classes,
+        cls_agnostic_bbox_reg=kind == "agnostic",
+        classifier="cosine",
+        cosine_scale=float(data["scale"]),
+        replay_losses=losses.split("_"),
+        memory_bank=MemoryBank(
+            num_classes=num_classes,
+            class_ids=data["targets"].tolist(),
+            feature_dim=width,
+            slots_per_class=int(data["slots"]),
+            replay_per_class=int(data["replayed"]),
+        ),
+    )
+    parameters = {
+        "cls_score.weight_g": data["weight_g"],
+        "cls_score.weight_v": data["weight_v"],
+        "bbox_pred.weight": data[f"bbox_{kind}_weight"],
+        "bbox_pred.bias": data[f"bbox_{kind}_bias"],
+    }
+    predictor.load_state_dict({k: torch.from_numpy(v) for k, v in parameters.items()}, strict=False)
+    steps, first = [], 0
+    for counts in data["num_rois"].tolist():
+        proposals, start = [], first
+        for n in counts:
+            own = slice(first, first + n)
+            parts = (data[k][own] for k in ("proposal_boxes", "gt_boxes", "gt_classes"))
+            proposals.append(golden_instances(*parts, num_classes=num_classes))
+            first += n
+        steps.append((data["features"][start:first], proposals))
+    expected = data[f"losses_{kind}_{losses}"]
+    assert expected[:, 3].sum() > 30  # the file exercises the bank
+    assert_golden(golden_run(predictor, steps), expected[:, :3], rtol=2e-5)
+
+
+# ------------------------------------------------------------------------------------------- heads on synthetic maps
+
+NUM_CLASSES, SIZE = 5, 64
+SHAPES = {"p2": ShapeSpec(channels=4, stride=4), "p3": ShapeSpec(channels=4, stride=8)}
+
+
+def make_cfg(**rio):
+    cfg = get_rio_cfg()
+    cfg.MODEL.MASK_ON = True
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = NUM_CLASSES
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3"]
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
+    cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
+    cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 1
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 12
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 3
+    cfg.MODEL.ROI_MASK_HEAD.NAME = "MaskRCNNConvUpsampleHead"
+    cfg.MODEL.ROI_MASK_HEAD.NUM_CONV = 1
+    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 4
+    cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION = 3
+    cfg.MODEL.RIO.BANK_CLASS_IDS = [0, 3]
+    cfg.MODEL.RIO.SLOTS_PER_CLASS = 6
+    cfg.MODEL.RIO.REPLAY_PER_CLASS = 3
+    cfg.SEED = 5
+    for key, value in rio.items():
+        node, name = (cfg.MODEL.RIO, key)
+        if key == "cascade":
+            cfg.MODEL.ROI_HEADS.NAME = "RIOCascadeROIHeads" if value else "RIOROIHeads"
+            cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = bool(value)
+            continue
+        if key in ("CLS_AGNOSTIC_BBOX_REG", "TRAIN_ON_PRED_BOXES", "BBOX_REG_LOSS_TYPE"):
+            node = cfg.MODEL.ROI_BOX_HEAD
+        node[name] = value
+    return cfg
+
+
+def build(cfg, seed=0):
+    torch.manual_seed(seed)
+    return build_roi_heads(cfg, SHAPES)
+
+
+def batch(generator, classes=((0, 3, 1), (3,)), num_proposals=(20, 7)):
+    """(images, features, proposals, targets): uneven numbers of objects and proposals an image."""
+    n = len(classes)
+    images = ImageList(torch.zeros(n, 3, SIZE, SIZE), [(SIZE, SIZE)] * n)
+    features = {
+        k: torch.rand(n, s.channels, SIZE // s.stride, SIZE // s.stride, generator=generator)
+        for k, s in SHAPES.items()
+    }
+    proposals, targets = [], []
+    for own, count in zip(classes, num_proposals):
+        corner = torch.rand(len(own), 2, generator=generator) * 30
+        boxes = torch.cat([corner, corner + 10 + torch.rand(len(own), 2, generator=generator) * 20], 1)
+        target = Instances((SIZE, SIZE))
+        target.gt_boxes = Boxes(boxes)
+        target.gt_classes = torch.tensor(own, dtype=torch.int64)
+        target.gt_masks = BitMasks(torch.rand(len(own), SIZE, SIZE, generator=generator) > 0.5)
+        targets.append(target)
+        if len(own):
+            jitter = torch.rand(count, 4, generator=generator) * 4
+            near = boxes[torch.arange(count) % len(own)] + jitter
+        else:
+            near = torch.tensor([[5.0, 5.0, 20.0, 20.0]]).repeat(count, 1)
+        proposal = Instances((SIZE, SIZE))
+        proposal.proposal_boxes = Boxes(near)
+        proposal.objectness_logits = torch.zeros(count)
+        proposals.append(proposal)
+    return images, features, proposals, targets
+
+
+def train_steps(heads, number=4, **arguments):
+    """Losses of some steps with fixed parameters and the last step's logged scalars."""
+    generator = torch.Generator().manual_seed(1)
+    torch.manual_seed(2)  # detectron2 draws its RoIs from the global generator
+    losses = []
+    with EventStorage() as storage:
+        for _ in range(number):
+            _, step = heads(*batch(generator, **arguments))
+            losses.append({k: v.detach() for k, v in step.items()})
+            sum(step.values()).backward()
+            storage.step()
+    return losses, {k: v[0] for k, v in storage.latest().items()}
+
+
+@pytest.mark.parametrize("cascade", [False, True])
+def test_with_everything_off_it_is_detectron2_to_the_bit(cascade):
+    cfg = make_cfg(CLASSIFIER="linear", BANK_ENABLED=False, cascade=cascade)
+    ours = build(cfg)
+    assert type(ours) is (RIOCascadeROIHeads if cascade else RIOROIHeads)
+    cfg.MODEL.ROI_HEADS.NAME = "CascadeROIHeads" if cascade else "StandardROIHeads"
+    theirs = build(cfg)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for name, value in theirs.state_dict().items():  # the same seed gives the same initial weights
+        assert torch.equal(value, ours.state_dict()[name]), name
+    (our_losses, our_log), (their_losses, their_log) = train_steps(ours), train_steps(theirs)
+    for a, b in zip(our_losses, their_losses):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[k], b[k]) for k in a)
+    assert our_log == their_log
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters()):
+        assert torch.equal(a.grad, b.grad), name
+
+
+def test_arms_of_a_study_start_from_the_same_weights():
+    reference = build(make_cfg(CLASSIFIER="linear", BANK_ENABLED=False)).state_dict()
+    for rio in ({"CLASSIFIER": "cosine"}, {"CLASSIFIER": "linear"}, {"BANK_ENABLED": False}):
+        state = build(make_cfg(**rio)).state_dict()
+        shared = state.keys() & reference.keys()
+        assert "box_predictor.bbox_pred.weight" in shared and "mask_head.predictor.weight" in shared
+        assert all(torch.equal(state[k], reference[k]) for k in shared)
+
+
+@pytest.mark.parametrize("cascade", [False, True])
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_replay_changes_the_losses_it_enters_and_no_logged_accuracy(cascade, agnostic):
+    base = dict(CLASSIFIER="linear", cascade=cascade)
+    if not cascade:
+        base["CLS_AGNOSTIC_BBOX_REG"] = agnostic
+    off, off_log = train_steps(build(make_cfg(BANK_ENABLED=False, **base)))
+    for losses in (("cls", "box"), ("cls",), ("box",)):
+        heads = build(make_cfg(REPLAY_LOSSES=losses, **base))
+        on, log = train_steps(heads)
+        for key in off[0]:
+            assert torch.equal(on[0][key], off[0][key]), key  # the first step has nothing to replay
+            entered = ("cls" in key and "cls" in losses) or ("box" in key and "box" in losses)
+            same = [torch.equal(a[key], b[key]) for a, b in zip(on[1:], off[1:])]
+            assert not any(same) if entered else all(same), key
+        assert log == off_log  # fg_cls_accuracy and the like, of the images' RoIs alone
+    banks = [m for m in heads.modules() if isinstance(m, MemoryBank)]
+    assert len(banks) == (3 if cascade else 1)
+    assert all(bank.iteration == 4 and bank.num_written.sum() > 0 for bank in banks)
+
+
+@pytest.mark.parametrize("loss_type", ["smooth_l1", "giou", "diou", "ciou"])
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize("classifier", ["linear", "cosine"])
+def test_equal_to_detectron2_on_the_longer_list_of_rois(loss_type, agnostic, classifier):
+    """The joint mean, against detectron2's own losses on the images' RoIs followed by the replayed ones."""
+    torch.manual_seed(0)
+    make = dict(
+        input_shape=ShapeSpec(channels=6),
+        box2box_transform=TRANSFORM,
+        num_classes=NUM_CLASSES,
+        cls_agnostic_bbox_reg=agnostic,
+        box_reg_loss_type=loss_type,
+        loss_weight={"loss_cls": 0.7, "loss_box_reg": 2.0},
+        classifier=classifier,
+    )
+    bank = MemoryBank(num_classes=NUM_CLASSES, class_ids=[0, 3], feature_dim=6, slots_per_class=9, replay_per_class=4)
+    predictor = RIOFastRCNNOutputLayers(memory_bank=bank, **make)
+    replayed, sample = [], bank.sample
+    bank.sample = lambda *a, **k: replayed.append(sample(*a, **k)) or replayed[-1]
+
+    def instances(n):
+        corner = torch.rand(n, 2) * 50
+        result = Instances((SIZE, SIZE))
+        result.proposal_boxes = Boxes(torch.cat([corner, corner + 5 + 10 * torch.rand(n, 2)], 1))
+        result.gt_boxes = Boxes(result.proposal_boxes.tensor + torch.rand(n, 4))
+        result.gt_classes = torch.randint(0, NUM_CLASSES + 1, (n,))
+        return result
+
+    with EventStorage():
+        for _ in range(3):
+            features, proposals = torch.rand(17, 6), [instances(12), instances(5)]
+            losses = predictor.losses(predictor(features), proposals)
+            replay = replayed[-1]
+            extra = Instances((SIZE, SIZE))
+            extra.proposal_boxes, extra.gt_boxes = Boxes(replay.proposal_boxes), Boxes(replay.gt_boxes)
+            extra.gt_classes = replay.gt_classes
+            predictions = FastRCNNOutputLayers.forward(predictor, torch.cat([features, replay.features]))
+            expected = FastRCNNOutputLayers.losses(predictor, predictions, proposals + [extra])
+            for key in expected:
+                torch.testing.assert_close(losses[key], expected[key], rtol=2e-6, atol=0)
+    assert len(replayed[-1]) > 0
+
+
+def test_a_later_detectron2_with_sigmoid_losses():
+    """After v0.6 the predictor may use a sigmoid cross-entropy, under this name."""
+    predictor = build(make_cfg()).box_predictor
+    seen = []
+    predictor.use_sigmoid_ce = True
+    predictor.sigmoid_cross_entropy_loss = lambda s, c: seen.append((s.shape, c)) or s.sum() * 0 + 3.0
+    replay = predictor.memory_bank.sample(torch.zeros(0, dtype=torch.int64))
+    assert predictor._replayed_cls_loss(replay).item() == 3.0
+    assert seen[0][0] == (0, NUM_CLASSES + 1)
+
+
+@pytest.mark.parametrize("cascade", [False, True])
+def test_inference_never_touches_the_bank(cascade):
+    heads = build(make_cfg(cascade=cascade))
+    train_steps(heads)
+    before = copy.deepcopy(heads.state_dict())
+    images, features, proposals, _ = batch(torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        heads.eval()(images, features, proposals)[0]
+        with_bank = heads(images, features, proposals)[0]
+        for module in heads.modules():
+            if isinstance(module, RIOFastRCNNOutputLayers):
+                module.memory_bank = None
+        without = heads(images, features, proposals)[0]
+    assert all(torch.equal(a.scores, b.scores) for a, b in zip(with_bank, without))
+    after = heads.state_dict()
+    assert all(torch.equal(after[k], before[k]) for k in after)
+
+
+def test_a_training_pass_without_gradients_leaves_the_bank_alone():
+    """Batch norm statistics and validation losses run the model in training mode under no_grad."""
+    heads = build(make_cfg())
+    with EventStorage(), torch.no_grad():
+        heads(*batch(torch.Generator().manual_seed(0)))
+    assert heads.box_predictor.memory_bank.iteration == 0
+    assert heads.box_predictor.memory_bank.num_written.sum() == 0
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_training_on_predicted_boxes(agnostic):
+    heads = build(make_cfg(TRAIN_ON_PRED_BOXES=True, CLS_AGNOSTIC_BBOX_REG=agnostic))
+    losses, _ = train_steps(heads)
+    assert all(loss.isfinite() for step in losses for loss in step.values())
+    assert heads.box_predictor.memory_bank.num_written.sum() > 0
+    # The bank keeps the boxes that the features were pooled from, not the predicted ones.
+    stored = heads.box_predictor.memory_bank
+    occupied = stored.written_at >= 0
+    assert (stored.proposal_boxes[occupied] - stored.gt_boxes[occupied]).abs().max() < 10
+
+
+@pytest.mark.parametrize("cascade", [False, True])
+@pytest.mark.parametrize(
+    "empty",
+    [
+        dict(classes=((), ()), num_proposals=(5, 3)),  # no objects at all
+        dict(classes=((0, 3), ()), num_proposals=(8, 4)),  # an image without objects
+        dict(classes=((), (0,)), num_proposals=(0, 6)),  # an image without proposals and objects
+        dict(classes=((0,), (3, 3)), num_proposals=(0, 0)),  # the RPN found nothing: ground truth alone
+        dict(classes=((1, 2), (4,)), num_proposals=(9, 9)),  # no target class
+    ],
+)
+def test_empty_cases(empty, cascade):
+    heads = build(make_cfg(cascade=cascade))
+    losses, _ = train_steps(heads, number=3, **empty)
+    assert all(loss.isfinite() for step in losses for loss in step.values())
+
+
+def test_no_image_at_all():
+    predictor = build(make_cfg(CLS_AGNOSTIC_BBOX_REG=True)).box_predictor
+    with EventStorage():
+        losses = predictor.losses(predictor(torch.zeros(0, 12)), [])
+    assert predictor.memory_bank.iteration == 1 and losses["loss_box_reg"].item() == 0
+
+
+def test_start_iteration_counts_training_steps_and_survives_a_checkpoint():
+    off, _ = train_steps(build(make_cfg(BANK_ENABLED=False)), number=4)
+    heads = build(make_cfg(BANK_START_ITER=2))
+    on, _ = train_steps(heads, number=4)
+    same = [torch.equal(a["loss_cls"], b["loss_cls"]) for a, b in zip(on, off)]
+    assert same == [True, True, False, False]
+    again = build(make_cfg(BANK_START_ITER=2))
+    again.load_state_dict(heads.state_dict())
+    assert again.box_predictor.memory_bank.iteration == 4
+
+
+def test_a_cap_on_replayed_rows():
+    heads = build(make_cfg(REPLAY_MAX_PER_FOREGROUND=0.2))
+    bank, seen = heads.box_predictor.memory_bank, []
+    sample = bank.sample
+
+    def spy(gt_classes, **arguments):
+        replay = sample(gt_classes, **arguments)
+        seen.append((len(replay), int((gt_classes < NUM_CLASSES).sum())))
+        return replay
+
+    bank.sample = spy
+    train_steps(heads, number=5)
+    assert all(rows <= 0.2 * foreground for rows, foreground in seen) and any(rows for rows, _ in seen)
+
+
+def test_telemetry_every_twenty_steps():
+    heads = build(make_cfg())
+    _, log = train_steps(heads, number=LOG_PERIOD - 1)
+    assert "memory_bank/fill" not in log
+    heads = build(make_cfg())
+    _, log = train_steps(heads, number=LOG_PERIOD)
+    assert log["memory_bank/fill"] == 1.0  # both classes are in every batch
+    assert 0 < log["memory_bank/replayed_per_foreground"] < 1
+
+
+def test_gradcheck_of_the_joint_loss():
+    torch.manual_seed(0)
+    bank = MemoryBank(
+        num_classes=3, class_ids=[1], feature_dim=4, slots_per_class=4, replay_per_class=2, storage_dtype=torch.float64
+    )
+    predictor = RIOFastRCNNOutputLayers(
+        ShapeSpec(channels=4),
+        box2box_transform=TRANSFORM,
+        num_classes=3,
+        classifier="cosine",
+        cosine_scale=3.0,
+        smooth_l1_beta=1.0,  # beta 0 has a corner at 0; far from it both are L1
+        memory_bank=bank,
+    ).double()
+    proposals = Instances((SIZE, SIZE))
+    proposals.proposal_boxes = Boxes(torch.tensor([[5.0, 5, 20, 30], [10, 10, 30, 20], [1, 2, 9, 9]]))
+    proposals.gt_boxes = Boxes(torch.tensor([[8.0, 3, 28, 30], [14, 12, 34, 29], [2, 4, 12, 19]]))
+    proposals.gt_classes = torch.tensor([1, 1, 3])
+    bank.write(torch.rand(3, 4).double(), proposals.gt_boxes.tensor + 1, proposals.gt_boxes.tensor, proposals.gt_classes)
+    state = copy.deepcopy(bank.state_dict())
+
+    def loss(x, g, v, weight):
+        bank.load_state_dict(state)  # every evaluation replays the same rows
+        names = {"cls_score.weight_g": g, "cls_score.weight_v": v, "bbox_pred.weight": weight}
+
+        class Both(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.predictor = predictor
+
+            def forward(self, x):
+                losses = self.predictor.losses(self.predictor(x), [proposals])
+                return losses["loss_cls"], losses["loss_box_reg"]
+
+        return torch.func.functional_call(Both(), {f"predictor.{k}": p for k, p in names.items()}, (x,))
+
+    parameters = [predictor.cls_score.weight_g, predictor.cls_score.weight_v, predictor.bbox_pred.weight]
+    inputs = [torch.rand(3, 4).double() + 0.2, *parameters]
+    with EventStorage():
+        assert torch.autograd.gradcheck(loss, [p.detach().clone().requires_grad_() for p in inputs])
+    assert len(bank.sample(proposals.gt_classes)) == 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_autocast(dtype):
+    """bf16 autocast and half-precision storage stay within 2 % of float32."""
+    full, _ = train_steps(build(make_cfg()))
+    heads = build(make_cfg(BANK_DTYPE=dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half, _ = train_steps(heads)
+    for a, b in zip(half, full):
+        for key in ("loss_cls", "loss_box_reg"):
+            torch.testing.assert_close(a[key].float(), b[key], rtol=0.02, atol=0.01)
+
+
+def test_state_dict_continues_exactly_through_the_heads():
+    heads = build(make_cfg(REPLAY_ORDER="random"))
+    train_steps(heads)
+    resumed = build(make_cfg(REPLAY_ORDER="random"), seed=77)
+    resumed.load_state_dict(heads.state_dict())
+    (a, _), (b, _) = train_steps(heads), train_steps(resumed)
+    assert all(torch.equal(x[k], y[k]) for x, y in zip(a, b) for k in x)
+
+
+def test_errors_name_the_key():
+    cfg = make_cfg(BANK_CLASS_IDS=[])
+    with pytest.raises(ValueError, match="BANK_MAX_IMAGE_COUNT"):
+        build(cfg)
+    cfg.MODEL.RIO.BANK_ENABLED = False
+    build(cfg)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 0
+    for cascade in ("RIOROIHeads", "RIOCascadeROIHeads"):
+        cfg.MODEL.ROI_HEADS.NAME = cascade
+        with pytest.raises(ValueError, match="NUM_CLASSES.*training set"):
+            build(cfg)
+    arguments = dict(box2box_transform=TRANSFORM, num_classes=3)
+    for bad, says in (
+        (dict(classifier="cos"), "classifier"),
+        (dict(replay_losses=()), "replay_losses"),
+        (dict(replay_losses=("mask",)), "replay_losses"),
+        (dict(memory_bank=MemoryBank(num_classes=3, class_ids=[0], feature_dim=5)), "feature_dim 4"),
+        (dict(memory_bank=MemoryBank(num_classes=4, class_ids=[0], feature_dim=4)), "num_classes 3"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            RIOFastRCNNOutputLayers(ShapeSpec(channels=4), **arguments, **bad)
