@@ -184,7 +184,6 @@ def count_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     if table["instance_count"].sum() == 0:
         raise PlotError("table, column 'instance_count': expected annotated objects, found none.")
     ax = _axes(ax, 6.2, 1.9)
-    _, quiet, _ = _ink()
     rows = {
         "categories": table.groupby("frequency").size(),
         "objects": table.groupby("frequency")["instance_count"].sum(),
@@ -227,7 +226,6 @@ def sorted_tail(table: pd.DataFrame, ax: Axes | None = None, *, by: str = "image
     """
     _need(table, ("frequency", "name", by), "rio.balance.exposures")
     ax = _axes(ax, 6.2, 3.0)
-    ink, quiet, _ = _ink()
     order = table.sort_values(by, ascending=False, kind="stable").reset_index(drop=True)
     height = order[by].to_numpy(float)
     lowest = 0.7 if height[height > 0].min(initial=1.0) >= 1 else height[height > 0].min() / 1.5
@@ -250,7 +248,7 @@ def sorted_tail(table: pd.DataFrame, ax: Axes | None = None, *, by: str = "image
             tallest = height[members].max()
             ax.annotate(f"{GROUP_NAMES[group]}\n{len(members)}", (middle, max(tallest, lowest)), xytext=(0, 5),
                         textcoords="offset points", ha="center", va="bottom", fontsize=8.5, fontweight="bold",
-                        linespacing=1.2, color=tint(COLORS[group], 1.0) if group != "c" else ink)  # fmt: skip
+                        linespacing=1.2)  # fmt: skip
     ax.yaxis.set_major_formatter(FuncFormatter(_plain_number))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.grid(axis="y")
@@ -283,7 +281,7 @@ def image_vs_instance_count(table: pd.DataFrame, ax: Axes | None = None, *, anno
     if len(seen) == 0:
         raise PlotError("table, column 'image_count': expected a category with images, found only zeros.")
     ax = _axes(ax, 4.2, 3.6)
-    _, quiet, rule = _ink()
+    _, quiet, _ = _ink()
     limit = max(seen["instance_count"].max(), 10) * 1.6
     ax.plot([0.8, limit], [0.8, limit], color=quiet, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     size = float(np.clip(9000 / len(seen), 9, 34))
@@ -322,7 +320,7 @@ def _name_point(ax: Axes, point: tuple[float, float], text: str, taken: list[Bbo
     halo = [withStroke(linewidth=2.2, foreground=tint("white", 0.0))]
     label = ax.annotate(text, point, xytext=(6, 0), textcoords="offset points", fontsize=7.5, path_effects=halo, zorder=5)
     frame = ax.get_window_extent()
-    for x, y in ((6, 0), (-6, 0), (6, 9), (-6, 9), (6, -9), (-6, -9), (6, 18), (-6, 18), (6, -18), (-6, -18)):
+    for x, y in ((-6, 0), (-6, 9), (6, 9), (-6, -9), (6, 0), (-6, 18), (6, 18), (6, -9), (-6, -18), (6, -18)):
         label.xyann = (x, y)
         label.set(ha="left" if x > 0 else "right", va="center")
         extent = label.get_window_extent()
@@ -413,7 +411,7 @@ def ap_by_group(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP
         twice = table.loc[table["arm"].duplicated(), "arm"].iloc[0]
         raise PlotError(f"table, column 'arm': {twice!r} appears twice. Average its seeds first, or rename one.")
     ax = _axes(ax, 1.6 + 1.35 * max(len(table), 3), 2.9)
-    ink, quiet, rule = _ink()
+    ink, quiet, _ = _ink()
     hues = (ink, COLORS["r"], COLORS["c"], COLORS["f"])
     depths = np.linspace(0.32, 1.0, len(table)) if len(table) > 1 else np.array([1.0])
     width = 0.82 / len(table)
