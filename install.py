@@ -1,26 +1,27 @@
 #!/usr/bin/env python3
 """Install rio and everything below it, detectron2 included, without a compiler.
 
-    python install.py --venv .venv             what `make install` does: makes the environment, then installs into it
-    python install.py                          installs into the (conda or virtual) environment of this python
-    python install.py --wheelhouse DIR         the same without a network, from DIR
+    python install.py --venv .venv       `make install`: makes the environment, then installs into it
+    python install.py                    installs into the (conda or virtual) environment of this python
+    python install.py --wheelhouse DIR   the same without a network, from DIR
     python install.py --collect DIR --for-python 3.12
-                                               `make wheelhouse`: fills DIR for a machine without a network
-    python install.py --freeze                 `make constraints`: pins what this environment holds
+                                         `make wheelhouse`: fills DIR for a machine without a network
+    python install.py --freeze           `make constraints`: pins what this environment holds
 
 Three things keep this from being one `pip install`:
 
-* detectron2 has no wheel on the index, and its official source needs a compiler.  A source release on the index is
-  v0.6's Python, without the C++.  RIO uses none of the C++ (torchvision has RoIAlign and NMS), so that source is
-  fetched (hash-checked), mended where newer NumPy, Pillow, setuptools and torch need it (`MENDS`), and packed as an
-  ordinary pure-Python wheel named `detectron2`.  Mending the wheel instead of patching at run time makes
-  `import detectron2` work from every notebook, loader worker and spawned process, in any import order.
-  A detectron2 that is already there (conda-forge, built from source) is kept.
-* lvis declares opencv-python, which needs libGL; opencv-python-headless serves as well, so lvis comes without its
-  dependencies.
+* detectron2 has no wheel on the index, and its official source needs a compiler.  A source release on the
+  index is v0.6's Python, without the C++.  RIO uses none of the C++ (torchvision has RoIAlign and NMS), so
+  that source is fetched (hash-checked), mended where newer NumPy, Pillow, setuptools and torch need it
+  (`MENDS`), and packed as an ordinary pure-Python wheel named `detectron2`.  Mending the wheel instead of
+  patching at run time makes `import detectron2` work from every notebook, loader worker and spawned process,
+  in any import order.  A detectron2 that is already there (conda-forge, built from source) is kept.
+* lvis declares opencv-python, which needs libGL; opencv-python-headless serves as well, so lvis comes without
+  its dependencies.
 * a torch that is already there is kept, as on a GPU cluster with its own build.
 
-Only the standard library is used, and a second run is over at once: `STAMP` holds a hash of what decides the outcome.
+Only the standard library is used, and a second run is over at once: `STAMP` holds a hash of what decides the
+outcome.
 """
 
 from __future__ import annotations
@@ -55,13 +56,17 @@ FREE_GIB = 9  # torch's CUDA build unpacks to 5.4 GB beside its 2.5 GB of downlo
 # torch and what only ever comes with it: never in a wheelhouse, never pinned where a torch is already there.
 TORCH_FAMILY = re.compile(r"^(torch|torchvision|triton|nvidia-.*|cuda-.*)$")
 WITHOUT_DEPENDENCIES = ("lvis",)
-SOURCE_ONLY = ("antlr4-python3-runtime", "fvcore", "iopath")  # pure Python, but the index has no wheel of them
+SOURCE_ONLY = (
+    "antlr4-python3-runtime",
+    "fvcore",
+    "iopath",
+)  # pure Python, but the index has no wheel of them
 
-# ------------------------------------------------------------------------------------------------ detectron2's mends
+# ----------------------------------------------------------------------------------------- detectron2's mends
 
 SDIST_NAME, SDIST_VERSION = "pb1-detectron2", "0.6"
 SDIST_SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
-# Newer pips refuse a source release that names a direct URL, even in an extra nobody asks for; this one fetches it.
+# Newer pips refuse a source release that names a direct URL, even in an extra nobody asks for; this one does not.
 FETCHING_PIP = ("pip==25.3", "setuptools==80.9.0")
 
 NO_C = """try:
@@ -70,7 +75,7 @@ except ImportError:
     from detectron2._no_compiled_ops import _C
 """
 
-NO_COMPILED_OPS = '''"""Stands in for the compiled `detectron2._C`: an error that says what to do, and only when an operator is used."""
+NO_COMPILED_OPS = '''"""Stands in for the compiled `detectron2._C`: an error, but only when an operator is used."""
 
 
 class _NoCompiledOps:
@@ -78,16 +83,17 @@ class _NoCompiledOps:
         if name.startswith("__"):  # introspection (inspect, doctest, pickle) is no use of an operator
             raise AttributeError(name)
         raise ImportError(
-            "detectron2._C.%s: this detectron2 is a pure-Python wheel without compiled operators. Rotated boxes, "
-            "DeformConv in half of its uses and the fast COCO evaluation need an official build (conda-forge's "
-            "detectron2, or from source with a compiler); for COCOEvaluator pass use_fast_impl=False." % name
+            "detectron2._C.%s: this detectron2 is a pure-Python wheel without compiled operators. Rotated "
+            "boxes, deformable convolutions on a GPU and the fast COCO evaluation need an official build "
+            "(conda-forge's detectron2, or from source with a compiler); for COCOEvaluator pass "
+            "use_fast_impl=False." % name
         )
 
 
 _C = _NoCompiledOps()
 '''
 
-# file -> (what stands there, what has to, how many times it stands there). A count that differs stops the build.
+# file -> (what stands there, what has to, how many times it stands there). Another count stops the build.
 MENDS: dict[str, list[tuple[str, str, int]]] = {
     # PIL.Image.LINEAR is gone since Pillow 10.
     "detectron2/data/transforms/transform.py": [("interp=Image.LINEAR", "interp=Image.BILINEAR", 1)],
@@ -110,7 +116,8 @@ MENDS: dict[str, list[tuple[str, str, int]]] = {
     "detectron2/model_zoo/model_zoo.py": [
         ("import pkg_resources\n", "", 1),
         (
-            'pkg_resources.resource_filename(\n        "detectron2.model_zoo", os.path.join("configs", config_path)\n    )',
+            'pkg_resources.resource_filename(\n        "detectron2.model_zoo", '
+            'os.path.join("configs", config_path)\n    )',
             'os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs", config_path)',
             1,
         ),
@@ -129,8 +136,8 @@ PROJECTS = {
     "projects/DeepLab/deeplab": "detectron2/projects/deeplab",
     "projects/Panoptic-DeepLab/panoptic_deeplab": "detectron2/projects/panoptic_deeplab",
 }
-# setup.py's own list without what only caffe2 export (future, pydot) and LazyConfig.to_py (black) use, and without
-# the upper bounds.
+# setup.py's own list without what only caffe2 export (future, pydot) and LazyConfig.to_py (black) use, and
+# without the upper bounds.
 DETECTRON2_REQUIRES = (
     "Pillow>=7.1",
     "cloudpickle",
@@ -154,7 +161,9 @@ class InstallError(RuntimeError):
 
 def mends_hash() -> str:
     """Hash of everything that decides the wheel's content, eight hex digits."""
-    decides = json.dumps([SDIST_SHA256, MENDS, ADDED, CHANGED_NOTICE, PROJECTS, DETECTRON2_REQUIRES, WHEEL_LAYOUT])
+    decides = json.dumps(
+        [SDIST_SHA256, MENDS, ADDED, CHANGED_NOTICE, PROJECTS, DETECTRON2_REQUIRES, WHEEL_LAYOUT]
+    )
     return hashlib.sha256(decides.encode()).hexdigest()[:8]
 
 
@@ -162,7 +171,7 @@ WHEEL_LAYOUT = 1  # raise it when `pack_wheel` itself changes what it writes
 
 
 def wheel_version() -> str:
-    """The wheel's version; its local part is the mends' hash, so that other mends are another version to pip."""
+    """The wheel's version; its local part is the mends' hash: other mends are another version to pip."""
     return f"{SDIST_VERSION}+rio.{mends_hash()}"
 
 
@@ -176,8 +185,9 @@ def mend(text: str, path: str) -> str:
         found = text.count(old)
         if found != count:
             raise InstallError(
-                f"{path}: expected {count} time(s) {old!r}, found {found}. The source release is not the one that the "
-                "mends in install.py were written for; install an official detectron2 and run again, it is kept."
+                f"{path}: expected {count} time(s) {old!r}, found {found}. The source release is not the one "
+                "that the mends in install.py were written for; install an official detectron2 and run again, "
+                "it is kept."
             )
         text = text.replace(old, new)
     first, rest = text.split("\n", 1)  # line one is the copyright
@@ -194,7 +204,11 @@ def wheel_files(sdist: Path) -> dict[str, bytes]:
             for source, target in PROJECTS.items():
                 if name.startswith(source + "/"):
                     name = target + name[len(source) :]
-            if not member.isfile() or not name.startswith("detectron2/") or not name.endswith((".py", ".yaml")):
+            if (
+                not member.isfile()
+                or not name.startswith("detectron2/")
+                or not name.endswith((".py", ".yaml"))
+            ):
                 continue
             content = archive.extractfile(member).read()
             if name in MENDS:
@@ -228,19 +242,21 @@ def pack_wheel(sdist: Path, folder: Path) -> Path:
         "Metadata-Version: 2.1",
         "Name: detectron2",
         f"Version: {version}",
-        "Summary: Detectron2 v0.6, Python only: without compiled operators, mended for current NumPy, Pillow and torch",
+        "Summary: Detectron2 v0.6, Python only: no compiled operators, mended for current NumPy, Pillow, torch",
         "License: Apache-2.0",
         "Requires-Python: >=3.8",
         *(f"Requires-Dist: {requirement}" for requirement in DETECTRON2_REQUIRES),
         "",
-        "FAIR's Detectron2, release v0.6 (Apache-2.0, see LICENSE), packed by rio's install.py. Changed files:",
+        "FAIR's Detectron2, release v0.6 (Apache-2.0, see LICENSE), packed by rio's install.py. Changed:",
         "",
         *(f"* {name}" for name in sorted([*MENDS, *ADDED])),
         "",
     ]
     files[f"{info}/licenses/LICENSE"] = files.pop("LICENSE")
     files[f"{info}/METADATA"] = "\n".join(metadata).encode()
-    files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: rio-install\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    files[f"{info}/WHEEL"] = (
+        b"Wheel-Version: 1.0\nGenerator: rio-install\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    )
     record = []
     for name, content in sorted(files.items()):
         digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
@@ -251,7 +267,9 @@ def pack_wheel(sdist: Path, folder: Path) -> Path:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as wheel:
         for name in sorted(files, key=lambda name: (name.startswith(info), name)):
-            entry = zipfile.ZipInfo(name, (2021, 11, 15, 0, 0, 0))  # v0.6's day: a time of ours would change the hash
+            entry = zipfile.ZipInfo(
+                name, (2021, 11, 15, 0, 0, 0)
+            )  # v0.6's day: a time of ours would change the hash
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = 0o100644 << 16
             wheel.writestr(entry, files[name])
@@ -275,7 +293,8 @@ def check_sdist(path: Path) -> None:
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != SDIST_SHA256:
         raise InstallError(
-            f"{path}: sha256 {found}, expected {SDIST_SHA256}. The file is damaged or another one; it is not used."
+            f"{path}: sha256 {found}, expected {SDIST_SHA256}. The file is damaged or another "
+            "one; it is not used."
         )
 
 
@@ -288,7 +307,7 @@ def cache_folder() -> Path:
 
 
 def fetch_sdist(folder: Path) -> Path:
-    """The source release, from the cache or else from the index, its hash checked by pip before any of it runs."""
+    """The source release, from the cache or else the index, its hash checked before any of it runs."""
     path = folder / f"{SDIST_NAME}-{SDIST_VERSION}.tar.gz"
     if path.is_file():
         check_sdist(path)
@@ -296,21 +315,44 @@ def fetch_sdist(folder: Path) -> Path:
     say(f"fetching the source of detectron2 {SDIST_VERSION}")
     with tempfile.TemporaryDirectory() as temporary:
         tools, down = Path(temporary, "tools"), Path(temporary, "down")
-        pip("install", "-qq", "--target", str(tools), *FETCHING_PIP, what="fetching pip for the source release")
-        # pip asks the release's setup.py for its metadata, and that imports torch, of which the metadata needs nothing.
+        pip(
+            "install",
+            "-qq",
+            "--target",
+            str(tools),
+            *FETCHING_PIP,
+            what="fetching pip for the source release",
+        )
+        # pip asks the release's setup.py for its metadata; that imports torch, but needs nothing of it.
         stub = tools / "torch" / "utils"
         stub.mkdir(parents=True)
-        (stub.parent / "__init__.py").write_text("__version__ = '2.0'\nfrom . import utils\n"
-                                                 "class version: hip = None\nclass cuda: is_available = lambda: False\n")
+        (stub.parent / "__init__.py").write_text(
+            "__version__ = '2.0'\nfrom . import utils\n"
+            "class version: hip = None\nclass cuda: is_available = lambda: False\n"
+        )
         (stub / "__init__.py").write_text("from . import cpp_extension\n")
-        (stub / "cpp_extension.py").write_text("from setuptools import Extension as CppExtension\nCUDAExtension = "
-                                               "CppExtension\nfrom setuptools.command.build_ext import build_ext as "
-                                               "BuildExtension\nCUDA_HOME = ROCM_HOME = None\n")
+        (stub / "cpp_extension.py").write_text(
+            "from setuptools import Extension as CppExtension\nCUDAExtension = "
+            "CppExtension\nfrom setuptools.command.build_ext import build_ext as "
+            "BuildExtension\nCUDA_HOME = ROCM_HOME = None\n"
+        )
         wanted = Path(temporary, "wanted.txt")
         wanted.write_text(f"{SDIST_NAME}=={SDIST_VERSION} --hash=sha256:{SDIST_SHA256}\n")
-        pip("download", "-qq", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--require-hashes",
-            "-r", str(wanted), "-d", str(down), what="fetching the source release of detectron2",
-            env={"PYTHONPATH": str(tools)})
+        pip(
+            "download",
+            "-qq",
+            "--no-deps",
+            "--no-binary",
+            ":all:",
+            "--no-build-isolation",
+            "--require-hashes",
+            "-r",
+            str(wanted),
+            "-d",
+            str(down),
+            what="fetching the source release of detectron2",
+            env={"PYTHONPATH": str(tools)},
+        )
         fetched = next(down.glob("*.tar.gz"))
         check_sdist(fetched)
         folder.mkdir(parents=True, exist_ok=True)
@@ -325,7 +367,7 @@ def detectron2_wheel() -> Path:
     return path if path.is_file() else pack_wheel(fetch_sdist(folder), folder)
 
 
-# ------------------------------------------------------------------------------------------------------- environment
+# ------------------------------------------------------------------------------------------------ environment
 
 
 def say(text: str) -> None:
@@ -341,8 +383,10 @@ def pip(*arguments: str, what: str, env: dict[str, str] | None = None) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
     quiet = {"PIP_ROOT_USER_ACTION": "ignore"}
     if subprocess.run(command, env={**os.environ, **quiet, **(env or {})}).returncode:
-        raise InstallError(f"{what} failed, see above. Once its cause is mended run the same command again: what was "
-                           "installed stays.")
+        raise InstallError(
+            f"{what} failed, see above. Once its cause is mended run the same command again: what was "
+            "installed stays."
+        )
 
 
 def pins(text: str) -> dict[str, str]:
@@ -372,7 +416,9 @@ def fingerprint(extras: str, root: Path = REPOSITORY) -> str:
     digest = hashlib.sha256(extras.encode())
     for name in FINGERPRINTED:
         digest.update(name.encode() + b"\0" + (root / name).read_bytes() + b"\0")
-    digest.update(str(root).encode())  # the package is installed in place: a moved checkout has to be installed again
+    digest.update(
+        str(root).encode()
+    )  # the package is installed in place: a moved checkout has to be installed again
     return digest.hexdigest()
 
 
@@ -395,39 +441,47 @@ def install(extras: str, wheelhouse: Path | None, anywhere: bool) -> None:
     started = time.monotonic()
     environment = Path(sys.prefix)
     if sys.prefix == sys.base_prefix and not (environment / "conda-meta").is_dir() and not anywhere:
-        raise InstallError(f"{sys.executable} belongs to the system. Use `make install`, an activated environment, or "
-                           "--anywhere if you mean it (a container).")
+        raise InstallError(
+            f"{sys.executable} belongs to the system. Use `make install`, an activated environment, or "
+            "--anywhere if you mean it (a container)."
+        )
     stamp = environment / STAMP
     ours = json.loads(stamp.read_text()) if stamp.is_file() else {}
     constraints = pins((REPOSITORY / "constraints.txt").read_text())
 
     torch, detectron2 = installed("torch"), installed("detectron2")
-    keep_torch = torch is not None and not ours.get("torch") and torch.partition("+")[0] != constraints["torch"]
+    keep_torch = (
+        torch is not None and not ours.get("torch") and torch.partition("+")[0] != constraints["torch"]
+    )
     keep_detectron2 = detectron2 is not None and "+rio" not in detectron2
     if keep_torch:
         say(f"torch {torch} is there and is kept")
     if keep_detectron2:
         if problem := imports("detectron2.engine, detectron2.evaluation, detectron2.model_zoo"):
             raise InstallError(
-                f"detectron2 {detectron2} is there but does not import: {problem}. Mend it (v0.6 needs Pillow < 10 and "
-                "setuptools < 81), or `pip uninstall detectron2` and run again: rio then brings its own."
+                f"detectron2 {detectron2} is there but does not import: {problem}. Mend it (v0.6 needs Pillow "
+                "< 10 and setuptools < 81), or `pip uninstall detectron2` and run again: rio then brings its own."
             )
         say(f"detectron2 {detectron2} is there and is kept")
     if torch is None and not wheelhouse and shutil.disk_usage(environment).free < FREE_GIB << 30:
-        raise InstallError(f"{environment}: less than {FREE_GIB} GiB free, and torch alone takes 5.4 GB. Make room, or "
-                           "put the environment elsewhere: make install VENV=/path/with/room")
+        raise InstallError(
+            f"{environment}: less than {FREE_GIB} GiB free, and torch alone takes 5.4 GB. Make room, or "
+            "put the environment elsewhere: make install VENV=/path/with/room"
+        )
 
     # Somebody else's torch or detectron2 was built against the NumPy beside it: leave versions there alone.
     pinned = not (keep_torch or keep_detectron2)
     source = []
     if wheelhouse:
         if not wheelhouse.is_dir():
-            raise InstallError(f"{wheelhouse}: no such folder. `make wheelhouse PYTHON={version_text()}` makes it.")
+            raise InstallError(
+                f"{wheelhouse}: no such folder. `make wheelhouse PYTHON={version_text()}` makes it."
+            )
         if torch is None and not list(wheelhouse.glob("torch-*.whl")):
             raise InstallError(
-                "torch is neither in this environment nor in the wheelhouse, which leaves it out (2.5 GB, and clusters "
-                "have their own build). Load your cluster's torch and use `make install WHEELHOUSE=... "
-                "SYSTEM_SITE_PACKAGES=1 PYTHON=its-python`, or, where there is a network, add it: pip download "
+                "torch is neither in this environment nor in the wheelhouse, which leaves it out (2.5 GB, and "
+                "clusters have their own build). Load your cluster's torch and use `make install WHEELHOUSE=... "
+                "SYSTEM_SITE_PACKAGES=1 PYTHON=its-python`, or add it where there is a network: pip download "
                 f"torch=={constraints['torch']} torchvision=={constraints['torchvision']} -d {wheelhouse}"
             )
         source = ["--no-index", "--find-links", str(wheelhouse)]
@@ -437,34 +491,60 @@ def install(extras: str, wheelhouse: Path | None, anywhere: bool) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         bounds = Path(temporary, "constraints.txt")
         kept = {"torch": torch, "torchvision": installed("torchvision")} if keep_torch else {}
-        lines = [f"{name}=={version}" for name, version in constraints.items()
-                 if pinned and not (keep_torch and TORCH_FAMILY.match(name))]
+        lines = [
+            f"{name}=={version}"
+            for name, version in constraints.items()
+            if pinned and not (keep_torch and TORCH_FAMILY.match(name))
+        ]
         bounds.write_text("\n".join([*lines, *(f"{n}=={v}" for n, v in kept.items() if v)]) + "\n")
         use = [*talk, *source, "-c", str(bounds)]
-        tools = [f"{name}=={constraints[name]}" if pinned else name for name in ("pip", "setuptools", "wheel")]
+        tools = [
+            f"{name}=={constraints[name]}" if pinned else name for name in ("pip", "setuptools", "wheel")
+        ]
         pip("install", *use, *tools, what="installing pip and setuptools")
 
         requirements = ["-e", f"{REPOSITORY}[{extras}]" if extras else str(REPOSITORY)]
         if not keep_detectron2:
-            wheel = ([p for p in wheelhouse.glob("detectron2-*.whl") if wheel_version() in p.name] if wheelhouse
-                     else [detectron2_wheel()])
+            wheel = (
+                [p for p in wheelhouse.glob("detectron2-*.whl") if wheel_version() in p.name]
+                if wheelhouse
+                else [detectron2_wheel()]
+            )
             if not wheel:
-                raise InstallError(f"{wheelhouse}: no detectron2-{wheel_version()}; the wheelhouse was made by another "
-                                   "version of rio. Make it again: make wheelhouse")
+                raise InstallError(
+                    f"{wheelhouse}: no detectron2-{wheel_version()}; the wheelhouse was made by another "
+                    "version of rio. Make it again: make wheelhouse"
+                )
             requirements.append(str(wheel[0]))
         size = "; about 2.5 GB to download, a few minutes" if torch is None and not wheelhouse else ""
         say(f"installing rio and what it needs{size}")
         # Isolation would fetch setuptools once more, which an offline machine cannot.
         pip("install", *use, "--no-build-isolation", *requirements, what="installing rio and what it needs")
-        pip("install", *use, "--no-deps", *(f"{name}=={constraints[name]}" for name in WITHOUT_DEPENDENCIES),
-            what="installing lvis")
+        pip(
+            "install",
+            *use,
+            "--no-deps",
+            *(f"{name}=={constraints[name]}" for name in WITHOUT_DEPENDENCIES),
+            what="installing lvis",
+        )
     check(keep_detectron2)
-    stamp.write_text(json.dumps({
-        "fingerprint": fingerprint(extras), "extras": extras, "python": version_text(),
-        "torch": not keep_torch, "detectron2": not keep_detectron2,
-    }, indent=1))
-    say(f"done in {time.monotonic() - started:.0f} s: python {version_text()}, torch {fresh_version('torch')}, "
-        f"detectron2 {fresh_version('detectron2')}, in {environment}")
+    stamp.write_text(
+        json.dumps(
+            {
+                "fingerprint": fingerprint(extras),
+                "extras": extras,
+                "python": version_text(),
+                "torch": not keep_torch,
+                "detectron2": not keep_detectron2,
+            },
+            indent=1,
+        )
+    )
+    say(
+        f"done in {time.monotonic() - started:.0f} s: python {version_text()}, "
+        f"torch {fresh_version('torch')}, "
+        f"detectron2 {fresh_version('detectron2')}, in {environment}"
+    )
 
 
 def fresh_version(name: str) -> str:
@@ -474,8 +554,10 @@ def fresh_version(name: str) -> str:
 
 def check(kept_detectron2: bool) -> None:
     """Raises: InstallError: what was installed does not import."""
-    if problem := imports("torch, torchvision, cv2, hotcoco, lvis, detectron2.engine, detectron2.evaluation, "
-                          "detectron2.model_zoo, rio"):
+    if problem := imports(
+        "torch, torchvision, cv2, hotcoco, lvis, detectron2.engine, detectron2.evaluation, "
+        "detectron2.model_zoo, rio"
+    ):
         raise InstallError(f"everything is installed but does not import: {problem}")
 
 
@@ -495,10 +577,16 @@ def is_done(environment: Path, extras: str) -> bool:
 def check_python(folder: Path) -> None:
     """Raises: InstallError: the environment is there and of another Python than the one asked for."""
     settings = folder / "pyvenv.cfg"
-    found = re.search(r"^version(?:_info)? *= *(\d+\.\d+)", settings.read_text(), re.M) if settings.is_file() else None
+    found = (
+        re.search(r"^version(?:_info)? *= *(\d+\.\d+)", settings.read_text(), re.M)
+        if settings.is_file()
+        else None
+    )
     if found and found[1] != version_text():
-        raise InstallError(f"{folder} is of Python {found[1]}, and {version_text()} was asked for. Remove it "
-                           f"(rm -r {folder}) or make another: VENV=.venv-{version_text()}")
+        raise InstallError(
+            f"{folder} is of Python {found[1]}, and {version_text()} was asked for. Remove it "
+            f"(rm -r {folder}) or make another: VENV=.venv-{version_text()}"
+        )
 
 
 def make_environment(folder: Path, system_site_packages: bool) -> Path:
@@ -507,18 +595,22 @@ def make_environment(folder: Path, system_site_packages: bool) -> Path:
     if python.exists():
         asked = subprocess.run([str(python), "-c", ""], capture_output=True, text=True)
         if asked.returncode:
-            raise InstallError(f"{python} does not run: {asked.stderr.strip()}. Remove {folder} and run again.")
+            raise InstallError(
+                f"{python} does not run: {asked.stderr.strip()}. Remove {folder} and run again."
+            )
         return python
     say(f"making {folder} with Python {platform.python_version()}")
     options = ["--system-site-packages"] if system_site_packages else []
     if subprocess.run([sys.executable, "-m", "venv", *options, str(folder)]).returncode:
         shutil.rmtree(folder, ignore_errors=True)
-        raise InstallError(f"{sys.executable} cannot make a virtual environment. On Debian and Ubuntu: apt-get install "
-                           f"python{version_text()}-venv")
+        raise InstallError(
+            f"{sys.executable} cannot make a virtual environment. On Debian and Ubuntu: apt-get install "
+            f"python{version_text()}-venv"
+        )
     return python
 
 
-# --------------------------------------------------------------------------------------------------------- wheelhouse
+# ------------------------------------------------------------------------------------------------- wheelhouse
 
 
 def platform_tags(newest: str) -> list[str]:
@@ -551,19 +643,49 @@ def collect(folder: Path, python: str, newest: str) -> None:
         raise InstallError(f"PYTHON={python}: rio runs on {versions_text()}")
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {n: v for n, v in pins((REPOSITORY / "constraints.txt").read_text()).items() if not TORCH_FAMILY.match(n)}
+    wanted = {
+        n: v
+        for n, v in pins((REPOSITORY / "constraints.txt").read_text()).items()
+        if not TORCH_FAMILY.match(n)
+    }
     with tempfile.TemporaryDirectory() as temporary:
         listed = Path(temporary, "wheels.txt")
         listed.write_text("".join(f"{n}=={v}\n" for n, v in wanted.items() if n not in SOURCE_ONLY))
         say(f"{len(wanted)} wheels for Python {python} on {newest} into {folder}")
         tags = [option for tag in platform_tags(newest) for option in ("--platform", tag)]
-        pip("download", "-qq", "--no-deps", "--only-binary", ":all:", "--python-version", python,
-            "--implementation", "cp", *tags, "--find-links", str(folder), "-d", str(folder), "-r", str(listed),
-            what=f"collecting wheels for Python {python}")
+        pip(
+            "download",
+            "-qq",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--python-version",
+            python,
+            "--implementation",
+            "cp",
+            *tags,
+            "--find-links",
+            str(folder),
+            "-d",
+            str(folder),
+            "-r",
+            str(listed),
+            what=f"collecting wheels for Python {python}",
+        )
         pure = Path(temporary, "pure")
         sources = [f"{name}=={wanted[name]}" for name in SOURCE_ONLY]
-        pip("wheel", "-qq", "--no-deps", "--find-links", str(folder), "-w", str(pure), *sources, str(REPOSITORY),
-            what="making wheels of what the index has as source only")
+        pip(
+            "wheel",
+            "-qq",
+            "--no-deps",
+            "--find-links",
+            str(folder),
+            "-w",
+            str(pure),
+            *sources,
+            str(REPOSITORY),
+            what="making wheels of what the index has as source only",
+        )
         for wheel in pure.iterdir():
             if not wheel.name.endswith("-none-any.whl"):
                 raise InstallError(f"{wheel.name} was built for this machine alone, and cannot serve another")
@@ -571,16 +693,18 @@ def collect(folder: Path, python: str, newest: str) -> None:
     shutil.copy(detectron2_wheel(), folder)
     wheels = sorted(folder.glob("*.whl"))
     size = sum(wheel.stat().st_size for wheel in wheels) / 1e6
-    say(f"{len(wheels)} wheels, {size:.0f} MB, in {time.monotonic() - started:.0f} s. Without torch, torchvision and "
-        "what they bring: they have to be there already.")
+    say(
+        f"{len(wheels)} wheels, {size:.0f} MB, in {time.monotonic() - started:.0f} s. Without torch, "
+        "torchvision and what they bring: they have to be there already."
+    )
     say(f"there: make install WHEELHOUSE={folder.name} PYTHON={python} SYSTEM_SITE_PACKAGES=1")
 
 
-# ------------------------------------------------------------------------------------------------------------- freeze
+# ----------------------------------------------------------------------------------------------------- freeze
 
 
 def closure(extras: str) -> dict[str, str]:
-    """What rio with these extras needs of this environment: {normalised name: version}, all dependencies followed.
+    """What rio with these extras needs of this environment, all dependencies followed: {name: version}.
 
     Uses `packaging`, which every environment of ours has.
     """
@@ -589,13 +713,21 @@ def closure(extras: str) -> dict[str, str]:
     def wanted(requirement: Requirement, of: set[str]) -> bool:
         """Whether it is needed on this platform by any of the pythons, for any of the extras."""
         return not requirement.marker or any(
-            requirement.marker.evaluate({"extra": extra, "python_version": f"{a}.{b}", "python_full_version": f"{a}.{b}.0"})
-            for extra in {"", *of} for a, b in PYTHONS)
+            requirement.marker.evaluate(
+                {"extra": extra, "python_version": f"{a}.{b}", "python_full_version": f"{a}.{b}.0"}
+            )
+            for extra in {"", *of}
+            for a, b in PYTHONS
+        )
 
     found: dict[str, str] = {}
     seen = set()
-    todo = [Requirement(f"rio-detection[{extras}]"), *map(Requirement, DETECTRON2_REQUIRES),
-            *map(Requirement, WITHOUT_DEPENDENCIES), *map(Requirement, ("pip", "setuptools", "wheel"))]
+    todo = [
+        Requirement(f"rio-detection[{extras}]"),
+        *map(Requirement, DETECTRON2_REQUIRES),
+        *map(Requirement, WITHOUT_DEPENDENCIES),
+        *map(Requirement, ("pip", "setuptools", "wheel")),
+    ]
     while todo:
         requirement = todo.pop()
         name = normalised(requirement.name)
@@ -618,8 +750,10 @@ def closure(extras: str) -> dict[str, str]:
 
 def freeze(extras: str) -> None:
     """Write constraints.txt from this environment."""
-    header = ("# Versions known to work together, for Python 3.11 and 3.12: everything below rio, its extras and detectron2.\n"
-              "# Made by `make constraints` from an environment in which the tests passed; name==version and nothing else.\n")
+    header = (
+        "# Versions known to work together, for Python 3.11 and 3.12: rio's needs, its extras' and detectron2's.\n"
+        "# Made by `make constraints` from an environment in which the tests passed; only name==version.\n"
+    )
     lines = [f"{name}=={version}\n" for name, version in closure(extras).items()]
     write_atomically(REPOSITORY / "constraints.txt", (header + "".join(lines)).encode())
     say(f"constraints.txt: {len(lines)} versions")
@@ -637,21 +771,33 @@ def versions_text() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--venv", type=Path, help="make this environment if need be and install into it")
-    parser.add_argument("--system-site-packages", action="store_true", help="let a new environment see the system's torch")
-    parser.add_argument("--extras", default=DEFAULT_EXTRAS, help="of pyproject.toml, comma-separated (default: %(default)s)")
+    parser.add_argument(
+        "--system-site-packages", action="store_true", help="let a new environment see the system's torch"
+    )
+    parser.add_argument(
+        "--extras", default=DEFAULT_EXTRAS, help="of pyproject.toml, comma-separated (default: %(default)s)"
+    )
     parser.add_argument("--wheelhouse", type=Path, help="install from this folder, without a network")
     parser.add_argument("--anywhere", action="store_true", help="also into a system's own python")
     parser.add_argument("--force", action="store_true", help="install although nothing has changed")
-    parser.add_argument("--collect", type=Path, metavar="DIR", help="fill DIR with wheels instead of installing")
+    parser.add_argument(
+        "--collect", type=Path, metavar="DIR", help="fill DIR with wheels instead of installing"
+    )
     parser.add_argument("--for-python", default=version_text(), help="the python DIR is for")
-    parser.add_argument("--platform", default=f"manylinux_2_28_{platform.machine()}", help="the newest tag DIR may hold")
+    parser.add_argument(
+        "--platform", default=f"manylinux_2_28_{platform.machine()}", help="the newest tag DIR may hold"
+    )
     parser.add_argument("--freeze", action="store_true", help="write constraints.txt from this environment")
     arguments = parser.parse_args()
     if sys.version_info[:2] not in PYTHONS:
-        raise InstallError(f"{sys.executable} is Python {platform.python_version()}; rio runs on {versions_text()}. Name "
-                           "one of those: make install PYTHON=/path/to/python3.12")
+        raise InstallError(
+            f"{sys.executable} is Python {platform.python_version()}; rio runs on {versions_text()}. Name "
+            "one of those: make install PYTHON=/path/to/python3.12"
+        )
     wheelhouse = arguments.wheelhouse.resolve() if arguments.wheelhouse else None
     if arguments.freeze:
         freeze(all_extras())

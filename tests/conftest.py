@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-# Before NumPy or torch come in: xdist runs a process a core, and BLAS or OpenMP threads on top of that only wait.
+# Before NumPy or torch come in: xdist runs a process a core, and threads on top of that only wait.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -26,19 +26,21 @@ def repository() -> Path:
 def shared_dir() -> Path:
     """Folder with real annotations, photographs and golden files that are not part of the repository.
 
-    The folder named by the environment variable RIO_SHARED, or `shared` beside the checkout; the test is skipped
-    where neither is there.
+    The folder named by the environment variable RIO_SHARED, or `shared` beside the checkout; the test is
+    skipped where neither is there.
     """
     named = os.environ.get("RIO_SHARED")
     folder = Path(named) if named else REPOSITORY.parent / "shared"
     if not (folder / "data").is_dir():
-        pytest.skip(f"no real data: {folder}/data does not exist (set RIO_SHARED to the folder that holds it)")
+        pytest.skip(
+            f"no real data: {folder}/data does not exist (set RIO_SHARED to the folder that holds it)"
+        )
     return folder
 
 
 @pytest.fixture(autouse=True)
 def _quiet_libraries():
-    """Hold torch to one thread and close the figures a test left open, only where a test brought either in."""
+    """Hold torch to one thread and close the figures a test left open, where a test brought either in."""
     if "torch" in sys.modules:
         torch = sys.modules["torch"]
         if torch.get_num_threads() != 1:

@@ -38,11 +38,14 @@ def name_of(requirement: str) -> str:
 
 def requirements() -> dict[str, str]:
     """Every requirement of pyproject.toml, extras included: {name: the whole line}."""
-    lines = [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
+    lines = [
+        *PROJECT["dependencies"],
+        *(line for extra in PROJECT["optional-dependencies"].values() for line in extra),
+    ]
     return {name_of(line): line for line in lines}
 
 
-# ------------------------------------------------------------------------------------------------------------- drift
+# ------------------------------------------------------------------------------------------------------ drift
 
 # conda-forge's names where they differ from the index's.
 CONDA_NAMES = {"pytorch": "torch", "py-opencv": "opencv-python-headless"}
@@ -59,7 +62,9 @@ def test_environment_yml_has_what_pyproject_has():
     for line in pip:
         bounds[name_of(line)] = line[len(re.match(r"[A-Za-z0-9._-]+", line)[0]) :]
     wanted = requirements()
-    left_out = {name_of(line) for extra in ("boundary", "browser") for line in PROJECT["optional-dependencies"][extra]}
+    left_out = {
+        name_of(line) for extra in ("boundary", "browser") for line in PROJECT["optional-dependencies"][extra]
+    }
     of_conda_alone = {"python", "pip", "setuptools", "detectron2", *install.WITHOUT_DEPENDENCIES}
     assert set(bounds) == (set(wanted) - left_out) | of_conda_alone
     for name in set(wanted) & set(bounds):
@@ -102,19 +107,32 @@ def test_extras_agree():
 
 def test_a_bad_pin_is_an_error_that_names_the_line():
     assert install.pins("# why\nNumPy==2.0  # also why\n\nopencv_python.headless==5\n") == {
-        "numpy": "2.0", "opencv-python-headless": "5",
+        "numpy": "2.0",
+        "opencv-python-headless": "5",
     }
     with pytest.raises(install.InstallError, match=r"line 2: expected name==version, found 'numpy>=1'"):
         install.pins("pandas==3\nnumpy>=1\n")
 
 
 def test_torch_family():
-    family = [name for name in ("torch", "torchvision", "triton", "nvidia-cudnn-cu13", "cuda-bindings", "torchmetrics",
-                                "numpy", "pytorch") if install.TORCH_FAMILY.match(name)]
+    family = [
+        name
+        for name in (
+            "torch",
+            "torchvision",
+            "triton",
+            "nvidia-cudnn-cu13",
+            "cuda-bindings",
+            "torchmetrics",
+            "numpy",
+            "pytorch",
+        )
+        if install.TORCH_FAMILY.match(name)
+    ]
     assert family == ["torch", "torchvision", "triton", "nvidia-cudnn-cu13", "cuda-bindings"]
 
 
-# ------------------------------------------------------------------------------------------------------------- mends
+# ------------------------------------------------------------------------------------------------------ mends
 
 
 def test_a_mend_applies_as_often_as_it_says():
@@ -123,19 +141,30 @@ def test_a_mend_applies_as_often_as_it_says():
     mended = install.mend(text, path)
     assert "np.int" not in mended
     assert mended.splitlines()[:2] == ["# Copyright", install.CHANGED_NOTICE.strip()]
-    with pytest.raises(install.InstallError, match=r"detectron2/data/build.py: expected 1 time\(s\) .* found 2"):
+    with pytest.raises(
+        install.InstallError, match=r"detectron2/data/build.py: expected 1 time\(s\) .* found 2"
+    ):
         install.mend(text + text, path)
     with pytest.raises(install.InstallError, match="found 0.*install an official detectron2"):
         install.mend("# Copyright\nnothing to mend\n", path)
 
 
 def fake_sdist(folder: Path, leave_out: str = "", with_stub: bool = False) -> Path:
-    """A source release with every passage that has a mend, as often as it has to be there, and little else."""
-    files = {name: "# Copyright\n" + "".join(old * count for old, _, count in mends) + "\n"
-             for name, mends in install.MENDS.items() if name != leave_out}
-    files |= {"detectron2/__init__.py": "__version__ = '0.6'\n", "LICENSE": "terms\n", "setup.py": "boom\n",
-              "detectron2/model_zoo/configs/a.yaml": "A: 1\n", "projects/PointRend/point_rend/__init__.py": "P = 1\n",
-              "projects/Other/other/__init__.py": "", "docs/detectron2/x.py": ""}
+    """A source release with every passage that has a mend, as often as it has to be, and little else."""
+    files = {
+        name: "# Copyright\n" + "".join(old * count for old, _, count in mends) + "\n"
+        for name, mends in install.MENDS.items()
+        if name != leave_out
+    }
+    files |= {
+        "detectron2/__init__.py": "__version__ = '0.6'\n",
+        "LICENSE": "terms\n",
+        "setup.py": "boom\n",
+        "detectron2/model_zoo/configs/a.yaml": "A: 1\n",
+        "projects/PointRend/point_rend/__init__.py": "P = 1\n",
+        "projects/Other/other/__init__.py": "",
+        "docs/detectron2/x.py": "",
+    }
     if with_stub:
         files["detectron2/_no_compiled_ops.py"] = ""
     path = folder / "release.tar.gz"
@@ -158,11 +187,17 @@ def test_the_wheel_is_a_wheel(tmp_path):
         assert b"np.int" not in archive.read("detectron2/data/build.py")
         assert all(int(size) == len(archive.read(name)) for name, _, size in record if size)
     assert {name for name, _, _ in record} == names
-    assert {"detectron2/projects/point_rend/__init__.py", "detectron2/model_zoo/configs/a.yaml",
-            f"{info}/licenses/LICENSE", "detectron2/_no_compiled_ops.py"} <= names
+    assert {
+        "detectron2/projects/point_rend/__init__.py",
+        "detectron2/model_zoo/configs/a.yaml",
+        f"{info}/licenses/LICENSE",
+        "detectron2/_no_compiled_ops.py",
+    } <= names
     assert not {name for name in names if name.startswith(("docs", "setup", "projects"))}
     assert "Name: detectron2\n" in metadata and "Requires-Dist: fvcore>=0.1.5\n" in metadata
-    assert sorted(path.name for path in (tmp_path / "wheels").iterdir()) == [wheel.name], "no half-written file stays"
+    assert sorted(path.name for path in (tmp_path / "wheels").iterdir()) == [
+        wheel.name
+    ], "no half-written file stays"
 
 
 def test_the_wheel_has_the_same_bytes_every_time(tmp_path):
@@ -175,8 +210,23 @@ def test_pip_lists_and_removes_the_wheel(tmp_path):
     """pip reads it as any other wheel: by name, with a record of every file."""
     wheel = install.pack_wheel(fake_sdist(tmp_path), tmp_path)
     target = tmp_path / "site"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--no-index", "--no-compile", "--target",
-                    str(target), str(wheel)], check=True, capture_output=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-qq",
+            "--no-deps",
+            "--no-index",
+            "--no-compile",
+            "--target",
+            str(target),
+            str(wheel),
+        ],
+        check=True,
+        capture_output=True,
+    )
     (distribution,) = importlib.metadata.distributions(path=[str(target)])
     assert (distribution.name, distribution.version) == ("detectron2", install.wheel_version())
     assert {str(file) for file in distribution.files} >= {"detectron2/_no_compiled_ops.py"}
@@ -211,10 +261,16 @@ def test_real_source_release():
     """Every mend fits the release itself, and no passage that needed one is left."""
     path = install.cache_folder() / f"{install.SDIST_NAME}-{install.SDIST_VERSION}.tar.gz"
     if not path.is_file():
-        pytest.skip(f"the source release is not cached ({path}); make install fetches it where no detectron2 is there")
+        pytest.skip(
+            f"the source release is not cached ({path}); make install fetches it where no detectron2 is there"
+        )
     install.check_sdist(path)
-    files = {name: content.decode() for name, content in install.wheel_files(path).items() if name.endswith(".py")}
-    left = re.compile(r"np\.(int|float|object|str)\b|Image\.LINEAR|pkg_resources|^from detectron2 import _C$", re.M)
+    files = {
+        name: content.decode() for name, content in install.wheel_files(path).items() if name.endswith(".py")
+    }
+    left = re.compile(
+        r"np\.(int|float|object|str)\b|Image\.LINEAR|pkg_resources|^from detectron2 import _C$", re.M
+    )
     assert not {name: left.search(text)[0] for name, text in files.items() if left.search(text)}
     for name, text in files.items():
         compile(text, name, "exec", dont_inherit=True)
@@ -239,14 +295,16 @@ def test_compiled_operators_are_an_error_only_when_used():
 
 def test_detectron2_imports_from_anywhere(tmp_path):
     """In any order, in a fresh process, without this repository beside it."""
-    code = "import detectron2.model_zoo, detectron2.layers, detectron2.evaluation, detectron2.engine; " \
-           "print(detectron2.model_zoo.get_config_file('LVISv1-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml'))"
+    code = (
+        "import detectron2.model_zoo, detectron2.layers, detectron2.evaluation, detectron2.engine; "
+        "print(detectron2.model_zoo.get_config_file('LVISv1-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml'))"
+    )
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert Path(result.stdout.strip()).is_file()
 
 
-# ------------------------------------------------------------------------------------------------- stamp, wheelhouse
+# ------------------------------------------------------------------------------------------ stamp, wheelhouse
 
 
 def checkout(folder: Path) -> Path:
@@ -290,14 +348,24 @@ def test_platform_tags():
     assert install.platform_tags("macosx_11_0_arm64") == ["macosx_11_0_arm64"]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--collect", "{tmp}/wheels", "--for-python", "3.9"], "PYTHON=3.9: rio runs on Python 3.11 or Python 3.12"),
-    (["--force", "--wheelhouse", "{tmp}/none"], "no such folder"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--collect", "{tmp}/wheels", "--for-python", "3.9"],
+            "PYTHON=3.9: rio runs on Python 3.11 or Python 3.12",
+        ),
+        (["--force", "--wheelhouse", "{tmp}/none"], "no such folder"),
+    ],
+)
 def test_errors_name_the_remedy(tmp_path, arguments, message):
     if "--wheelhouse" in arguments and sys.prefix == sys.base_prefix:
         pytest.skip("not in an environment of its own")
-    command = [sys.executable, str(REPOSITORY / "install.py"), *(word.format(tmp=tmp_path) for word in arguments)]
+    command = [
+        sys.executable,
+        str(REPOSITORY / "install.py"),
+        *(word.format(tmp=tmp_path) for word in arguments),
+    ]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr.startswith("install: ") and message in result.stderr
@@ -305,22 +373,35 @@ def test_errors_name_the_remedy(tmp_path, arguments, message):
 
 
 def test_make_says_which_pythons_it_wants():
-    result = subprocess.run(["make", "-s", "install", "PYTHON=python2.7-that-is-not-there"], cwd=REPOSITORY,
-                            capture_output=True, text=True)
+    result = subprocess.run(
+        ["make", "-s", "install", "PYTHON=python2.7-that-is-not-there"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode != 0
     assert "rio needs Python 3.11 or 3.12; tried: python2.7-that-is-not-there" in result.stderr
 
 
-# -------------------------------------------------------------------------------------------------------------- info
+# ------------------------------------------------------------------------------------------------------- info
 
 
 def some_info(**changes) -> dict:
     info = {
-        "rio": "1.0", "python": "3.12.1 (python)", "platform": "Linux", "cores": 2,
+        "rio": "1.0",
+        "python": "3.12.1 (python)",
+        "platform": "Linux",
+        "cores": 2,
         "versions": {"torch": "2.15.0", "lvis": None},
-        "detectron2": {"version": "0.6+rio.0", "kind": "pure-Python wheel made by rio's install.py", "path": "site/detectron2"},
+        "detectron2": {
+            "version": "0.6+rio.0",
+            "kind": "pure-Python wheel made by rio's install.py",
+            "path": "site/detectron2",
+        },
         "gpus": {"found": 0, "devices": [], "note": "no NVIDIA driver on this machine"},
-        "datasets": [{"name": "lvis_v1_train", "found": False, "looked_at": "datasets/lvis/lvis_v1_train.json"}],
+        "datasets": [
+            {"name": "lvis_v1_train", "found": False, "looked_at": "datasets/lvis/lvis_v1_train.json"}
+        ],
         "demo_weights": {"package": "some-weights", "found": False, "version": None},
     }
     return info | changes
@@ -336,13 +417,20 @@ def test_info_says_what_is_missing_and_what_to_do():
     assert re.search(r"lvis_v1_train +not found +datasets/lvis/lvis_v1_train.json", text)
     missing = format_info(some_info(detectron2={"version": None, "kind": "missing", "path": None}))
     assert re.search(r"detectron2 +missing\n +remedy: make install", missing)
-    gpu = format_info(some_info(gpus={"found": 1, "devices": [{"name": "H100", "memory_gib": 79.2}], "note": ""}))
+    gpu = format_info(
+        some_info(gpus={"found": 1, "devices": [{"name": "H100", "memory_gib": 79.2}], "note": ""})
+    )
     assert re.search(r"GPU +H100, 79.2 GiB", gpu) and "none" not in gpu
 
 
-@pytest.mark.parametrize(("version", "compiled", "kind"), [
-    ("0.6+rio.01234567", False, "pure-Python wheel"), ("0.6", True, "official build"), ("0.6", False, "without compiled"),
-])
+@pytest.mark.parametrize(
+    ("version", "compiled", "kind"),
+    [
+        ("0.6+rio.01234567", False, "pure-Python wheel"),
+        ("0.6", True, "official build"),
+        ("0.6", False, "without compiled"),
+    ],
+)
 def test_info_says_where_detectron2_comes_from(tmp_path, monkeypatch, version, compiled, kind):
     from rio import info
 
@@ -366,7 +454,9 @@ def test_info_of_this_environment():
     info = collect()
     assert info["versions"]["torch"] == importlib.metadata.version("torch")
     assert info["detectron2"]["kind"] != "missing"
-    assert info["datasets"] and all({"name", "found", "looked_at"} <= set(entry) for entry in info["datasets"])
+    assert info["datasets"] and all(
+        {"name", "found", "looked_at"} <= set(entry) for entry in info["datasets"]
+    )
     json.dumps(info)
     assert all(entry["looked_at"] in format_info(info) for entry in info["datasets"])
 

@@ -29,25 +29,76 @@ MAY_IMPORT: dict[str, set[str]] = {
     "roi_heads": {"torch", "fvcore", "detectron2", "rio.memory_bank", "rio.classifier"},
     "config": {"yaml", "yacs", "fvcore", "detectron2"},
     "checkpoints": LIGHT | {"torch", "fvcore", "detectron2"},
-    "evaluation": LIGHT | {"pandas", "msgspec", "hotcoco", "lvis", "pycocotools", "vernier", "rio.annotations"},
-    "predictions": LIGHT | {"pandas", "msgspec", "pycocotools", "hotcoco", "rio.annotations", "rio.evaluation"},
+    "evaluation": LIGHT
+    | {"pandas", "msgspec", "hotcoco", "lvis", "pycocotools", "vernier", "rio.annotations"},
+    "predictions": LIGHT
+    | {"pandas", "msgspec", "pycocotools", "hotcoco", "rio.annotations", "rio.evaluation"},
     "plots": LIGHT | {"matplotlib", "seaborn", "pandas", "pycocotools", "cv2", "PIL"},
-    "report": LIGHT | {
-        "pandas", "matplotlib", "jinja2", "markupsafe", "PIL", "cv2", "yaml",
-        "rio.annotations", "rio.balance", "rio.evaluation", "rio.predictions", "rio.plots", "rio.sampler",
+    "report": LIGHT
+    | {
+        "pandas",
+        "matplotlib",
+        "jinja2",
+        "markupsafe",
+        "PIL",
+        "cv2",
+        "yaml",
+        "rio.annotations",
+        "rio.balance",
+        "rio.evaluation",
+        "rio.predictions",
+        "rio.plots",
+        "rio.sampler",
     },
-    "study": LIGHT | {"yaml", "pandas", "psutil", "rio.config", "rio.datasets", "rio.evaluation", "rio.report"},
+    "study": LIGHT
+    | {"yaml", "pandas", "psutil", "rio.config", "rio.datasets", "rio.evaluation", "rio.report"},
     "info": {"torch", "rio.datasets"},
-    "trainer": LIGHT | {
-        "torch", "torchvision", "detectron2", "fvcore", "cv2", "PIL", "psutil", "yaml", "msgspec", "pycocotools",
-        "rio.annotations", "rio.backbone", "rio.balance", "rio.checkpoints", "rio.classifier", "rio.config",
-        "rio.datasets", "rio.evaluation", "rio.memory_bank", "rio.roi_heads", "rio.sampler", "rio.shapes",
+    "trainer": LIGHT
+    | {
+        "torch",
+        "torchvision",
+        "detectron2",
+        "fvcore",
+        "cv2",
+        "PIL",
+        "psutil",
+        "yaml",
+        "msgspec",
+        "pycocotools",
+        "rio.annotations",
+        "rio.backbone",
+        "rio.balance",
+        "rio.checkpoints",
+        "rio.classifier",
+        "rio.config",
+        "rio.datasets",
+        "rio.evaluation",
+        "rio.memory_bank",
+        "rio.roi_heads",
+        "rio.sampler",
+        "rio.shapes",
     },
-    "widgets": LIGHT | {"pandas", "matplotlib", "ipywidgets", "anywidget", "traitlets", "IPython",
-                        "rio.annotations", "rio.balance", "rio.evaluation", "rio.plots", "rio.predictions"},
+    "widgets": LIGHT
+    | {
+        "pandas",
+        "matplotlib",
+        "ipywidgets",
+        "anywidget",
+        "traitlets",
+        "IPython",
+        "rio.annotations",
+        "rio.balance",
+        "rio.evaluation",
+        "rio.plots",
+        "rio.predictions",
+    },
 }
 ALL_OF_OURS = {f"rio.{name}" for name in MAY_IMPORT if name != "__init__"}
-MAY_IMPORT["__main__"] = LIGHT | ALL_OF_OURS | {"torch", "detectron2", "cv2", "PIL", "psutil", "yaml", "matplotlib", "pycocotools", "rio"}
+MAY_IMPORT["__main__"] = (
+    LIGHT
+    | ALL_OF_OURS
+    | {"torch", "detectron2", "cv2", "PIL", "psutil", "yaml", "matplotlib", "pycocotools", "rio"}
+)
 
 # Notebooks on a laptop open in a second with these.
 LAPTOP = ("annotations", "balance", "evaluation", "predictions", "plots")
@@ -63,14 +114,20 @@ def imported(tree: ast.AST, modules: set[str]) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: relative import; write `from rio import ...`"
             names = [node.module]
-            if node.module == "rio":  # `from rio import plots` imports rio.plots; `from rio import __version__` rio
+            if (
+                node.module == "rio"
+            ):  # `from rio import plots` imports rio.plots; `from rio import __version__` rio
                 names = [f"rio.{alias.name}" if alias.name in modules else "rio" for alias in node.names]
         else:
             continue
         for name in names:
             top = name.partition(".")[0]
             found.add(".".join(name.split(".")[:2]) if top == "rio" else top)
-    return {name for name in found if name.partition(".")[0] not in sys.stdlib_module_names and name != "rio.__init__"}
+    return {
+        name
+        for name in found
+        if name.partition(".")[0] not in sys.stdlib_module_names and name != "rio.__init__"
+    }
 
 
 def modules() -> set[str]:
@@ -87,26 +144,36 @@ def test_every_module_has_a_place():
 def test_imports(module):
     tree = ast.parse((PACKAGE / f"{module}.py").read_text())
     found = imported(tree, modules())
-    allowed = MAY_IMPORT[module] | ({"rio"} if module in ("info", "report", "trainer") else set())  # its version
+    allowed = MAY_IMPORT[module] | (
+        {"rio"} if module in ("info", "report", "trainer") else set()
+    )  # its version
     assert found <= allowed, f"rio/{module}.py imports {sorted(found - allowed)}; see MAY_IMPORT"
 
 
 def test_imports_are_found_wherever_they_stand():
-    source = "import os.path\nfrom rio import plots, __version__\ndef f():\n    import torch.nn\n    from rio.a import b\n"
+    source = "import os.path\nfrom rio import plots, __version__\n"
+    source += "def f():\n    import torch.nn\n    from rio.a import b\n"
     assert imported(ast.parse(source), {"plots"}) == {"rio", "rio.plots", "rio.a", "torch"}
 
 
 def test_nothing_imports_the_top():
     for path in PACKAGE.glob("*.py"):
         if path.stem != "__main__":
-            top = imported(ast.parse(path.read_text()), modules()) & {"rio.trainer", "rio.widgets", "rio.__main__"}
+            top = imported(ast.parse(path.read_text()), modules()) & {
+                "rio.trainer",
+                "rio.widgets",
+                "rio.__main__",
+            }
             assert not top, f"{path.name} imports {top}"
 
 
 def loaded_by(statement: str) -> set[str]:
     """Top-level packages in memory after a fresh python ran a statement."""
-    code = f"import json, sys; before = set(sys.modules); {statement}; print(json.dumps(sorted(set(sys.modules) - before)))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY.parent)
+    code = f"import json, sys; before = set(sys.modules); {statement}; "
+    code += "print(json.dumps(sorted(set(sys.modules) - before)))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY.parent
+    )
     assert result.returncode == 0, result.stderr
     return {name.partition(".")[0] for name in json.loads(result.stdout.splitlines()[-1])}
 
@@ -118,13 +185,20 @@ def test_import_rio_is_instant():
 def test_laptop_modules_bring_neither_torch_nor_detectron2():
     there = [name for name in LAPTOP if name in modules()]
     loaded = loaded_by("import " + ", ".join(f"rio.{name}" for name in there))
-    assert not loaded & {"torch", "torchvision", "detectron2", "fvcore"}, "a notebook on a laptop would wait for these"
+    assert not loaded & {
+        "torch",
+        "torchvision",
+        "detectron2",
+        "fvcore",
+    }, "a notebook on a laptop would wait for these"
 
 
 def repository_files() -> list[Path]:
     """Text files under version control, or not ignored by it; all files of an unpacked archive."""
     listing = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=REPOSITORY, capture_output=True,
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY,
+        capture_output=True,
     )
     if listing.returncode:
         pytest.skip("not a git checkout")
@@ -133,13 +207,21 @@ def repository_files() -> list[Path]:
 
 
 # Written in halves: this file is searched too.
-INDEX_HOSTS = ("py" "pi.org", "python" "hosted.org", "download." "pytorch.org", "repo." "anaconda.com", "conda." "anaconda.org")
+INDEX_HOSTS = (
+    "py" "pi.org",
+    "python" "hosted.org",
+    "download." "pytorch.org",
+    "repo." "anaconda.com",
+    "conda." "anaconda.org",
+)
 MACHINE_PATHS = ("/ro" "ot/", "/wo" "rk/", "/ho" "me/", "/Us" "ers/", "/tm" "p/", "/o" "pt/")
 
 
-@pytest.mark.parametrize("words", [INDEX_HOSTS, MACHINE_PATHS], ids=["hosts of package indexes", "paths of one machine"])
+@pytest.mark.parametrize(
+    "words", [INDEX_HOSTS, MACHINE_PATHS], ids=["hosts of package indexes", "paths of one machine"]
+)
 def test_no_file_mentions(words):
-    """Which index serves a package, and where somebody's checkout lies, is the machine's configuration, not ours."""
+    """Which index serves a package, and where a checkout lies, is the machine's configuration, not ours."""
     found = []
     for path in repository_files():
         for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
@@ -151,8 +233,15 @@ def test_top_level():
     """Nothing at the top but the rooms of the layout, dot-files and packaging."""
     rooms = {"notebooks", "rio", "configs", "tests"}
     packaging = {
-        "README.md", "CHANGELOG.md", "LICENSE", "Makefile", "constraints.txt", "environment.yml", "install.py",
-        "pyproject.toml", "CITATION.cff",
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE",
+        "Makefile",
+        "constraints.txt",
+        "environment.yml",
+        "install.py",
+        "pyproject.toml",
+        "CITATION.cff",
     }
     tracked = {path.relative_to(REPOSITORY).parts[0] for path in repository_files()}
     assert {name for name in tracked if not name.startswith(".")} <= rooms | packaging
