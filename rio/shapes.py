@@ -700,7 +700,7 @@ def _draw_file(task: tuple[ShapesSpec, list[tuple[str, str, str]], list[int], st
                ) -> tuple[list[dict], list[int]]:
     spec, classes, present, split, index, path = task
     image, labels, not_exhaustive = draw_image(spec, classes, present, split, index)
-    quality = int(np.random.default_rng([spec.seed, 3, len(path), index]).integers(86, 96))
+    quality = int(np.random.default_rng([spec.seed, 3, ("train", "val").index(split), index]).integers(86, 96))
     ok, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not ok:
         raise ShapesError(f"{path}: opencv could not encode the JPEG.")
