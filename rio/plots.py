@@ -28,7 +28,7 @@ from matplotlib.transforms import Bbox
 
 GROUPS = ("r", "c", "f")
 GROUP_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
-COLORS = {"r": "#D9576A", "c": "#E3AC3D", "f": "#2A6CAB"}
+COLORS = {"r": "#DC5F71", "c": "#E3AC3D", "f": "#2768A7"}
 LEVEL_NAMES = {"images": "images", "instances": "objects", "rois": "RoIs"}
 LINE_COLORS = ("#332288", "#44AA99", "#CC6677", "#999933", "#88CCEE", "#AA4499", "#117733", "#DDCC77")
 
