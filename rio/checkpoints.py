@@ -30,6 +30,8 @@ _FROM_CONFIG = re.compile(
     r"(^|\.)(pixel_mean|pixel_std)$|anchor_generator\.cell_anchors|\.num_batches_tracked$"
 )
 _SHOWN = 8  # problems listed in an error
+# What torch's and our unpickler say when a file asks for a class or a function that is not on their list.
+_REFUSED = re.compile(r"global|reduce|instantiate|can only build", re.IGNORECASE)
 
 
 class CheckpointError(ValueError):
@@ -120,34 +122,25 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
             if path.endswith(".pkl")
             else torch.load(local, map_location="cpu", weights_only=True)
         )
-    except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # what an unpickler raises on a file that is no pickle is anything at all
+        reason = _reason(error)
+        if isinstance(error, pickle.UnpicklingError) and _REFUSED.search(reason):
+            raise CheckpointError(
+                f"weights {path}: expected tensors in plain containers, found something else: {reason}. Such
+                a" " file could run code and is not loaded; in the program that wrote it, save"
+                " {'model': model.state_dict()}"
+            ) from error
         raise CheckpointError(
-            f"weights {path}: expected tensors in plain containers, found something else: {reason}. Such a"
-            " file could run code and is not loaded; in the program that wrote it, save {'model':"
-            " model.state_dict()}"
-        ) from error
-    except (
-        EOFError,
-        RuntimeError,
-        OSError,
-        ValueError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        TypeError,
-    ) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CheckpointError(
-            f"weights {path}: expected a PyTorch checkpoint or a model zoo .pkl, found a file that is"
-            f" truncated or of another kind ({os.path.getsize(local)} bytes): {reason}. Copy or download it"
-            " again"
+            f"weights {path}: expected a PyTorch checkpoint or a model zoo .pkl, found a file that is
+            truncated" f" or of another kind ({os.path.getsize(local)} bytes): {reason}. Copy or download it
+            again"
         ) from error
     if not isinstance(data, Mapping):
         raise CheckpointError(f"weights {path}: expected a state dict, found {type(data).__name__}")
     data = _layout(dict(data), path)
-    data["model"] = {name: _tensor(name, value, path) for name, value in data["model"].items()}
-    return data
+    model = collections.OrderedDict((name, _tensor(name, v, path)) for name, v in data["model"].items())
+    model._metadata = getattr(data["model"], "_metadata", {})  # versions of the modules that saved it
+    return data | {"model": model}
 
 
 def load_weights(
@@ -223,6 +216,8 @@ def load_weights(
             "it anyway, leaving these at their initial values, load with on_mismatch='skip'"
         )
 
+    fits = collections.OrderedDict(fits)
+    fits._metadata = data["model"]._metadata
     model.load_state_dict(fits, strict=False)  # what is missing and unexpected was sorted out above
     report = LoadReport(path, sorted(fits), missing, unexpected, problems)
     logger.info("%s", report)
@@ -258,7 +253,7 @@ def _tensor(name: Any, value: Any, path: str) -> Tensor:
 
 def _encode(text: str, encoding: str) -> bytes:
     if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"_codecs.encode with {encoding!r}")
+        raise pickle.UnpicklingError(f"the global _codecs.encode for {encoding!r}")
     return text.encode("latin1")
 
 
@@ -285,7 +280,14 @@ class _ArrayUnpickler(pickle.Unpickler):
             import numpy._core.numeric as numeric
 
             return numeric._frombuffer
-        raise pickle.UnpicklingError(f"{module}.{name}")
+        raise pickle.UnpicklingError(f"the global {module}.{name}")
+
+
+def _reason(error: Exception) -> str:
+    """The error's own words in one line; of torch's long advice only the line that says what was found."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    found = [line for line in lines if "error:" in line or _REFUSED.search(line)] or lines
+    return f"{type(error).__name__}: {found[0][:200]}" if found else type(error).__name__
 
 
 def _read_pickle(path: str) -> Any:

@@ -49,9 +49,10 @@ def test_shipped_files_load_and_their_heads_are_built(path, tmp_path):
     predictors = heads.box_predictor if "Cascade" in type(heads).__name__ else [heads.box_predictor]
     for predictor in predictors:
         assert (predictor.memory_bank is not None) == cfg.MODEL.RIO.BANK_ENABLED
-        assert type(predictor.cls_score).__name__ == {"cosine": "CosineClassifier", "linear": "Linear"}[
-            cfg.MODEL.RIO.CLASSIFIER
-        ]
+        assert (
+            type(predictor.cls_score).__name__
+            == {"cosine": "CosineClassifier", "linear": "Linear"}[cfg.MODEL.RIO.CLASSIFIER]
+        )
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parent.name != "base"], ids=name)
@@ -86,9 +87,18 @@ def test_children_hold_only_what_differs(path):
 def test_the_references_numbers():
     cfg = load_config(CONFIGS / "lvis_v0.5/rio_r50.yaml")
     rio = cfg.MODEL.RIO
-    assert (rio.CLASSIFIER, rio.COSINE_SCALE, rio.SLOTS_PER_CLASS, rio.REPLAY_PER_CLASS) == ("cosine", 48.0, 60, 20)
+    assert (rio.CLASSIFIER, rio.COSINE_SCALE, rio.SLOTS_PER_CLASS, rio.REPLAY_PER_CLASS) == (
+        "cosine",
+        48.0,
+        60,
+        20,
+    )
     assert (rio.BANK_ENABLED, rio.REPLAY_ORDER, rio.BANK_MAX_IMAGE_COUNT) == (True, "newest", 30)
-    assert rio.REPLAY_LOSSES == ("cls", "box") and rio.REPLAY_MAX_PER_FOREGROUND == 0 and rio.BANK_START_ITER == 0
+    assert (
+        rio.REPLAY_LOSSES == ("cls", "box")
+        and rio.REPLAY_MAX_PER_FOREGROUND == 0
+        and rio.BANK_START_ITER == 0
+    )
     assert (rio.SAMPLER, cfg.DATALOADER.REPEAT_THRESHOLD) == ("rfs", 0.001)
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (90000, (60000, 80000))
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (16, 0.02)
@@ -125,7 +135,9 @@ def write(folder: Path, text: str, file: str = "c.yaml") -> Path:
 def test_files_then_options(tmp_path):
     write(tmp_path, "MODEL: {RIO: {SLOTS_PER_CLASS: 40, REPLAY_PER_CLASS: 10}}\nSEED: 3", "base.yaml")
     path = write(tmp_path, "_BASE_: base.yaml\nMODEL:\n  RIO:\n    SLOTS_PER_CLASS: 30\n")
-    cfg = load_config(path, ["MODEL.RIO.REPLAY_PER_CLASS", "5", "SOLVER.BASE_LR", "1e-3", "MODEL.WEIGHTS", "a/b.pth"])
+    cfg = load_config(
+        path, ["MODEL.RIO.REPLAY_PER_CLASS", "5", "SOLVER.BASE_LR", "1e-3", "MODEL.WEIGHTS", "a/b.pth"]
+    )
     assert (cfg.MODEL.RIO.SLOTS_PER_CLASS, cfg.MODEL.RIO.REPLAY_PER_CLASS, cfg.SEED) == (30, 5, 3)
     assert cfg.SOLVER.BASE_LR == 1e-3 and cfg.MODEL.WEIGHTS == "a/b.pth"
     assert not cfg.is_frozen()
@@ -173,7 +185,10 @@ def test_keys_of_the_reference_name_the_new_one(old, where, tmp_path):
         (["MODEL.RIO.SLOTS_PER_CLASS", "many"], "SLOTS_PER_CLASS: expected int .* found str"),
         (["MODEL.RIO.SLOTS_PER_CLASS", "2.5"], "expected int"),
         (["MODEL.RIO.SLOTS_PER_CLASS", "0"], "SLOTS_PER_CLASS: expected a whole number >= 1, found 0"),
-        (["MODEL.RIO.SLOTS_PER_CLASS", "10"], "REPLAY_PER_CLASS: expected at most SLOTS_PER_CLASS .10., found 20"),
+        (
+            ["MODEL.RIO.SLOTS_PER_CLASS", "10"],
+            "REPLAY_PER_CLASS: expected at most SLOTS_PER_CLASS .10., found 20",
+        ),
         (["MODEL.RIO.REPLAY_PER_CLASS", "-1"], ">= 1, found -1"),
         (["MODEL.RIO.COSINE_SCALE", "0"], "> 0, found 0.0"),
         (["MODEL.RIO.COSINE_SCALE", "-3"], "> 0"),

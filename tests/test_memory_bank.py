@@ -26,7 +26,12 @@ def rows(values: list[float], classes: list[int], width: int = 2) -> tuple[torch
     """Rows told apart by one number: feature = value, proposal box = value + 0.25, gt box = value + 0.5."""
     column = torch.tensor(values, dtype=torch.float32).reshape(-1, 1)
     boxes = column.expand(-1, 4)
-    return column.expand(-1, width).clone(), boxes + 0.25, boxes + 0.5, torch.tensor(classes, dtype=torch.int64)
+    return (
+        column.expand(-1, width).clone(),
+        boxes + 0.25,
+        boxes + 0.5,
+        torch.tensor(classes, dtype=torch.int64),
+    )
 
 
 def read(bank: MemoryBank, classes: list[int], **arguments) -> list[tuple[int, float]]:
@@ -149,7 +154,9 @@ def test_equal_to_the_oracle_whatever_comes(steps, class_ids, slots, replayed, c
         assert read(newest, classes) == expected
 
         got = read(randomly, classes)
-        assert len(got) == len(set(got)) == len(expected)  # as many, without replacement, and only what is stored
+        assert (
+            len(got) == len(set(got)) == len(expected)
+        )  # as many, without replacement, and only what is stored
         assert all(v in oracle.stored[c] for c, v in got)
         assert sorted(c for c, _ in got) == sorted(c for c, _ in expected)
 
@@ -175,7 +182,9 @@ def _rank(expected, row):
 
 
 def test_a_cap_does_not_always_favour_the_same_class():
-    bank = MemoryBank(num_classes=20, class_ids=range(20), feature_dim=2, slots_per_class=1, replay_per_class=1)
+    bank = MemoryBank(
+        num_classes=20, class_ids=range(20), feature_dim=2, slots_per_class=1, replay_per_class=1
+    )
     served = set()
     for _ in range(40):
         bank.write(*rows(list(range(20)), list(range(20))))

@@ -285,7 +285,9 @@ def test_equal_to_detectron2_on_the_longer_list_of_rois(loss_type, agnostic, cla
         loss_weight={"loss_cls": 0.7, "loss_box_reg": 2.0},
         classifier=classifier,
     )
-    bank = MemoryBank(num_classes=NUM_CLASSES, class_ids=[0, 3], feature_dim=6, slots_per_class=9, replay_per_class=4)
+    bank = MemoryBank(
+        num_classes=NUM_CLASSES, class_ids=[0, 3], feature_dim=6, slots_per_class=9, replay_per_class=4
+    )
     predictor = RIOFastRCNNOutputLayers(memory_bank=bank, **make)
     replayed, sample = [], bank.sample
     bank.sample = lambda *a, **k: replayed.append(sample(*a, **k)) or replayed[-1]
@@ -426,7 +428,12 @@ def test_telemetry_every_twenty_steps():
 def test_gradcheck_of_the_joint_loss():
     torch.manual_seed(0)
     bank = MemoryBank(
-        num_classes=3, class_ids=[1], feature_dim=4, slots_per_class=4, replay_per_class=2, storage_dtype=torch.float64
+        num_classes=3,
+        class_ids=[1],
+        feature_dim=4,
+        slots_per_class=4,
+        replay_per_class=2,
+        storage_dtype=torch.float64,
     )
     predictor = RIOFastRCNNOutputLayers(
         ShapeSpec(channels=4),
@@ -441,7 +448,12 @@ def test_gradcheck_of_the_joint_loss():
     proposals.proposal_boxes = Boxes(torch.tensor([[5.0, 5, 20, 30], [10, 10, 30, 20], [1, 2, 9, 9]]))
     proposals.gt_boxes = Boxes(torch.tensor([[8.0, 3, 28, 30], [14, 12, 34, 29], [2, 4, 12, 19]]))
     proposals.gt_classes = torch.tensor([1, 1, 3])
-    bank.write(torch.rand(3, 4).double(), proposals.gt_boxes.tensor + 1, proposals.gt_boxes.tensor, proposals.gt_classes)
+    bank.write(
+        torch.rand(3, 4).double(),
+        proposals.gt_boxes.tensor + 1,
+        proposals.gt_boxes.tensor,
+        proposals.gt_classes,
+    )
     state = copy.deepcopy(bank.state_dict())
 
     def loss(x, g, v, weight):

@@ -76,7 +76,9 @@ def run(steps, weight_g, weight_v, box_weight, box_bias, replay_losses):
             cls, box, _, _ = row_losses(row, *arguments)
             cls_sum += cls * ("cls" in replay_losses)
             box_sum += box * ("box" in replay_losses)
-        results.append((cls_sum / max(cls_rows, 1), box_sum / max(box_rows, 1), np.sqrt(squares), len(replayed)))
+        results.append(
+            (cls_sum / max(cls_rows, 1), box_sum / max(box_rows, 1), np.sqrt(squares), len(replayed))
+        )
     return np.array(results)
 
 
@@ -97,7 +99,9 @@ def main() -> None:
     likely = np.array(TARGETS + TARGETS + list(range(NUM_CLASSES)) + [NUM_CLASSES] * 8)
     gt_classes = rng.choice(likely, total)
     weight_v = single(rng.normal(0, 0.4, (NUM_CLASSES + 1, WIDTH)))
-    weight_g = single(np.sqrt((weight_v**2).sum(1, keepdims=True)) * rng.uniform(0.5, 1.5, (NUM_CLASSES + 1, 1)))
+    weight_g = single(
+        np.sqrt((weight_v**2).sum(1, keepdims=True)) * rng.uniform(0.5, 1.5, (NUM_CLASSES + 1, 1))
+    )
     box_weights = {
         "agnostic": (single(rng.normal(0, 0.1, (4, WIDTH))), single(rng.normal(0, 0.1, 4))),
         "specific": (
