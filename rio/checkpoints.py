@@ -126,14 +126,14 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
         reason = _reason(error)
         if isinstance(error, pickle.UnpicklingError) and _REFUSED.search(reason):
             raise CheckpointError(
-                f"weights {path}: expected tensors in plain containers, found something else: {reason}. Such
-                a" " file could run code and is not loaded; in the program that wrote it, save"
-                " {'model': model.state_dict()}"
+                f"weights {path}: expected tensors in plain containers, found something else: {reason}. Such"
+                " a file could run code and is not loaded; in the program that wrote it, save {'model':"
+                " model.state_dict()}"
             ) from error
         raise CheckpointError(
-            f"weights {path}: expected a PyTorch checkpoint or a model zoo .pkl, found a file that is
-            truncated" f" or of another kind ({os.path.getsize(local)} bytes): {reason}. Copy or download it
-            again"
+            f"weights {path}: expected a PyTorch checkpoint or a model zoo .pkl, found a file that is"
+            f" truncated or of another kind ({os.path.getsize(local)} bytes): {reason}. Copy or download it"
+            " again"
         ) from error
     if not isinstance(data, Mapping):
         raise CheckpointError(f"weights {path}: expected a state dict, found {type(data).__name__}")
