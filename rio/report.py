@@ -129,8 +129,8 @@ def write_report(
         settings=_settings(loaded),
         versions=_versions(),
         seeds=sorted({str(run.setting("SEED", "?")) for run in loaded}),
-        logdir=os.path.relpath(os.path.commonpath([run.folder.resolve() for run in loaded])),
-        folders={run.name: os.path.relpath(run.folder, path.parent) for run in loaded},
+        logdir=_relative(Path(os.path.commonpath([run.folder.resolve() for run in loaded])), path.parent),
+        folders={run.name: _relative(run.folder, path.parent) for run in loaded},
         written=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z").lstrip("0"),
     )
     _write_atomically(path, page.lstrip())
@@ -503,6 +503,11 @@ def _versions() -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------- page
 
 
+def _relative(folder: Path, page_folder: Path) -> str:
+    """A run folder as seen from the page: the two can be copied elsewhere together, and no machine's paths are told."""
+    return os.path.relpath(folder.resolve(), page_folder.resolve())
+
+
 def _environment() -> jinja2.Environment:
     return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
@@ -734,9 +739,10 @@ Predictions with a score of at least {{ picture_score }} are drawn. {{ dot("r") 
 <section>
 <h2>What to open next</h2>
 <p>Every run folder holds <code>config.yaml</code> (every setting), <code>log.txt</code>, <code>metrics.json</code>,
-<code>evaluation.json</code> (all the numbers, by category) and <code>instances_results.json</code> (every prediction):</p>
+<code>evaluation.json</code> (all the numbers, by category) and <code>instances_results.json</code> (every prediction). Beside this
+page:</p>
 <ul>{% for name, folder in folders.items() %}<li>{{ name }}: <code>{{ folder }}</code></li>{% endfor %}</ul>
-<p>Curves in the browser, predictions on your own pictures, the first steps with your own data:</p>
+<p>From the folder of this page: curves in the browser, predictions on your own pictures, training on your own data.</p>
 <pre>tensorboard --logdir {{ logdir }}
 python -m rio predict --help
 python -m rio train --help</pre>
