@@ -1,0 +1,106 @@
+"""Real photographs in COCO format, from the command line as a user with her own data would.
+
+The commands are those of the README's section "Your own data", with fewer iterations.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rio.__main__ import main
+from rio.annotations import load_annotations
+from rio.evaluation import Evaluation, evaluate
+from rio.sampler import image_repeat_factors
+
+
+@pytest.fixture(scope="module")
+def coco(shared_dir) -> Path:
+    return shared_dir / "data" / "tiny_coco"
+
+
+@pytest.fixture(scope="module")
+def run(coco, repository, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "mine"
+    words = [
+        "train",
+        "--config-file", repository / "configs" / "custom" / "rio_small_cpu.yaml",
+        "--train-json", coco / "annotations" / "instances_train2017.json",
+        "--train-images", coco / "train2017",
+        "--val-json", coco / "annotations" / "instances_val2017.json",
+        "--val-images", coco / "val2017",
+        "--output-dir", output,
+        "SOLVER.MAX_ITER", 3, "SOLVER.IMS_PER_BATCH", 2, "SOLVER.WARMUP_ITERS", 1,
+        # Random weights, so that the test needs no further package; the README's command keeps the config's.
+        "MODEL.WEIGHTS", "", "MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0,
+        "INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 160,
+    ]  # fmt: skip
+    assert main(list(map(str, words))) == 0
+    return output
+
+
+def test_training_on_photographs_gives_a_whole_run(run, coco):
+    config = (run / "config.yaml").read_text()
+    assert "NUM_CLASSES: 80" in config and "instances_train2017.json@" in config
+    train = load_annotations(coco / "annotations" / "instances_train2017.json", on_error="skip")
+    stored = Evaluation.from_json(run / "evaluation.json")
+    assert set(stored.metrics) == {"bbox", "segm"} and stored.info["images"] == 50
+    assert stored.per_category["frequency"].tolist() == train.frequency.tolist(), "groups come from the training set"
+    losses = [json.loads(line)["total_loss"] for line in (run / "metrics.json").read_text().splitlines()[:1]]
+    assert np.isfinite(losses).all()
+
+
+def test_evaluating_and_predicting_afterwards(run, coco, tmp_path, capsys):
+    truth = coco / "annotations" / "instances_val2017.json"
+    words = ["eval", "--results", run / "instances_results.json", "--gt", truth, "--output-dir", tmp_path / "eval"]
+    words += ["--train-json", coco / "annotations" / "instances_train2017.json"]
+    assert main(list(map(str, words))) == 0
+    assert Evaluation.from_json(tmp_path / "eval" / "evaluation.json").metrics["bbox"]["AP"] == pytest.approx(
+        Evaluation.from_json(run / "evaluation.json").metrics["bbox"]["AP"]
+    )
+    photograph = sorted((coco / "val2017").glob("*.jpg"))[0]
+    words = ["predict", photograph, "--weights", run / "model_final.pth", "--output", tmp_path / "pictures"]
+    assert main([*map(str, words), "--score-threshold", "0.05"]) == 0
+    words = ["predict", "--results", run / "instances_results.json", "--gt", truth, "--gt-images", coco / "val2017"]
+    words += ["--output", tmp_path / "results", "--limit", 1, "--score-threshold", 0.05]
+    assert main(list(map(str, words))) == 0
+    for folder in ("pictures", "results"):
+        (picture,) = (tmp_path / folder).iterdir()
+        with Image.open(picture) as image:
+            assert min(image.size) > 100 and np.asarray(image).std() > 5
+
+
+def test_lvis_annotations_have_repeat_factors_groups_and_scores(shared_dir):
+    annotations = load_annotations(shared_dir / "data" / "lvis_val_100.json")
+    assert (annotations.num_images, annotations.num_classes, annotations.federated) == (100, 1230, True)
+    assert set(annotations.frequency.tolist()) == {"r", "c", "f"}
+    # By hand: t = 0.1 and 100 images, so a class in n images has r = sqrt(10 / n) where that is above 1.
+    count = np.maximum(annotations.image_count, 1)
+    by_class = np.maximum(1, np.sqrt(10 / count))
+    expected = [
+        by_class[annotations.annotation_class[annotations.annotations_of(i)]].max(initial=1.0) for i in range(100)
+    ]
+    assert image_repeat_factors(annotations, "rfs", 0.1) == pytest.approx(np.array(expected), rel=1e-6)
+
+    rng = np.random.default_rng(0)
+    jitter = rng.normal(0, 0.04, annotations.boxes.shape) * annotations.boxes[:, [2, 3, 2, 3]]
+    results = [
+        {"image_id": image, "category_id": category, "bbox": box, "score": score}
+        for image, category, box, score in zip(
+            annotations.image_ids[annotations.annotation_image].tolist(),
+            annotations.category_ids[annotations.annotation_class].tolist(),
+            (annotations.boxes + jitter).tolist(),
+            rng.uniform(0.1, 1, annotations.num_annotations).tolist(),
+            strict=True,
+        )
+    ]
+    ours, official = (evaluate(annotations, results, iou_types=("bbox",), backend=b) for b in ("hotcoco", "lvis"))
+    assert ours.metrics["bbox"] == official.metrics["bbox"] or all(
+        a == b or a != a and b != b
+        for a, b in zip(ours.metrics["bbox"].values(), official.metrics["bbox"].values(), strict=True)
+    )
+    assert 30 < ours.metrics["bbox"]["AP"] < 100
