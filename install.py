@@ -446,7 +446,7 @@ def install(extras: str, wheelhouse: Path | None, anywhere: bool) -> None:
             "--anywhere if you mean it (a container)."
         )
     stamp = environment / STAMP
-    ours = json.loads(stamp.read_text()) if stamp.is_file() else {}
+    ours = read_stamp(environment)
     constraints = pins((REPOSITORY / "constraints.txt").read_text())
 
     torch, detectron2 = installed("torch"), installed("detectron2")
@@ -485,6 +485,10 @@ def install(extras: str, wheelhouse: Path | None, anywhere: bool) -> None:
                 f"torch=={constraints['torch']} torchvision=={constraints['torchvision']} -d {wheelhouse}"
             )
         source = ["--no-index", "--find-links", str(wheelhouse)]
+
+    # Written before the first package, so that after an interruption a torch of ours is not taken for theirs.
+    ours = {"torch": torch is None or bool(ours.get("torch")), "detectron2": not keep_detectron2}
+    write_atomically(stamp, json.dumps(ours).encode())
 
     # Bars for a person; for a log only errors.
     talk = [] if sys.stdout.isatty() else ["-qq"]
@@ -527,19 +531,9 @@ def install(extras: str, wheelhouse: Path | None, anywhere: bool) -> None:
             *(f"{name}=={constraints[name]}" for name in WITHOUT_DEPENDENCIES),
             what="installing lvis",
         )
-    check(keep_detectron2)
-    stamp.write_text(
-        json.dumps(
-            {
-                "fingerprint": fingerprint(extras),
-                "extras": extras,
-                "python": version_text(),
-                "torch": not keep_torch,
-                "detectron2": not keep_detectron2,
-            },
-            indent=1,
-        )
-    )
+    check()
+    ours |= {"fingerprint": fingerprint(extras), "extras": extras, "python": version_text()}
+    write_atomically(stamp, json.dumps(ours, indent=1).encode())
     say(
         f"done in {time.monotonic() - started:.0f} s: python {version_text()}, "
         f"torch {fresh_version('torch')}, "
@@ -552,7 +546,7 @@ def fresh_version(name: str) -> str:
     return installed(name) or "missing"
 
 
-def check(kept_detectron2: bool) -> None:
+def check() -> None:
     """Raises: InstallError: what was installed does not import."""
     if problem := imports(
         "torch, torchvision, cv2, hotcoco, lvis, detectron2.engine, detectron2.evaluation, "
@@ -565,13 +559,17 @@ def version_text() -> str:
     return f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
+def read_stamp(environment: Path) -> dict:
+    """What an earlier run left in an environment; empty if there was none."""
+    try:
+        return json.loads((environment / STAMP).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
 def is_done(environment: Path, extras: str) -> bool:
     """Whether an environment holds what this checkout wants."""
-    stamp = environment / STAMP
-    try:
-        return json.loads(stamp.read_text())["fingerprint"] == fingerprint(extras)
-    except (OSError, ValueError, KeyError):
-        return False
+    return read_stamp(environment).get("fingerprint") == fingerprint(extras)
 
 
 def check_python(folder: Path) -> None:
