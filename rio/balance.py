@@ -1,9 +1,11 @@
-"""What a sampler and a memory bank do to the distribution of classes: expected exposures and measures of imbalance.
+"""What a sampler and a memory bank do to the distribution of classes: expected exposures and measures of
+imbalance.
 
 Everything here is arithmetic on counts: nothing is sampled, no image is opened. The factors come from
 `rio.sampler.image_repeat_factors`, so this module answers "what does training see?" for any sampler.
 
-I: images, K: categories. *Exposure*: expected number of times that a class is seen in an epoch, at three levels: as images
+I: images, K: categories. *Exposure*: expected number of times that a class is seen in an epoch, at three
+    levels: as images
 that hold it, as instances in them, and as RoIs that reach the classifier.
 """
 
@@ -41,20 +43,21 @@ def exposures(
         instances(c) = sum over i of r(i) n(i, c)
         rois(c)      = sum over i of r(i) n(i, c) min(m, F / n(i)),   n(i) = sum over c of n(i, c)
 
-    The first two are exact. The third is an approximation: every object is matched by m proposals, and the F foreground
-    RoIs that an image may contribute are shared evenly among its objects. m depends on the detector and grows as the
-    RPN learns; give the number your run logs (foreground RoIs an object).
+    The first two are exact. The third is an approximation: every object is matched by m proposals, and the F
+    foreground RoIs that an image may contribute are shared evenly among its objects. m depends on the
+    detector and grows as the RPN learns; give the number your run logs (foreground RoIs an object).
 
     Args:
         annotations: the training set.
         image_repeat_factors: (I,) float, expected showings of each image in an epoch.
         rois_per_instance: m above, > 0.
-        foreground_per_image: F above: MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE * POSITIVE_FRACTION (512 * 0.25), > 0.
+        foreground_per_image: F above: MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE * POSITIVE_FRACTION (512 * 0.25),
+            > 0.
 
     Returns:
         One row a class, in the order of the file's category ids: category_id, name, frequency, image_count,
-        instance_count (as annotated), images, instances, rois (expected in an epoch), replayed (0 here; `with_replay`
-        fills it).
+        instance_count (as annotated), images, instances, rois (expected in an epoch), replayed (0 here;
+        `with_replay` fills it).
 
     Raises:
         BalanceError: factors of another data set, negative or NaN factors, settings <= 0.
@@ -63,12 +66,15 @@ def exposures(
     num_images, num_categories = len(annotations.image_ids), len(annotations.category_ids)
     if factors.shape != (num_images,):
         raise BalanceError(
-            f"image_repeat_factors: expected shape ({num_images},), one factor an image of {annotations.path}, found "
-            f"{factors.shape}. Compute them from the same annotations."
+            f"image_repeat_factors: expected shape ({num_images},), one factor an image of "
+            f"{annotations.path}, found {factors.shape}. Compute them from the same annotations."
         )
     if not (np.isfinite(factors).all() and (factors >= 0).all()):
         raise BalanceError("image_repeat_factors: expected finite numbers >= 0.")
-    for name, value in (("rois_per_instance", rois_per_instance), ("foreground_per_image", foreground_per_image)):
+    for name, value in (
+        ("rois_per_instance", rois_per_instance),
+        ("foreground_per_image", foreground_per_image),
+    ):
         if not value > 0:
             raise BalanceError(f"{name}: expected a number > 0, found {value}.")
 
@@ -110,28 +116,31 @@ def with_replay(
 ) -> pd.DataFrame:
     """Add the rows that a memory bank is expected to replay in an epoch.
 
-    A target class is replayed in the steps in which it is present. With L showings in an epoch, B images a step and m
-    showings that hold class c:
+    A target class is replayed in the steps in which it is present. With L showings in an epoch, B images a
+    step and m showings that hold class c:
 
         P(c present in a step) = 1 - (1 - m / L) ** B                                                      (1)
         replayed(c)            = L / B * P(c present) * min(replay_per_class, slots_per_class)             (2)
 
-    Approximations: a step draws its images independently (a shuffled epoch draws without replacement; the difference
-    is of order B / L); a class in an image has at least one RoI sampled (detectron2 adds the ground truth to the proposals);
-    the bank is full, as it is after the first `slots_per_class` writes of a class. The cap `max_per_foreground` is applied to
-    the epoch's mean, though a run applies it step by step.
+    Approximations: a step draws its images independently (a shuffled epoch draws without replacement; the
+        difference
+    is of order B / L); a class in an image has at least one RoI sampled (detectron2 adds the ground truth to
+    the proposals); the bank is full, as it is after the first `slots_per_class` writes of a class. The cap
+    `max_per_foreground` is applied to the epoch's mean, though a run applies it step by step.
 
     Args:
         table: from `exposures`.
         class_ids: (T,) 0-based target classes, row numbers of the table.
         replay_per_class: rows replayed for a class that is present, >= 0.
-        batch_size: images that share a bank in a step: IMS_PER_BATCH with one bank for all ranks, else a rank's share.
+        batch_size: images that share a bank in a step: IMS_PER_BATCH with one bank for all ranks, else a
+            rank's share.
         epoch_length: showings in an epoch, `image_repeat_factors.sum()`.
         slots_per_class: slots of the bank; fewer than `replay_per_class` limit the replay.
         max_per_foreground: at most this many replayed rows per foreground RoI; 0 is no limit.
 
     Returns:
-        A copy of the table with `present_in_batch` (probability; every class) and `replayed` (rows an epoch) filled in.
+        A copy of the table with `present_in_batch` (probability; every class) and `replayed` (rows an epoch)
+        filled in.
 
     Raises:
         BalanceError: class ids outside the table, settings out of range.
@@ -144,14 +153,14 @@ def with_replay(
         )
     if batch_size < 1 or replay_per_class < 0 or max_per_foreground < 0:
         raise BalanceError(
-            f"expected batch_size >= 1, replay_per_class >= 0 and max_per_foreground >= 0, found {batch_size}, "
-            f"{replay_per_class}, {max_per_foreground}."
+            f"expected batch_size >= 1, replay_per_class >= 0 and max_per_foreground >= 0, found "
+            f"{batch_size}, {replay_per_class}, {max_per_foreground}."
         )
     most = table["images"].max() if len(table) else 0.0
     if not epoch_length > 0 or epoch_length < most * (1 - 1e-6):
         raise BalanceError(
-            f"epoch_length: expected at least {most:g} (showings of the most frequent class), found {epoch_length}. "
-            "Give the sum of the image repeat factors that made the table."
+            f"epoch_length: expected at least {most:g} (showings of the most frequent class), found "
+            f"{epoch_length}. Give the sum of the image repeat factors that made the table."
         )
     rows = replay_per_class if slots_per_class is None else min(replay_per_class, slots_per_class)
     share = np.clip(table["images"].to_numpy() / epoch_length, 0.0, 1.0)
@@ -170,7 +179,8 @@ def imbalance(counts: Sequence[float] | np.ndarray) -> dict[str, float]:
     With p(c) the share of class c of K, and H = - sum p ln p:
 
     - `gini`: 0 when all classes have the same count, (K - 1) / K when one has everything.
-    - `normalised_entropy`: H / ln K; 1 when equal, 0 when one class has everything (1 by convention for K = 1).
+    - `normalised_entropy`: H / ln K; 1 when equal, 0 when one class has everything (1 by convention for K =
+      1).
     - `effective_classes`: exp(H), the number of equally frequent classes with the same entropy, 1..K.
     - `max_min_ratio`: largest count over the smallest; inf when a class is never seen.
 
@@ -188,7 +198,8 @@ def imbalance(counts: Sequence[float] | np.ndarray) -> dict[str, float]:
     counts = _counts(counts)
     k = len(counts)
     p = np.sort(counts) / counts.sum()
-    # Half the mean absolute difference over the mean, by ranks: sum of (2 i - K - 1) p(i) / K over i = 1..K ascending.
+    # Half the mean absolute difference over the mean, by ranks: sum of (2 i - K - 1) p(i) / K over i = 1..K
+    # ascending.
     gini = float(((2 * np.arange(1, k + 1) - k - 1) * p).sum() / k)
     seen = p[p > 0]
     entropy = max(float(-(seen * np.log(seen)).sum()), 0.0)
@@ -216,7 +227,9 @@ def share_by_group(counts: Sequence[float] | np.ndarray, frequency: Sequence[str
     counts = _counts(counts)
     frequency = np.asarray(frequency, dtype="<U1")
     if frequency.shape != counts.shape or not np.isin(frequency, GROUPS).all():
-        raise BalanceError(f"frequency: expected one of {', '.join(GROUPS)} for each of the {len(counts)} counts.")
+        raise BalanceError(
+            f"frequency: expected one of {', '.join(GROUPS)} for each of the {len(counts)} counts."
+        )
     return {group: float(counts[frequency == group].sum() / counts.sum()) for group in GROUPS}
 
 
@@ -227,8 +240,9 @@ def compare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         tables: name of the arm -> its table from `exposures` or `with_replay`, in the order to show them.
 
     Returns:
-        One row an arm and level: arm, level ("images", "instances", "rois"), r, c, f (shares), and the measures of
-        `imbalance`. The level "rois" counts what the classifier is trained on: `rois` + `replayed`.
+        One row an arm and level: arm, level ("images", "instances", "rois"), r, c, f (shares), and the
+        measures of `imbalance`. The level "rois" counts what the classifier is trained on: `rois` +
+        `replayed`.
 
     Raises:
         BalanceError: no arm given, or nothing to count in one.
@@ -241,7 +255,9 @@ def compare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             counts = table[level] + table["replayed"] if level == "rois" else table[level]
             try:
                 rows.append(
-                    {"arm": arm, "level": level} | share_by_group(counts, table["frequency"]) | imbalance(counts)
+                    {"arm": arm, "level": level}
+                    | share_by_group(counts, table["frequency"])
+                    | imbalance(counts)
                 )
             except BalanceError as error:
                 raise BalanceError(f"arm {arm!r}, level {level!r}: {error}") from error
@@ -255,5 +271,7 @@ def _counts(counts: Sequence[float] | np.ndarray) -> np.ndarray:
     if not (np.isfinite(counts).all() and (counts >= 0).all()):
         raise BalanceError("counts: expected finite numbers >= 0.")
     if counts.sum() == 0:
-        raise BalanceError("counts: expected something counted, found only zeros. Has the data set any annotation?")
+        raise BalanceError(
+            "counts: expected something counted, found only zeros. Has the data set any annotation?"
+        )
     return counts

@@ -1,10 +1,10 @@
 """Figures: a table in, a matplotlib `Axes` out. Nothing here reads or writes a file.
 
-One look for notebooks, report and paper: rare, common and frequent have the same three colours in every figure (far apart
-for colour-blind readers, and of different lightness in print), text is text-sized, lines that carry no data are left out, and all of
-it exports as vectors. Every function takes `ax=None`; without one it makes a figure of a size that suits it. The style is
-applied to the call, never to the process: `rcParams` are as they were afterwards. `with style(dark=True):` around calls
-gives figures for a dark page.
+One look for notebooks, report and paper: rare, common and frequent have the same three colours in every
+figure (far apart for colour-blind readers, and of different lightness in print), text is text-sized, lines
+that carry no data are left out, and all of it exports as vectors. Every function takes `ax=None`; without one
+it makes a figure of a size that suits it. The style is applied to the call, never to the process: `rcParams`
+are as they were afterwards. `with style(dark=True):` around calls gives figures for a dark page.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch, PathPatch, Rectangle
-from matplotlib.patheffects import withStroke
 from matplotlib.path import Path
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
@@ -32,7 +32,10 @@ COLORS = {"r": "#DC5F71", "c": "#E3AC3D", "f": "#2768A7"}
 LEVEL_NAMES = {"images": "images", "instances": "objects", "rois": "RoIs"}
 LINE_COLORS = ("#332288", "#44AA99", "#CC6677", "#999933", "#88CCEE", "#AA4499", "#117733", "#DDCC77")
 
-_INK = {False: ("#1F2430", "#5C6470", "#D9DDE3"), True: ("#E8EBF0", "#A3ABB8", "#3A414D")}  # text, quiet text, rules
+_INK = {
+    False: ("#1F2430", "#5C6470", "#D9DDE3"),
+    True: ("#E8EBF0", "#A3ABB8", "#3A414D"),
+}  # text, quiet text, rules
 _dark: ContextVar[bool | None] = ContextVar("dark", default=None)  # None: no style() is active
 
 
@@ -141,7 +144,9 @@ def luminance(color: str | tuple[float, float, float]) -> float:
 def _need(table: pd.DataFrame, columns: Iterable[str], made_by: str) -> pd.DataFrame:
     missing = [column for column in columns if column not in table.columns]
     if missing:
-        raise PlotError(f"table: expected the column {missing[0]!r}, found {list(table.columns)}. {made_by} makes it.")
+        raise PlotError(
+            f"table: expected the column {missing[0]!r}, found {list(table.columns)}. {made_by} makes it."
+        )
     if len(table) == 0:
         raise PlotError(f"table: expected at least one row, found none. {made_by} makes it.")
     if "frequency" in columns and not table["frequency"].isin(GROUPS).all():
@@ -152,7 +157,9 @@ def _need(table: pd.DataFrame, columns: Iterable[str], made_by: str) -> pd.DataF
 
 def _group_legend(ax: Axes, groups: Iterable[str], **options: object) -> None:
     handles = [Patch(facecolor=COLORS[g], label=GROUP_NAMES[g]) for g in GROUPS if g in set(groups)]
-    ax.legend(handles=handles, handlelength=0.9, handleheight=0.9, columnspacing=1.2, handletextpad=0.5, **options)
+    ax.legend(
+        handles=handles, handlelength=0.9, handleheight=0.9, columnspacing=1.2, handletextpad=0.5, **options
+    )
 
 
 def _plain_number(value: float, _position: object = None) -> str:
@@ -195,20 +202,38 @@ def count_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
             width = counts[group] / counts.sum()
             ax.barh(y, width, left=left, height=0.62, color=COLORS[group], edgecolor="none")
             if width > 0.09:
-                ax.text(left + width / 2, y, f"{counts[group]:,}\n{_percent(width)}", ha="center", va="center",
-                        fontsize=8, color=_on(COLORS[group]), linespacing=1.15)  # fmt: skip
+                ax.text(
+                    left + width / 2,
+                    y,
+                    f"{counts[group]:,}\n{_percent(width)}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color=_on(COLORS[group]),
+                    linespacing=1.15,
+                )
             elif counts[group]:
                 thin.append((left, f"{GROUP_NAMES[group]} {counts[group]:,} ({_percent(width)})"))
             left += width
         if thin:  # pieces too thin for their number: listed below the bar
             at, side = (thin[0][0], "left") if thin[0][0] < 0.5 else (1.0, "right")
-            ax.annotate(", ".join(text for _, text in thin), (at, y + 0.31), xytext=(0, -2.5), ha=side, va="top",
-                        textcoords="offset points", fontsize=8, annotation_clip=False)  # fmt: skip
+            ax.annotate(
+                ", ".join(text for _, text in thin),
+                (at, y + 0.31),
+                xytext=(0, -2.5),
+                ha=side,
+                va="top",
+                textcoords="offset points",
+                fontsize=8,
+                annotation_clip=False,
+            )
     ax.set(xlim=(0, 1), ylim=(1.72, -0.42), yticks=[0, 1], yticklabels=list(rows))
     ax.tick_params(axis="y", length=0, labelcolor=_ink()[0])
     ax.xaxis.set_visible(False)
     ax.spines[:].set_visible(False)
-    _group_legend(ax, table["frequency"], loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3, borderaxespad=0.1)
+    _group_legend(
+        ax, table["frequency"], loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3, borderaxespad=0.1
+    )
     return ax
 
 
@@ -246,13 +271,23 @@ def sorted_tail(table: pd.DataFrame, ax: Axes | None = None, *, by: str = "image
         if len(members):
             middle = float(np.median(members))
             tallest = height[members].max()
-            ax.annotate(f"{GROUP_NAMES[group]}\n{len(members)}", (middle, max(tallest, lowest)), xytext=(0, 5),
-                        textcoords="offset points", ha="center", va="bottom", fontsize=8.5, fontweight="bold",
-                        linespacing=1.2)  # fmt: skip
+            ax.annotate(
+                f"{GROUP_NAMES[group]}\n{len(members)}",
+                (middle, max(tallest, lowest)),
+                xytext=(0, 5),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize=8.5,
+                fontweight="bold",
+                linespacing=1.2,
+            )
     ax.yaxis.set_major_formatter(FuncFormatter(_plain_number))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.grid(axis="y")
-    label = {"image_count": "images with the category", "instance_count": "objects of the category"}.get(by, by)
+    label = {"image_count": "images with the category", "instance_count": "objects of the category"}.get(
+        by, by
+    )
     ax.set_ylabel(label)
     if len(order) <= 45:
         ax.set_xticks(order.index, order["name"], rotation=90, fontsize=7)
@@ -297,7 +332,9 @@ def image_vs_instance_count(table: pd.DataFrame, ax: Axes | None = None, *, anno
             edgecolor=tint("#FFFFFF", 1.0) if not _dark.get() else "#15181D",
             zorder=3,
         )
-    ax.set(xscale="log", yscale="log", xlim=(0.8, max(seen["image_count"].max(), 10) * 1.6), ylim=(0.8, limit))
+    ax.set(
+        xscale="log", yscale="log", xlim=(0.8, max(seen["image_count"].max(), 10) * 1.6), ylim=(0.8, limit)
+    )
     ax.grid(True)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(LogLocator(base=10))
@@ -311,20 +348,29 @@ def image_vs_instance_count(table: pd.DataFrame, ax: Axes | None = None, *, anno
     taken: list[Bbox] = []
     for index, ratio in densest[densest > 1.5].items():
         row = seen.loc[index]
-        _name_point(ax, (row["image_count"], row["instance_count"]), f"{row['name']} ({ratio:.0f} an image)", taken)
+        _name_point(
+            ax, (row["image_count"], row["instance_count"]), f"{row['name']} ({ratio:.0f} an image)", taken
+        )
     return ax
 
 
 def _name_point(ax: Axes, point: tuple[float, float], text: str, taken: list[Bbox]) -> None:
-    """Write a name beside a point where it covers no other name and stays inside; leave it out where none fits."""
+    """Write a name beside a point, inside the Axes and off other names; leave it out where none fits."""
     halo = [withStroke(linewidth=2.2, foreground=tint("white", 0.0))]
-    label = ax.annotate(text, point, xytext=(6, 0), textcoords="offset points", fontsize=7.5, path_effects=halo, zorder=5)
+    label = ax.annotate(
+        text, point, xytext=(6, 0), textcoords="offset points", fontsize=7.5, path_effects=halo, zorder=5
+    )
     frame = ax.get_window_extent()
     for x, y in ((-6, 0), (-6, 9), (6, 9), (-6, -9), (6, 0), (-6, 18), (6, 18), (6, -9), (-6, -18), (6, -18)):
         label.xyann = (x, y)
         label.set(ha="left" if x > 0 else "right", va="center")
         extent = label.get_window_extent()
-        inside = frame.x0 <= extent.x0 and extent.x1 <= frame.x1 and frame.y0 <= extent.y0 and extent.y1 <= frame.y1
+        inside = (
+            frame.x0 <= extent.x0
+            and extent.x1 <= frame.x1
+            and frame.y0 <= extent.y0
+            and extent.y1 <= frame.y1
+        )
         if inside and not any(extent.overlaps(other) for other in taken):
             taken.append(extent)
             return
@@ -351,14 +397,18 @@ def balance_by_group(
     _need(table, ("arm", "level", "r", "c", "f", "effective_classes"), "rio.balance.compare")
     absent = [level for level in levels if level not in set(table["level"])]
     if absent:
-        raise PlotError(f"table, column 'level': expected {absent[0]!r}, found {sorted(set(table['level']))}.")
+        raise PlotError(
+            f"table, column 'level': expected {absent[0]!r}, found {sorted(set(table['level']))}."
+        )
     arms = list(dict.fromkeys(table["arm"]))
     ax = _axes(ax, 6.6, 0.5 + 0.27 * len(levels) * (len(arms) + 1.3))
     ink, quiet, _ = _ink()
     ticks, names, y = [], [], 0.0
     for level in levels:
         rows = table[table["level"] == level].set_index("arm")
-        ax.text(-0.012, y, LEVEL_NAMES.get(level, level), ha="right", va="center", fontweight="bold", fontsize=9)
+        ax.text(
+            -0.012, y, LEVEL_NAMES.get(level, level), ha="right", va="center", fontweight="bold", fontsize=9
+        )
         if level == levels[0]:
             for at, title in ((1.06, "rare\nshare"), (1.16, "effective\nclasses")):
                 ax.text(at, y, title, ha="center", va="center", color=quiet, fontsize=8, linespacing=1.1)
@@ -371,11 +421,28 @@ def balance_by_group(
                 width = float(rows.loc[arm, group])
                 ax.barh(y, width, left=left, height=0.78, color=COLORS[group], edgecolor="none")
                 if width > 0.06:
-                    ax.text(left + width / 2, y, _percent(width), ha="center", va="center", fontsize=8,
-                            color=_on(COLORS[group]))  # fmt: skip
+                    ax.text(
+                        left + width / 2,
+                        y,
+                        _percent(width),
+                        ha="center",
+                        va="center",
+                        fontsize=8,
+                        color=_on(COLORS[group]),
+                    )
                 left += width
-            ax.text(1.06, y, _percent(rows.loc[arm, "r"]), ha="center", va="center", fontsize=8.5, fontweight="bold")
-            ax.text(1.16, y, f"{rows.loc[arm, 'effective_classes']:.1f}", ha="center", va="center", fontsize=8.5)
+            ax.text(
+                1.06,
+                y,
+                _percent(rows.loc[arm, "r"]),
+                ha="center",
+                va="center",
+                fontsize=8.5,
+                fontweight="bold",
+            )
+            ax.text(
+                1.16, y, f"{rows.loc[arm, 'effective_classes']:.1f}", ha="center", va="center", fontsize=8.5
+            )
             ticks.append(y)
             names.append(arm)
         y += 1.3
@@ -395,10 +462,12 @@ def balance_by_group(
 def ap_by_group(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP (%)") -> Axes:
     """AP of all, rare, common and frequent categories, one bar an arm.
 
-    Hue says which group, depth of colour which arm (the last one full). Absent values (NaN) leave a gap and say "n/a".
+    Hue says which group, depth of colour which arm (the last one full). Absent values (NaN) leave a gap and
+    say "n/a".
 
     Args:
-        table: one row an arm: arm, AP, APr, APc, APf in percent; optional AP_low, AP_high, APr_low, ... draw intervals.
+        table: one row an arm: arm, AP, APr, APc, APf in percent; optional AP_low, AP_high, APr_low, ... draw
+            intervals.
         ax: where to draw; a new figure if None.
         label: of the y axis.
 
@@ -409,7 +478,9 @@ def ap_by_group(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP
     _need(table, ("arm", *metrics), "rio.evaluation (one Evaluation an arm)")
     if table["arm"].duplicated().any():
         twice = table.loc[table["arm"].duplicated(), "arm"].iloc[0]
-        raise PlotError(f"table, column 'arm': {twice!r} appears twice. Average its seeds first, or rename one.")
+        raise PlotError(
+            f"table, column 'arm': {twice!r} appears twice. Average its seeds first, or rename one."
+        )
     ax = _axes(ax, 1.6 + 1.35 * max(len(table), 3), 2.9)
     ink, quiet, _ = _ink()
     hues = (ink, COLORS["r"], COLORS["c"], COLORS["f"])
@@ -420,17 +491,33 @@ def ap_by_group(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP
             at = x + (i - (len(table) - 1) / 2) * width
             value = row[metric]
             if pd.isna(value):
-                ax.annotate("n/a", (at, 0), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=7.5,
-                            color=quiet)  # fmt: skip
+                ax.annotate(
+                    "n/a",
+                    (at, 0),
+                    xytext=(0, 2),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=7.5,
+                    color=quiet,
+                )
                 continue
             ax.bar(at, value, width=width * 0.92, color=tint(hue, depths[i]), linewidth=0)
             top = value
             if f"{metric}_low" in table.columns:
                 low, high = row[f"{metric}_low"], row[f"{metric}_high"]
-                ax.errorbar(at, value, yerr=[[value - low], [high - value]], color=ink, linewidth=0.9, capsize=2)
+                ax.errorbar(
+                    at, value, yerr=[[value - low], [high - value]], color=ink, linewidth=0.9, capsize=2
+                )
                 top = max(top, high)
-            ax.annotate(f"{value:.1f}", (at, top), xytext=(0, 2), textcoords="offset points", ha="center",
-                        va="bottom", fontsize=8 if len(table) <= 4 else 6.5)  # fmt: skip
+            ax.annotate(
+                f"{value:.1f}",
+                (at, top),
+                xytext=(0, 2),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize=8 if len(table) <= 4 else 6.5,
+            )
     ax.set_xticks(range(4), ["all\nAP", "rare\nAPr", "common\nAPc", "frequent\nAPf"])
     ax.tick_params(axis="x", length=0, labelcolor=ink)
     ax.set(xlim=(-0.55, 3.55), ylabel=label)
@@ -440,8 +527,17 @@ def ap_by_group(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP
     ax.spines["left"].set_visible(False)
     ax.tick_params(axis="y", length=0)
     handles = [Patch(facecolor=tint(ink, d), label=str(a)) for d, a in zip(depths, table["arm"], strict=True)]
-    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=min(len(table), 5),
-              handlelength=0.9, handleheight=0.9, columnspacing=1.2, handletextpad=0.5, borderaxespad=0.1)  # fmt: skip
+    ax.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 1.0),
+        ncols=min(len(table), 5),
+        handlelength=0.9,
+        handleheight=0.9,
+        columnspacing=1.2,
+        handletextpad=0.5,
+        borderaxespad=0.1,
+    )
     return ax
 
 
@@ -456,10 +552,12 @@ def loss_curves(
     """Losses over iterations, from the rows of detectron2's metrics.json.
 
     Args:
-        table: rows with `iteration` and the losses (rows without a loss, as those of the evaluation, are left out).
+        table: rows with `iteration` and the losses (rows without a loss, as those of the evaluation, are left
+            out).
         ax: where to draw; a new figure if None.
         losses: columns to draw; by default total_loss and every column whose name begins with "loss".
-        smooth: rows in a running median drawn over the faint raw curve; 0 chooses a tenth of the rows, 1 is none.
+        smooth: rows in a running median drawn over the faint raw curve; 0 chooses a tenth of the rows, 1 is
+            none.
 
     Raises:
         PlotError: no iteration, or no loss in the rows.
@@ -472,8 +570,10 @@ def loss_curves(
         losses = sorted(losses, key=lambda c: (c != "total_loss", c))
     absent = [c for c in losses if c not in table.columns]
     if absent or not losses or table[list(losses)].isna().all().all():
-        raise PlotError(f"table: expected losses{f' such as {absent[0]!r}' if absent else ''}, found columns "
-                        f"{list(table.columns)}. Has the run logged an iteration yet?")  # fmt: skip
+        raise PlotError(
+            f"table: expected losses{f' such as {absent[0]!r}' if absent else ''}, found columns "
+            f"{list(table.columns)}. Has the run logged an iteration yet?"
+        )
     ax = _axes(ax, 6.2, 3.0)
     ink, _, _ = _ink()
     # After a resume detectron2 appends; an iteration logged twice counts as the later run logged it.
@@ -500,9 +600,17 @@ def loss_curves(
     at = -np.inf
     for value, name, color in ends:
         at = max(value, at + gap)
-        ax.annotate(name.removeprefix("loss_").replace("total_loss", "total").replace("_", " "),
-                    (1, at), xycoords=("axes fraction", "data"), xytext=(5, 0), textcoords="offset points",
-                    va="center", color=color, fontsize=8.5, annotation_clip=False)  # fmt: skip
+        ax.annotate(
+            name.removeprefix("loss_").replace("total_loss", "total").replace("_", " "),
+            (1, at),
+            xycoords=("axes fraction", "data"),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            color=color,
+            fontsize=8.5,
+            annotation_clip=False,
+        )
     first, last = table["iteration"].min(), table["iteration"].max()
     ax.set_xlim(first, last if last > first else first + 1)
     ax.set(xlabel="iteration", ylabel="loss")
@@ -525,16 +633,18 @@ def draw_objects(
     *,
     font_size: float = 7.5,
 ) -> Axes:
-    """An image with its objects, in the colours of their frequency groups; rare ones on top, with a bolder outline.
+    """An image with its objects, in the colours of their frequency groups; rare ones on top, with a bolder
+    outline.
 
-    Give the Axes its final size before: labels are placed so that they stay in the image and off each other at that size.
+    Give the Axes its final size before: labels are placed so that they stay in the image and off each other
+    at that size.
 
     Args:
         ax: where to draw.
         image: (H, W, 3) or (H, W) uint8, RGB.
         boxes: (n, 4) XYWH in px; n may be 0.
-        masks: n entries, each an (H, W) array of bool, a list of polygons [x0, y0, x1, y1, ...] in px, a COCO RLE
-            {"size": [H, W], "counts": ...} as results files hold it, or None.
+        masks: n entries, each an (H, W) array of bool, a list of polygons [x0, y0, x1, y1, ...] in px, a COCO
+            RLE {"size": [H, W], "counts": ...} as results files hold it, or None.
         labels: n names; None draws none.
         groups: n of 'r', 'c', 'f'; None draws all in one colour.
         scores: n in [0, 1], printed behind the name; None for ground truth.
@@ -570,18 +680,37 @@ def draw_objects(
             mask = _decode(mask)
         if isinstance(mask, np.ndarray) and mask.ndim == 2:
             if mask.shape != (height, width):
-                raise PlotError(f"masks[{i}]: expected shape {(height, width)} of the image, found {mask.shape}.")
+                raise PlotError(
+                    f"masks[{i}]: expected shape {(height, width)} of the image, found {mask.shape}."
+                )
             if mask.any():
                 _draw_mask(ax, mask.astype(bool), color, line, 2 + depth)
         elif mask is not None:
             path = Path.make_compound_path(*(_polygon(p, i) for p in mask)) if len(mask) else None
             if path is not None:
-                ax.add_patch(PathPatch(path, facecolor=(*to_rgb(color), 0.34), edgecolor=color, linewidth=line,
-                                       joinstyle="round", zorder=2 + depth))  # fmt: skip
+                ax.add_patch(
+                    PathPatch(
+                        path,
+                        facecolor=(*to_rgb(color), 0.34),
+                        edgecolor=color,
+                        linewidth=line,
+                        joinstyle="round",
+                        zorder=2 + depth,
+                    )
+                )
         x, y, w, h = boxes[i]
-        ax.add_patch(Rectangle((x - 0.5, y - 0.5), w, h, fill=False, edgecolor=color, zorder=2 + depth,
-                               linewidth=line if mask is None or rare else 0.6,
-                               linestyle="-" if mask is None or rare else (0, (3, 2))))  # fmt: skip
+        ax.add_patch(
+            Rectangle(
+                (x - 0.5, y - 0.5),
+                w,
+                h,
+                fill=False,
+                edgecolor=color,
+                zorder=2 + depth,
+                linewidth=line if mask is None or rare else 0.6,
+                linestyle="-" if mask is None or rare else (0, (3, 2)),
+            )
+        )
     if labels is not None or scores is not None:
         taken: list[tuple[float, float, float, float]] = []
         for i in reversed(order):  # the rare ones choose their places first
@@ -602,8 +731,15 @@ def _draw_mask(ax: Axes, mask: np.ndarray, color: str, line: float, zorder: floa
     limits = ax.axis()
     ax.imshow(fill, extent=(x0 - 0.5, x1 - 0.5, y1 - 0.5, y0 - 0.5), interpolation="nearest", zorder=zorder)
     padded = np.pad(inside, 1).astype(float)
-    ax.contour(np.arange(x0 - 1, x1 + 1), np.arange(y0 - 1, y1 + 1), padded, levels=[0.5], colors=[color],
-               linewidths=line, zorder=zorder)  # fmt: skip
+    ax.contour(
+        np.arange(x0 - 1, x1 + 1),
+        np.arange(y0 - 1, y1 + 1),
+        padded,
+        levels=[0.5],
+        colors=[color],
+        linewidths=line,
+        zorder=zorder,
+    )
     ax.axis(limits)  # imshow and contour would zoom to the object
 
 
@@ -618,8 +754,12 @@ def _decode(rle: Mapping[str, object]) -> np.ndarray:
 def _polygon(flat: Sequence[float], index: int) -> Path:
     points = np.asarray(flat, dtype=float)
     if points.ndim != 1 or len(points) < 6 or len(points) % 2:
-        raise PlotError(f"masks[{index}]: expected polygons of at least 3 points as [x0, y0, ...], found {flat!r}.")
-    points = points.reshape(-1, 2) - 0.5  # annotation px have their origin at the corner, imshow's at the centre
+        raise PlotError(
+            f"masks[{index}]: expected polygons of at least 3 points as [x0, y0, ...], found {flat!r}."
+        )
+    points = (
+        points.reshape(-1, 2) - 0.5
+    )  # annotation px have their origin at the corner, imshow's at the centre
     return Path(np.vstack([points, points[:1]]), closed=True)
 
 
@@ -634,9 +774,19 @@ def _place_label(
     zorder: float,
 ) -> None:
     """Put a label at the corner of its box where it covers least of other labels and stays in the image."""
-    label = ax.text(0, 0, text, fontsize=font_size, color=_on(COLORS[group]), ha="left", va="bottom", zorder=zorder,
-                    fontweight="bold" if group == "r" else "normal", clip_on=True,
-                    bbox={"facecolor": COLORS[group], "edgecolor": "none", "pad": 1.2, "alpha": 0.92})  # fmt: skip
+    label = ax.text(
+        0,
+        0,
+        text,
+        fontsize=font_size,
+        color=_on(COLORS[group]),
+        ha="left",
+        va="bottom",
+        zorder=zorder,
+        fontweight="bold" if group == "r" else "normal",
+        clip_on=True,
+        bbox={"facecolor": COLORS[group], "edgecolor": "none", "pad": 1.2, "alpha": 0.92},
+    )
     extent = label.get_window_extent()
     # Size of the padded label in image px; the y axis of an image points down.
     pad = 2.4 * ax.figure.dpi / 72
@@ -651,7 +801,8 @@ def _place_label(
         left = float(np.clip(left, 0, max(size[0] - w, 0)))
         top = float(np.clip(top, 0, max(size[1] - h, 0)))
         covered = sum(
-            max(0.0, min(left + w, r) - max(left, l)) * max(0.0, min(top + h, b) - max(top, t)) for l, t, r, b in taken
+            max(0.0, min(left + w, r) - max(left, l)) * max(0.0, min(top + h, b) - max(top, t))
+            for l, t, r, b in taken
         )
         cost = covered / (w * h) + 0.02 * rank
         if cost < least:
@@ -660,3 +811,124 @@ def _place_label(
     inset = pad / 2 / per_px
     label.set_position((left + inset[0] - 0.5, top + h - inset[1] - 0.5))
     taken.append((left, top, left + w, top + h))
+
+
+# ------------------------------------------------------------------------------------------------- data set, closer
+
+
+@_styled
+def objects_per_image(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """How many objects, and how many categories, an image holds: both as shares of all images.
+
+    Args:
+        table: one row an image with objects, categories.
+        ax: where to draw; a new figure if None.
+
+    Raises:
+        PlotError: a column is missing.
+    """
+    _need(table, ("objects", "categories"), "rio.widgets.distribution.per_image")
+    ax = _axes(ax, 6.2, 2.5)
+    ink, quiet, _ = _ink()
+    most = int(max(table["objects"].max(), 1))
+    # Whole numbers have bins of their own as long as they fit; beyond, a handful of ever wider ones.
+    edges = np.arange(-0.5, most + 1.5) if most <= 40 else np.unique(np.r_[np.arange(-0.5, 15.5), np.round(
+        np.geomspace(16, most + 1, 22)) - 0.5])  # fmt: skip
+    for column, color, filled in (("objects", COLORS["f"], True), ("categories", ink, False)):
+        share, _ = np.histogram(table[column], edges)
+        ax.stairs(100 * share / len(table), edges, fill=filled, color=tint(color, 0.55) if filled else color,
+                  linewidth=0 if filled else 1.4, zorder=2 if filled else 3)  # fmt: skip
+        mean = table[column].mean()
+        at = 0.97 if filled else 0.83
+        ax.text(0.99, at, f"{column}: {mean:.1f} an image, at most {int(table[column].max()):,}", ha="right", va="top",
+                transform=ax.transAxes, fontsize=8.5, fontweight="bold", color=tint(color, 0.9))  # fmt: skip
+    ax.set(xlabel="in one image", ylabel="% of images", xlim=(edges[0], edges[-1]))
+    if most > 40:
+        ax.set_xscale("symlog", linthresh=15, linscale=1.2)
+        ticks = [t for t in (0, 1, 2, 5, 10, 15, 30, 50, 100, 200, 500, 1000) if t <= most]
+        ax.set_xticks(ticks, [str(t) for t in ticks])
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+    ax.grid(axis="y")
+    return ax
+
+
+@_styled
+def sizes_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Object sizes, group by group: the distribution, its median and its middle half.
+
+    Args:
+        table: one row an object with frequency, and side: the root of its share of the image's area, in percent.
+        ax: where to draw; a new figure if None.
+
+    Raises:
+        PlotError: a column is missing, or a size is not above 0.
+    """
+    _need(table, ("frequency", "side"), "rio.widgets.distribution.sizes")
+    if not (table["side"] > 0).all():
+        raise PlotError("table, column 'side': expected sizes above 0. Leave out objects without an area.")
+    ax = _axes(ax, 6.2, 2.7)
+    ink, quiet, _ = _ink()
+    logs = np.log10(table["side"].to_numpy(float))
+    low, high = np.quantile(logs, 0.001) - 0.1, logs.max() + 0.05
+    edges = np.linspace(low, high, 61)
+    present = [g for g in GROUPS if (table["frequency"] == g).any()]
+    for y, group in enumerate(reversed(present)):
+        own = logs[(table["frequency"] == group).to_numpy()]
+        share, _ = np.histogram(np.clip(own, low, high), edges)
+        kernel = np.exp(-0.5 * (np.arange(-6, 7) / 2.0) ** 2)
+        height = np.convolve(share, kernel / kernel.sum(), mode="same")
+        height = 0.8 * height / max(height.max(), 1e-9)
+        middle = (edges[:-1] + edges[1:]) / 2
+        ax.fill_between(middle, y, y + height, color=tint(COLORS[group], 0.75), linewidth=0, zorder=2)
+        a, median, b = np.quantile(own, [0.25, 0.5, 0.75])
+        ax.plot([a, b], [y - 0.055] * 2, color=COLORS[group], linewidth=3, solid_capstyle="butt", zorder=3)
+        ax.plot(median, y - 0.055, marker="o", markersize=5, color=ink, zorder=4)
+        ax.annotate(f"median {10**median:.3g}%", (median, y - 0.055), xytext=(0, -5), textcoords="offset points",
+                    ha="center", va="top", fontsize=8)  # fmt: skip
+    names = [f"{GROUP_NAMES[g]}\n{int((table['frequency'] == g).sum()):,} objects" for g in reversed(present)]
+    ax.set_yticks(np.arange(len(present)) + 0.15, names)
+    ax.tick_params(axis="y", length=0, labelcolor=ink)
+    ax.spines["left"].set_visible(False)
+    ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= np.log10(t) <= high]
+    ax.set_xticks(np.log10(ticks), [f"{t:g}" for t in ticks])
+    ax.set(xlim=(low, high), ylim=(-0.42, len(present) - 0.1), xlabel="side of the object, % of the image's side")
+    return ax
+
+
+@_styled
+def company(table: pd.DataFrame, ax: Axes | None = None, *, group: str = "r", most: int = 14) -> Axes:
+    """With what the objects of a group share their images, beside how usual that company is anyway.
+
+    A bar reaches to the share of the group's images that also hold the category, a ring to its share of all images: a bar
+    beyond its ring is company that the group's images have more than others.
+
+    Args:
+        table: by falling share: name, frequency, share, share_of_all (shares in 0..1).
+        ax: where to draw; a new figure if None.
+        group: whose company it is.
+        most: categories drawn.
+
+    Raises:
+        PlotError: a column is missing, or the table is empty.
+    """
+    _need(table, ("name", "frequency", "share", "share_of_all"), "rio.widgets.distribution.company_of")
+    table = table.head(most)
+    ax = _axes(ax, 6.2, 0.75 + 0.22 * len(table))
+    ink, quiet, _ = _ink()
+    y = np.arange(len(table))
+    ax.barh(y, 100 * table["share"], height=0.66, color=table["frequency"].map(COLORS), linewidth=0, zorder=2)
+    ax.scatter(100 * table["share_of_all"], y, s=30, facecolor="none", edgecolor=ink, linewidth=1.3, zorder=3)
+    ax.set_yticks(y, [_short(name) for name in table["name"]])
+    ax.tick_params(axis="y", length=0, labelcolor=ink)
+    ax.set(ylim=(len(table) - 0.4, -0.6), xlabel=f"% of images:  bar, those with a {GROUP_NAMES[group]} object;  ring, all")
+    ax.set_xlim(0, max(100 * table["share"].max(), 100 * table["share_of_all"].max()) * 1.08)
+    ax.grid(axis="x")
+    ax.spines["left"].set_visible(False)
+    _group_legend(ax, table["frequency"], loc="lower right")
+    return ax
+
+
+def _short(name: str, most: int = 24) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"

@@ -1,7 +1,9 @@
-"""One self-contained HTML page that says what a comparison of runs has shown: data, balance, AP, pictures, settings.
+"""One self-contained HTML page that says what a comparison of runs has shown: data, balance, AP, pictures,
+settings.
 
-Nothing is fetched when the page is opened: style and figures are inside, and its content security policy forbids the rest.
-Every figure comes twice, for light and for dark pages. All that stems from files (names, settings, titles) is escaped.
+Nothing is fetched when the page is opened: style and figures are inside, and its content security policy
+forbids the rest. Every figure comes twice, for light and for dark pages. All that stems from files (names,
+settings, titles) is escaped.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ PICTURE_PIXELS = 560
 
 
 class ReportError(ValueError):
-    """Run folders from which no report can be made; names the folder and file, what was expected and the remedy."""
+    """Run folders from which no report can be made; names the file, what was expected and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,11 @@ def write_report(
     Args:
         path: the HTML file; its folder is made if missing, and an older report is replaced at once.
         title: heading of the page.
-        runs: name of the arm -> its run folder (config.yaml, evaluation.json, instances_results.json, metrics.json),
-            in the order to show them, weakest first reads best.
+        runs: name of the arm -> its run folder (config.yaml, evaluation.json, instances_results.json,
+            metrics.json), in the order to show them, weakest first reads best.
         train: training set, for counts and balance.
-        val: validation set, for the pictures; with its image folder, and with the training set's frequency groups.
+        val: validation set, for the pictures; with its image folder, and with the training set's frequency
+            groups.
 
     Returns:
         The path written.
@@ -111,33 +114,37 @@ def write_report(
     path = Path(path)
     loaded = [_load(arm, Path(folder), val) for arm, folder in runs.items()]
     tables = {run.name: _exposures(train, run, loaded) for run in loaded}
-    page = _environment().from_string(_PAGE).render(
-        title=title,
-        style=_STYLE,
-        colors=plots.COLORS,
-        group_names=plots.GROUP_NAMES,
-        runs=loaded,
-        synthetic=_is_synthetic(loaded),
-        tiles=_tiles(loaded),
-        data=_data_section(train, val),
-        balance=_balance_section(train, tables, loaded),
-        results=_results_section(loaded),
-        pictures=_pictures(loaded, val),
-        picture_score=f"{PICTURE_SCORE:.0%}",
-        training=[_loss_figure(run, i) for i, run in enumerate(loaded)],
-        categories=_category_rows(loaded, train),
-        settings=_settings(loaded),
-        versions=_versions(),
-        seeds=sorted({str(run.setting("SEED", "?")) for run in loaded}),
-        logdir=_relative(Path(os.path.commonpath([run.folder.resolve() for run in loaded])), path.parent),
-        folders={run.name: _relative(run.folder, path.parent) for run in loaded},
-        written=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z").lstrip("0"),
+    page = (
+        _environment()
+        .from_string(_PAGE)
+        .render(
+            title=title,
+            style=_STYLE,
+            colors=plots.COLORS,
+            group_names=plots.GROUP_NAMES,
+            runs=loaded,
+            synthetic=_is_synthetic(loaded),
+            tiles=_tiles(loaded),
+            data=_data_section(train, val),
+            balance=_balance_section(train, tables, loaded),
+            results=_results_section(loaded),
+            pictures=_pictures(loaded, val),
+            picture_score=f"{PICTURE_SCORE:.0%}",
+            training=[_loss_figure(run, i) for i, run in enumerate(loaded)],
+            categories=_category_rows(loaded, train),
+            settings=_settings(loaded),
+            versions=_versions(),
+            seeds=sorted({str(run.setting("SEED", "?")) for run in loaded}),
+            logdir=_relative(Path(os.path.commonpath([run.folder.resolve() for run in loaded])), path.parent),
+            folders={run.name: _relative(run.folder, path.parent) for run in loaded},
+            written=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z").lstrip("0"),
+        )
     )
     _write_atomically(path, page.lstrip())
     return path
 
 
-# ------------------------------------------------------------------------------------------------- reading runs
+# ------------------------------------------------------------------------------------------- reading runs
 
 
 def _load(arm: str, folder: Path, val: Annotations) -> _Run:
@@ -145,14 +152,20 @@ def _load(arm: str, folder: Path, val: Annotations) -> _Run:
         raise FileNotFoundError(f"arm {arm!r}: no run folder {folder}. Train it first, or leave the arm out.")
     for name in ("config.yaml", "evaluation.json", "instances_results.json"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"arm {arm!r}: {folder} holds no {name}. Let the run finish and evaluate, or "
-                                    "run `python -m rio eval` on it.")  # fmt: skip
+            raise FileNotFoundError(
+                f"arm {arm!r}: {folder} holds no {name}. Let the run finish and evaluate, or "
+                "run `python -m rio eval` on it."
+            )
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ReportError(f"{folder / 'config.yaml'}: expected the YAML a run writes, found: {error}") from error
+        raise ReportError(
+            f"{folder / 'config.yaml'}: expected the YAML a run writes, found: {error}"
+        ) from error
     if not isinstance(config, dict):
-        raise ReportError(f"{folder / 'config.yaml'}: expected keys and values, found {type(config).__name__}.")
+        raise ReportError(
+            f"{folder / 'config.yaml'}: expected keys and values, found {type(config).__name__}."
+        )
     evaluation = Evaluation.from_json(folder / "evaluation.json")
     results = load_results(folder / "instances_results.json", val)
     return _Run(arm, ARM_NAMES.get(arm, arm), folder, config, evaluation, results, _read_metrics(folder))
@@ -197,8 +210,14 @@ def _figure(draw: Callable[[], Axes], alt: str, *, width: int = 43) -> dict[str,
             figure = draw().figure
             buffer = io.BytesIO()
             # Without a date or creator line the same runs give the same report.
-            figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.03, transparent=True,
-                           metadata={"Date": None, "Creator": None})  # fmt: skip
+            figure.savefig(
+                buffer,
+                format="svg",
+                bbox_inches="tight",
+                pad_inches=0.03,
+                transparent=True,
+                metadata={"Date": None, "Creator": None},
+            )
             plt.close(figure)
         uris[mode] = "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
     return {**uris, "alt": alt, "width": width}
@@ -265,10 +284,14 @@ def _data_section(train: Annotations, val: Annotations) -> dict[str, object]:
         "val_images": f"{len(val.image_ids):,}",
         "categories": f"{len(train.category_ids):,}",
         "objects": f"{int(train.instance_count.sum()):,}",
-        "counts": _figure(lambda: plots.count_by_group(table), "Share of categories and of objects by frequency group.")
+        "counts": _figure(
+            lambda: plots.count_by_group(table), "Share of categories and of objects by frequency group."
+        )
         if train.instance_count.sum()
         else None,
-        "tail": _figure(lambda: plots.sorted_tail(table), "Images of every category, sorted, on a log scale."),
+        "tail": _figure(
+            lambda: plots.sorted_tail(table), "Images of every category, sorted, on a log scale."
+        ),
     }
 
 
@@ -305,9 +328,12 @@ def _exposures(train: Annotations, run: _Run, runs: list[_Run]) -> pd.DataFrame 
 
 
 def _rois_per_instance(train: Annotations, runs: list[_Run]) -> float | None:
-    """Foreground RoIs an object, as the runs logged them: mean foreground RoIs an image over mean objects an image."""
-    logged = [run.metrics["roi_head/num_fg_samples"].mean() for run in runs
-              if "roi_head/num_fg_samples" in run.metrics.columns]  # fmt: skip
+    """Foreground RoIs an object, as the runs logged them: mean RoIs an image over mean objects an image."""
+    logged = [
+        run.metrics["roi_head/num_fg_samples"].mean()
+        for run in runs
+        if "roi_head/num_fg_samples" in run.metrics.columns
+    ]
     annotated = len(np.unique(train.annotation_image[~train.iscrowd]))
     if not logged or not annotated or not np.isfinite(np.mean(logged)) or np.mean(logged) <= 0:
         return None
@@ -325,21 +351,27 @@ def _balance_section(
     replay = {
         run.name: f"{run.metrics['memory_bank/replayed_per_foreground'].mean():.2f}"
         for run in runs
-        if run.setting("MODEL.RIO.BANK_ENABLED") and "memory_bank/replayed_per_foreground" in run.metrics.columns
+        if run.setting("MODEL.RIO.BANK_ENABLED")
+        and "memory_bank/replayed_per_foreground" in run.metrics.columns
     }
     rows = [
         {
             "arm": row.arm,
             "level": plots.LEVEL_NAMES[row.level],
             "shares": [f"{getattr(row, group):.1%}" for group in plots.GROUPS],
-            "measures": [f"{row.gini:.2f}", f"{row.normalised_entropy:.2f}", f"{row.effective_classes:.1f}",
-                         "∞" if np.isinf(row.max_min_ratio) else f"{row.max_min_ratio:,.0f}"],  # fmt: skip
+            "measures": [
+                f"{row.gini:.2f}",
+                f"{row.normalised_entropy:.2f}",
+                f"{row.effective_classes:.1f}",
+                "∞" if np.isinf(row.max_min_ratio) else f"{row.max_min_ratio:,.0f}",
+            ],
         }
         for row in compared.itertuples()
     ]
     return {
         "figure": _figure(
-            lambda: plots.balance_by_group(compared), "Share of rare, common and frequent classes at three levels."
+            lambda: plots.balance_by_group(compared),
+            "Share of rare, common and frequent classes at three levels.",
         ),
         "rows": rows,
         "classes": len(train.category_ids),
@@ -395,10 +427,14 @@ def _pictures(runs: list[_Run], val: Annotations) -> list[dict[str, object]]:
         except (OSError, ValueError) as error:
             pictures.append({"file": file, "names": names, "panels": [], "missing": type(error).__name__})
             continue
-        panels = [{"title": "Ground truth", "note": _counted(len(truth), "object"), "uri": _panel(pixels, truth)}]
+        panels = [
+            {"title": "Ground truth", "note": _counted(len(truth), "object"), "uri": _panel(pixels, truth)}
+        ]
         for run in runs:
             found = predictions_of(run.results, val, index, score_threshold=PICTURE_SCORE)
-            panels.append({"title": run.name, "note": _counted(len(found), "prediction"), "uri": _panel(pixels, found)})
+            panels.append(
+                {"title": run.name, "note": _counted(len(found), "prediction"), "uri": _panel(pixels, found)}
+            )
         pictures.append({"file": file, "names": names, "panels": panels, "missing": None})
     return pictures
 
@@ -415,7 +451,14 @@ def _panel(pixels: np.ndarray, objects: Objects) -> str:
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="auto")
     plots.draw_objects(
-        ax, pixels, objects.boxes, objects.segmentations, objects.names, objects.groups, objects.scores, font_size=8
+        ax,
+        pixels,
+        objects.boxes,
+        objects.segmentations,
+        objects.names,
+        objects.groups,
+        objects.scores,
+        font_size=8,
     )
     ax.set_aspect("auto")
     buffer = io.BytesIO()
@@ -477,7 +520,10 @@ def _settings(runs: list[_Run]) -> list[tuple[str, list[str]]]:
         "Trained on": joined("DATASETS.TRAIN"),
         "Evaluated on": joined("DATASETS.TEST"),
     }
-    rows = [(name, ["–" if (v := value(run)) is None else str(v) for run in runs]) for name, value in values.items()]
+    rows = [
+        (name, ["–" if (v := value(run)) is None else str(v) for run in runs])
+        for name, value in values.items()
+    ]
     return [(name, cells) for name, cells in rows if any(cell != "–" for cell in cells)]
 
 
@@ -504,12 +550,14 @@ def _versions() -> dict[str, str]:
 
 
 def _relative(folder: Path, page_folder: Path) -> str:
-    """A run folder as seen from the page: the two can be copied elsewhere together, and no machine's paths are told."""
+    """A run folder as seen from the page: both can be copied elsewhere, and no machine's paths are told."""
     return os.path.relpath(folder.resolve(), page_folder.resolve())
 
 
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
 
 
 def _write_atomically(path: Path, text: str) -> None:
@@ -527,58 +575,100 @@ def _write_atomically(path: Path, text: str) -> None:
 
 
 _STYLE = """
-:root { color-scheme: light dark; --page: #ffffff; --ink: #1f2430; --quiet: #5c6470; --rule: #e3e6eb; --soft: #f6f7f9;
-        --accent: #b93a4e; }
+:root {
+  color-scheme: light dark; --page: #ffffff; --ink: #1f2430; --quiet: #5c6470; --rule: #e3e6eb;
+  --soft: #f6f7f9; --accent: #b93a4e;
+}
 @media (prefers-color-scheme: dark) {
-  :root { --page: #15181d; --ink: #e8ebf0; --quiet: #a3abb8; --rule: #2d333d; --soft: #1c2027; --accent: #ef8a99; } }
+  :root {
+    --page: #15181d; --ink: #e8ebf0; --quiet: #a3abb8; --rule: #2d333d; --soft: #1c2027; --accent: #ef8a99;
+  }
+}
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto,
-       "Helvetica Neue", "Noto Sans", Arial, sans-serif; -webkit-text-size-adjust: 100%; }
+body {
+  margin: 0; background: var(--page); color: var(--ink);
+  font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
+  -webkit-text-size-adjust: 100%;
+}
 main { max-width: 66rem; margin: 0 auto; padding: 3.2rem 1.4rem 5rem; }
 h1 { font-size: 2.1rem; line-height: 1.18; letter-spacing: -0.018em; margin: 0 0 0.7rem; text-wrap: balance; }
-h2 { font-size: 1.36rem; letter-spacing: -0.01em; line-height: 1.25; margin: 3.6rem 0 0.6rem; padding-top: 1.5rem;
-     border-top: 1px solid var(--rule); }
+h2 {
+  font-size: 1.36rem; letter-spacing: -0.01em; line-height: 1.25; margin: 3.6rem 0 0.6rem;
+  padding-top: 1.5rem; border-top: 1px solid var(--rule);
+}
 h3 { font-size: 1rem; margin: 2rem 0 0.3rem; }
 p, ul { max-width: 43rem; margin: 0.6rem 0 0.9rem; }
-ul { padding-left: 1.2rem; } li { margin: 0.35rem 0; }
+ul { padding-left: 1.2rem; }
+li { margin: 0.35rem 0; }
 .lead { font-size: 1.13rem; color: var(--quiet); }
-.note { border-left: 3px solid var(--accent); background: var(--soft); padding: 0.7rem 1rem; border-radius: 0 6px 6px 0;
-        max-width: 43rem; }
+.note {
+  border-left: 3px solid var(--accent); background: var(--soft); padding: 0.7rem 1rem;
+  border-radius: 0 6px 6px 0; max-width: 43rem;
+}
 .quiet, figcaption, .small { color: var(--quiet); font-size: 0.88rem; line-height: 1.5; }
-figure { margin: 1.3rem 0 1.6rem; } figcaption { max-width: 43rem; margin-top: 0.5rem; }
+figure { margin: 1.3rem 0 1.6rem; }
+figcaption { max-width: 43rem; margin-top: 0.5rem; }
 figure img { display: block; max-width: 100%; height: auto; }
-.trio { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 16rem), 1fr)); gap: 0.5rem 1.6rem; }
+.trio {
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 16rem), 1fr)); gap: 0.5rem 1.6rem;
+}
 .trio figure { margin: 0.8rem 0; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: 0.5rem 2.4rem;
-        align-items: end; } .pair figure { margin: 0.8rem 0; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: 1rem; margin: 1.8rem 0 0.6rem; }
+.pair {
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: 0.5rem 2.4rem;
+  align-items: end;
+}
+.pair figure { margin: 0.8rem 0; }
+.tiles {
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: 1rem;
+  margin: 1.8rem 0 0.6rem;
+}
 .tile { background: var(--soft); border-radius: 10px; padding: 1rem 1.15rem 0.95rem; }
-.tile b { display: block; font-size: 2.3rem; line-height: 1.1; letter-spacing: -0.02em; font-variant-numeric: tabular-nums;
-          margin: 0.35rem 0 0.1rem; color: var(--rare); }
-.tile span { display: block; } .tile .name { font-weight: 650; }
+.tile b {
+  display: block; font-size: 2.3rem; line-height: 1.1; letter-spacing: -0.02em;
+  font-variant-numeric: tabular-nums; margin: 0.35rem 0 0.1rem; color: var(--rare);
+}
+.tile span { display: block; }
+.tile .name { font-weight: 650; }
 .scroll { overflow-x: auto; margin: 1rem 0 1.4rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.93rem; }
-th, td { padding: 0.38rem 1.1rem 0.38rem 0; text-align: right; border-bottom: 1px solid var(--rule); vertical-align: top; }
+th, td {
+  padding: 0.38rem 1.1rem 0.38rem 0; text-align: right; border-bottom: 1px solid var(--rule);
+  vertical-align: top;
+}
 th { font-weight: 600; color: var(--quiet); font-size: 0.86rem; vertical-align: bottom; }
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
-th:first-child, td:first-child { white-space: nowrap; } td.best { font-weight: 700; } tbody tr:hover { background: var(--soft); }
+th:first-child, td:first-child { white-space: nowrap; }
+td.best { font-weight: 700; }
+tbody tr:hover { background: var(--soft); }
 .dot { display: inline-block; width: 0.72em; height: 0.72em; border-radius: 2px; margin-right: 0.5em; }
 .picture { margin: 1.5rem 0 2.2rem; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 0.7rem; }
-.panels div { min-width: 0; } .panels img { width: 100%; height: auto; border-radius: 5px; display: block; }
-.panels .title { font-weight: 600; font-size: 0.9rem; margin-bottom: 0.25rem; } .panels .title small { color: var(--quiet);
-  font-weight: 400; }
+.panels div { min-width: 0; }
+.panels img { width: 100%; height: auto; border-radius: 5px; display: block; }
+.panels .title { font-weight: 600; font-size: 0.9rem; margin-bottom: 0.25rem; }
+.panels .title small { color: var(--quiet); font-weight: 400; }
 .tag { display: inline-block; margin: 0 0.9rem 0.3rem 0; font-size: 0.88rem; }
 code, pre { font: 0.88em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 pre { background: var(--soft); padding: 0.8rem 1rem; border-radius: 8px; overflow-x: auto; max-width: 52rem; }
-summary { cursor: pointer; font-weight: 600; margin: 1rem 0; } footer { margin-top: 4rem; }
-@media print { details { display: block; } h2 { break-after: avoid; } .picture, figure { break-inside: avoid; } }
+summary { cursor: pointer; font-weight: 600; margin: 1rem 0; }
+footer { margin-top: 4rem; }
+@media print {
+  details { display: block; }
+  h2 { break-after: avoid; }
+  .picture, figure { break-inside: avoid; }
+}
 """
 
 _PAGE = """
 {% macro figure(f, caption) %}
-<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{{ f.dark }}"><img src="{{ f.light }}"
-alt="{{ f.alt }}" style="width: {{ f.width }}rem"></picture>{% if caption %}<figcaption>{{ caption }}</figcaption>{% endif %}
+<figure>
+  <picture>
+    <source media="(prefers-color-scheme: dark)" srcset="{{ f.dark }}">
+    <img src="{{ f.light }}" alt="{{ f.alt }}" style="width: {{ f.width }}rem">
+  </picture>
+  {% if caption %}
+  <figcaption>{{ caption }}</figcaption>
+  {% endif %}
 </figure>
 {% endmacro %}
 {% macro dot(group) %}<span class="dot" style="background: {{ colors[group] }}"></span>{% endmacro %}
@@ -587,7 +677,8 @@ alt="{{ f.alt }}" style="width: {{ f.width }}rem"></picture>{% if caption %}<fig
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy"
+      content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <meta name="generator" content="rio">
 <title>{{ title }}</title>
 <style>{{ style | safe }}:root { --rare: {{ colors.r }}; }</style>
@@ -597,102 +688,150 @@ alt="{{ f.alt }}" style="width: {{ f.width }}rem"></picture>{% if caption %}<fig
 <header>
 <h1>{{ title }}</h1>
 <p class="lead">{{ runs | length }} detector{{ "s" if runs | length != 1 }}, trained on the same images
-{%- if runs | length > 1 %} and alike but for the settings listed below{% endif %}:
-how well does each find the categories that it has hardly seen?</p>
+{%- if runs | length > 1 %} and alike but for the settings listed below{% endif %}: how well does each find
+the categories that it has hardly seen?</p>
 <div class="tiles">
 {% for tile in tiles %}
-<div class="tile"><span class="name">{{ tile.name }}</span><span class="small">resampled: {{ tile.description }}</span>
-<b>{{ tile.rare }}</b><span class="small">AP on rare categories · {{ tile.all }} on all</span></div>
+  <div class="tile">
+    <span class="name">{{ tile.name }}</span>
+    <span class="small">resampled: {{ tile.description }}</span>
+    <b>{{ tile.rare }}</b>
+    <span class="small">AP on rare categories · {{ tile.all }} on all</span>
+  </div>
 {% endfor %}
 </div>
-<p class="quiet">Average precision (AP) of boxes on the validation images, in percent: 0 finds nothing, 100 is perfect.</p>
+<p class="quiet">Average precision (AP) of boxes on the validation images, in percent: 0 finds nothing,
+100 is perfect.</p>
 {% if synthetic %}
-<p class="note"><strong>Synthetic data.</strong> The images were drawn by a program: coloured shapes on textured ground, with
-a long tail built in. They let everything run on a laptop within minutes. What is seen here holds for this data set and this
-seed; it says nothing about photographs.</p>
+<p class="note"><strong>Synthetic data.</strong> The images were drawn by a program: coloured shapes on
+textured ground, with a long tail built in. They let everything run on a laptop within minutes. What is seen
+here holds for this data set and this seed; it says nothing about photographs.</p>
 {% endif %}
 </header>
 
 <section>
 <h2>The data has a long tail</h2>
-<p>{{ data.train_images }} training images show {{ data.objects }} objects of {{ data.categories }} categories; the detectors
-are judged on {{ data.val_images }} others. A category is <em>rare</em> if at most 10 training images hold it, <em>common</em>
-up to 100, <em>frequent</em> beyond. These are the groups of the LVIS benchmark.</p>
+<p>{{ data.train_images }} training images show {{ data.objects }} objects of {{ data.categories }}
+categories; the detectors are judged on {{ data.val_images }} others. A category is <em>rare</em> if at most
+10 training images hold it, <em>common</em> up to 100, <em>frequent</em> beyond. These are the groups of the
+LVIS benchmark.</p>
 <div class="scroll"><table>
-<thead><tr><th>Group</th><th>Categories</th><th>Images with one</th><th>Objects</th><th>Share of objects</th></tr></thead>
+<thead><tr>
+  <th>Group</th><th>Categories</th><th>Images with one</th><th>Objects</th><th>Share of objects</th>
+</tr></thead>
 <tbody>
 {% for row in data.rows %}
-<tr><td>{{ dot(row.group) }}{{ group_names[row.group] }}</td><td>{{ row.categories }}</td><td>{{ row.images }}</td>
-<td>{{ row.objects }}</td><td>{{ row.share }}</td></tr>
+<tr>
+  <td>{{ dot(row.group) }}{{ group_names[row.group] }}</td>
+  <td>{{ row.categories }}</td><td>{{ row.images }}</td><td>{{ row.objects }}</td><td>{{ row.share }}</td>
+</tr>
 {% endfor %}
 </tbody></table></div>
-{% if data.counts %}{{ figure(data.counts, "Many categories, few objects: what share of the categories, and of the annotated \
-objects, each group has.") }}{% endif %}
-{{ figure(data.tail, "Training images of every category, most frequent first. The vertical axis is logarithmic: each line is \
-ten times the one below.") }}
+{% if data.counts %}
+{{ figure(data.counts, "Many categories, few objects: the share of the categories, and of the annotated
+objects, that each group has.") }}
+{% endif %}
+{{ figure(data.tail, "Training images of every category, most frequent first. The vertical axis is
+logarithmic: each line is ten times the one below.") }}
 </section>
 
 {% if balance %}
 <section>
 <h2>Image level, object level</h2>
-<p>There are two places to help a rare category. At the <strong>image level</strong>, images that hold it are shown more often
-(repeat factor sampling, RFS). That evens out the images, but every such image also holds frequent objects, which are repeated
-along. At the <strong>object level</strong>, a memory bank keeps the features of rare objects and feeds them to the classifier
-again whenever their class turns up (replay), and nothing else is repeated.</p>
-<p>The figure shows what training is expected to see in one pass over the data, by level: images that hold a class, objects in them, and
-regions of interest (RoIs), which are what the classifier is trained on. Replay counts as RoIs.</p>
-{{ figure(balance.figure, "Effective classes: how many equally frequent classes would be as varied, out of %d." %
-balance.classes) }}
-<p class="small">Images and objects are exact expectations. RoIs are approximate:
-{% if balance.measured %}every object gets {{ balance.measured }} foreground RoIs, the mean that these runs logged,{% else %}every
-object gets 8 foreground RoIs, an assumption,{% endif %} and replay takes a step's images as drawn independently and the bank as
-full.{% for arm, ratio in balance.replay.items() %} Measured in the run {{ arm }}: {{ ratio }} replayed rows for every foreground RoI.
-{%- endfor %}</p>
+<p>There are two places to help a rare category. At the <strong>image level</strong>, images that hold it are
+shown more often (repeat factor sampling, RFS). That evens out the images, but every such image also holds
+frequent objects, which are repeated along. At the <strong>object level</strong>, a memory bank keeps the
+features of rare objects and feeds them to the classifier again whenever their class turns up (replay), and
+nothing else is repeated.</p>
+<p>The figure shows what training is expected to see in one pass over the data, by level: images that hold a
+class, objects in them, and regions of interest (RoIs), which are what the classifier is trained on. Replay
+counts as RoIs.</p>
+{{ figure(balance.figure, "Effective classes: how many equally frequent classes would be as varied, out of "
+~ balance.classes ~ ".") }}
+<p class="small">Images and objects are exact expectations. RoIs are approximate: every object gets
+{% if balance.measured %}
+{{ balance.measured }} foreground RoIs, the mean that these runs logged,
+{% else %}
+8 foreground RoIs, an assumption,
+{% endif %}
+and replay takes a step's images as drawn independently and the bank as full.
+{% for arm, ratio in balance.replay.items() %}
+Measured in the run {{ arm }}: {{ ratio }} replayed rows for every foreground RoI.
+{% endfor %}
+</p>
 <details><summary>The numbers</summary>
 <div class="scroll"><table>
-<thead><tr><th>Arm</th><th class="text">Level</th><th>Rare</th><th>Common</th><th>Frequent</th><th>Gini</th>
-<th>Normalised entropy</th><th>Effective classes</th><th>Max / min</th></tr></thead>
+<thead><tr>
+  <th>Arm</th><th class="text">Level</th><th>Rare</th><th>Common</th><th>Frequent</th>
+  <th>Gini</th><th>Normalised entropy</th><th>Effective classes</th><th>Max / min</th>
+</tr></thead>
 <tbody>
 {% for row in balance.rows %}
-<tr><td>{{ row.arm }}</td><td class="text">{{ row.level }}</td>{% for c in row.shares + row.measures %}<td>{{ c }}</td>
-{%- endfor %}</tr>
+<tr>
+  <td>{{ row.arm }}</td><td class="text">{{ row.level }}</td>
+  {% for cell in row.shares + row.measures %}
+  <td>{{ cell }}</td>
+  {% endfor %}
+</tr>
 {% endfor %}
 </tbody></table></div>
-<p class="small">Gini: 0 is even, 1 is all in one class. Normalised entropy: 1 is even. Max / min: the most seen class over the
-least seen.</p>
+<p class="small">Gini: 0 is even, 1 is all in one class. Normalised entropy: 1 is even. Max / min: the most
+seen class over the least seen.</p>
 </details>
 </section>
 {% endif %}
 
 <section>
 <h2>Average precision</h2>
-<p>AP over all categories, and over the rare (APr), common (APc) and frequent (APf) ones alone, by the LVIS protocol, in percent.
-{% if runs | length > 1 %}The best value of a column is bold.{% endif %}</p>
+<p>AP over all categories, and over the rare (APr), common (APc) and frequent (APf) ones alone, by the LVIS
+protocol, in percent.{% if runs | length > 1 %} The best value of a column is bold.{% endif %}</p>
 <div class="pair">
-{% for section in results %}{{ figure(section.figure, "") }}{% endfor %}
+{% for section in results %}
+{{ figure(section.figure, "") }}
+{% endfor %}
 </div>
 {% for section in results %}
 <h3>{{ section.name | capitalize }}</h3>
 <div class="scroll"><table>
-<thead><tr><th>Arm</th><th class="text">What is resampled</th><th>AP</th><th>{{ dot("r") }}APr</th><th>{{ dot("c") }}APc</th>
-<th>{{ dot("f") }}APf</th></tr></thead>
+<thead><tr>
+  <th>Arm</th><th class="text">What is resampled</th>
+  <th>AP</th><th>{{ dot("r") }}APr</th><th>{{ dot("c") }}APc</th><th>{{ dot("f") }}APf</th>
+</tr></thead>
 <tbody>
 {% for row in section.rows %}
-<tr><td>{{ row.arm }}</td><td class="text">{{ row.description }}</td>{% for cell in row.cells %}
-<td{% if cell.best %} class="best"{% endif %}>{{ cell.text }}</td>{% endfor %}</tr>
+<tr>
+  <td>{{ row.arm }}</td><td class="text">{{ row.description }}</td>
+  {% for cell in row.cells %}
+  <td{% if cell.best %} class="best"{% endif %}>{{ cell.text }}</td>
+  {% endfor %}
+</tr>
 {% endfor %}
 </tbody></table></div>
 {% endfor %}
-<p class="note">{% if seeds | length == 1 %}One training run an arm, with one seed ({{ seeds[0] }}).{% else %}Runs with the seeds
-{{ seeds | join(", ") }}.{% endif %} APr rests on few categories and moves by points from seed to seed: repeat with other seeds before
-reading much into small differences.</p>
+<p class="note">
+{% if seeds | length == 1 %}
+One training run an arm, with one seed ({{ seeds[0] }}).
+{% else %}
+Runs with the seeds {{ seeds | join(", ") }}.
+{% endif %}
+APr rests on few categories and moves by points from seed to seed: repeat with other seeds before reading
+much into small differences.</p>
 <details><summary>Every category</summary>
 <div class="scroll"><table>
-<thead><tr><th>Category</th><th>Training images</th>{% for run in runs %}<th>{{ run.name }}</th>{% endfor %}</tr></thead>
+<thead><tr>
+  <th>Category</th><th>Training images</th>
+  {% for run in runs %}
+  <th>{{ run.name }}</th>
+  {% endfor %}
+</tr></thead>
 <tbody>
 {% for row in categories %}
-<tr><td>{{ dot(row.group) }}{{ row.name }}</td><td>{{ "{:,}".format(row.images) }}</td>{% for cell in row.cells %}<td>{{ cell }}</td>
-{%- endfor %}</tr>
+<tr>
+  <td>{{ dot(row.group) }}{{ row.name }}</td><td>{{ "{:,}".format(row.images) }}</td>
+  {% for cell in row.cells %}
+  <td>{{ cell }}</td>
+  {% endfor %}
+</tr>
 {% endfor %}
 </tbody></table></div>
 <p class="small">AP of boxes, percent; rarest first. – : not in the validation images.</p>
@@ -701,19 +840,31 @@ reading much into small differences.</p>
 
 <section>
 <h2>What the detectors see</h2>
-<p>Validation images, those with rare categories first, chosen by their ground truth alone and not by who does well on them.
-Predictions with a score of at least {{ picture_score }} are drawn. {{ dot("r") }}rare &nbsp; {{ dot("c") }}common &nbsp;
-{{ dot("f") }}frequent</p>
+<p>Validation images, those with rare categories first, chosen by their ground truth alone and not by who does
+well on them. Predictions with a score of at least {{ picture_score }} are drawn.
+{% for group in group_names %}
+<span class="tag">{{ dot(group) }}{{ group_names[group] }}</span>
+{% endfor %}
+</p>
 {% for picture in pictures %}
 <div class="picture">
-<p class="small">{% for name, group in picture.names %}<span class="tag">{{ dot(group) }}{{ name }}</span>{% endfor %}</p>
-{% if picture.missing %}<p class="note">The image {{ picture.file }} could not be opened ({{ picture.missing }}).</p>{% endif %}
+<p class="small">
+{% for name, group in picture.names %}
+<span class="tag">{{ dot(group) }}{{ name }}</span>
+{% endfor %}
+</p>
+{% if picture.missing %}
+<p class="note">The image {{ picture.file }} could not be opened ({{ picture.missing }}).</p>
+{% endif %}
 <div class="panels">
 {% for panel in picture.panels %}
-<div><div class="title">{{ panel.title }} <small>{{ panel.note }}</small></div>
-<img src="{{ panel.uri }}" alt="{{ panel.title }} in {{ picture.file }}: {{ panel.note }}"></div>
+  <div>
+    <div class="title">{{ panel.title }} <small>{{ panel.note }}</small></div>
+    <img src="{{ panel.uri }}" alt="{{ panel.title }} in {{ picture.file }}: {{ panel.note }}">
+  </div>
 {% endfor %}
-</div></div>
+</div>
+</div>
 {% else %}
 <p class="quiet">No validation image holds an object.</p>
 {% endfor %}
@@ -721,32 +872,52 @@ Predictions with a score of at least {{ picture_score }} are drawn. {{ dot("r") 
 
 <section>
 <h2>How they were trained</h2>
-{% if training | select | list %}
 <div class="trio">
-{% for curve in training %}{% if curve %}{{ figure(curve, curve.name ~ ": losses over iterations") }}{% endif %}{% endfor %}
+{% for curve in training if curve %}
+{{ figure(curve, curve.name ~ ": losses over iterations") }}
+{% endfor %}
 </div>
-{% endif %}
 <div class="scroll"><table>
-<thead><tr><th></th>{% for run in runs %}<th class="text">{{ run.name }}</th>{% endfor %}</tr></thead>
+<thead><tr>
+  <th></th>
+  {% for run in runs %}
+  <th class="text">{{ run.name }}</th>
+  {% endfor %}
+</tr></thead>
 <tbody>
 {% for name, cells in settings %}
-<tr><td>{{ name }}</td>{% for cell in cells %}<td class="text">{{ cell }}</td>{% endfor %}</tr>
+<tr>
+  <td>{{ name }}</td>
+  {% for cell in cells %}
+  <td class="text">{{ cell }}</td>
+  {% endfor %}
+</tr>
 {% endfor %}
 </tbody></table></div>
-<p class="small">{% for name, version in versions.items() %}{{ name }} {{ version }}{{ " · " if not loop.last }}{% endfor %}</p>
+<p class="small">
+{% for name, version in versions.items() %}
+{{ name }} {{ version }}{{ " · " if not loop.last }}
+{% endfor %}
+</p>
 </section>
 
 <section>
 <h2>What to open next</h2>
-<p>Every run folder holds <code>config.yaml</code> (every setting), <code>log.txt</code>, <code>metrics.json</code>,
-<code>evaluation.json</code> (all the numbers, by category) and <code>instances_results.json</code> (every prediction). Beside this
-page:</p>
-<ul>{% for name, folder in folders.items() %}<li>{{ name }}: <code>{{ folder }}</code></li>{% endfor %}</ul>
-<p>From the folder of this page: curves in the browser, predictions on your own pictures, training on your own data.</p>
+<p>Every run folder holds <code>config.yaml</code> (every setting), <code>log.txt</code>,
+<code>metrics.json</code>, <code>evaluation.json</code> (all the numbers, by category) and
+<code>instances_results.json</code> (every prediction). Beside this page:</p>
+<ul>
+{% for name, folder in folders.items() %}
+<li>{{ name }}: <code>{{ folder }}</code></li>
+{% endfor %}
+</ul>
+<p>From the folder of this page: curves in the browser, predictions on your own pictures, training on your
+own data.</p>
 <pre>tensorboard --logdir {{ logdir }}
 python -m rio predict --help
 python -m rio train --help</pre>
-<p>The README has the commands for GPUs, for LVIS and for a data set of your own; the notebooks take these results apart.</p>
+<p>The README has the commands for GPUs, for LVIS and for a data set of your own; the notebooks take these
+results apart.</p>
 <footer class="quiet">Written on {{ written }} by rio.</footer>
 </section>
 </main>

@@ -1,9 +1,9 @@
 """Image-level resampling: repeat factors, and a training stream that can be entered at any position.
 
-Two halves. The arithmetic (`category_repeat_factors`, `image_repeat_factors`, `epoch_indices`) says how often an image
-is shown; `TrainingSampler` and `BatchSampler` turn that into an endless, shuffled, position-addressable stream. All of
-it is NumPy, so the notebooks can ask "what would RFS do?" without loading torch; torch's DataLoader takes
-`BatchSampler` as its `batch_sampler` as it is.
+Two halves. The arithmetic (`category_repeat_factors`, `image_repeat_factors`, `epoch_indices`) says how often
+an image is shown; `TrainingSampler` and `BatchSampler` turn that into an endless, shuffled,
+position-addressable stream. All of it is NumPy, so the notebooks can ask "what would RFS do?" without loading
+torch; torch's DataLoader takes `BatchSampler` as its `batch_sampler` as it is.
 
 I: images, K: categories, W: world size (number of processes).
 """
@@ -39,12 +39,14 @@ def category_repeat_factors(
 ) -> np.ndarray:
     """How often each category asks for its images to be shown in an epoch.
 
-    RFS (LVIS paper, appendix B.2), with f(c) the share of the images that hold category c and t the threshold:
+    RFS (LVIS paper, appendix B.2), with f(c) the share of the images that hold category c and t the
+    threshold:
 
         r(c) = max(1, sqrt(t / f(c)))                                                                    (1)
 
-    IRFS (arXiv 2305.08069) puts the geometric mean of image and instance frequency in the place of f(c), so that a
-    category with many objects in few images is repeated less than one with as many images and one object in each:
+    IRFS (arXiv 2305.08069) puts the geometric mean of image and instance frequency in the place of f(c), so
+    that a category with many objects in few images is repeated less than one with as many images and one
+    object in each:
 
         f(c) = sqrt( images with c / all images  *  instances of c / all instances )                     (2)
 
@@ -74,27 +76,32 @@ def category_repeat_factors(
     if image_count.ndim != 1:
         raise SamplerError(f"image_count: expected shape (K,), found {image_count.shape}.")
     if num_images < 1:
-        raise SamplerError(f"num_images: expected at least 1, found {num_images}. Is the annotation file empty?")
+        raise SamplerError(
+            f"num_images: expected at least 1, found {num_images}. Is the annotation file empty?"
+        )
     if image_count.size and (image_count.min() < 0 or image_count.max() > num_images):
         worst = int(np.argmax((image_count < 0) | (image_count > num_images)))
         raise SamplerError(
-            f"image_count[{worst}]: expected 0..{num_images} (the number of images), found {image_count[worst]}. "
-            "Count every image once per category."
+            f"image_count[{worst}]: expected 0..{num_images} (the number of images), "
+            f"found {image_count[worst]}. Count every image once per category."
         )
     if method == "none":
         return np.ones(len(image_count), dtype=np.float32)
     _check_threshold(repeat_threshold)
 
-    # float64 and in this order of operations, as detectron2 does in Python floats: the float32 results are identical.
+    # float64 and in this order of operations, as detectron2 does in Python floats: the float32 results are
+    # identical.
     frequency = image_count / num_images
     if method == "irfs":
         if instance_count is None:
-            raise SamplerError("instance_count: method 'irfs' needs the number of objects per category, found None.")
+            raise SamplerError(
+                "instance_count: method 'irfs' needs the number of objects per category, found None."
+            )
         instance_count = np.asarray(instance_count, dtype=np.int64)
         if instance_count.shape != image_count.shape or (instance_count < image_count).any():
             raise SamplerError(
-                f"instance_count: expected shape {image_count.shape} with at least image_count objects per category, "
-                f"found shape {instance_count.shape}. Take both counts from the same annotations."
+                f"instance_count: expected shape {image_count.shape} with at least image_count objects per "
+                f"category, found shape {instance_count.shape}. Take both counts from the same annotations."
             )
         frequency = np.sqrt(frequency * (instance_count / max(int(instance_count.sum()), 1)))  # (2)
     factors = np.ones(len(image_count), dtype=np.float64)
@@ -114,16 +121,17 @@ def image_repeat_factors(
 ) -> np.ndarray:
     """Expected number of times each image is shown in an epoch.
 
-    "rfs" and "irfs": the largest repeat factor of the categories in the image; "rfs" is identical, in float32, to
-    detectron2's `RepeatFactorTrainingSampler.repeat_factors_from_category_frequency`. "none": ones.
-    "class_aware": every category is asked for equally often, and equally in each of its images. With K' categories
-    that have images, N annotated images and n(c) images of category c:
+    "rfs" and "irfs": the largest repeat factor of the categories in the image; "rfs" is identical, in
+    float32, to detectron2's `RepeatFactorTrainingSampler.repeat_factors_from_category_frequency`. "none":
+    ones. "class_aware": every category is asked for equally often, and equally in each of its images. With K'
+    categories that have images, N annotated images and n(c) images of category c:
 
         r(image) = N / K' * sum over categories c of the image of 1 / n(c)                               (3)
 
     which sums to N: an epoch keeps its length, and images of frequent categories alone drop below 1.
 
-    Crowd regions do not count, as training never sees them. Images without (other) annotations get 1.0 whatever the
+    Crowd regions do not count, as training never sees them. Images without (other) annotations get 1.0
+    whatever the
     method: as backgrounds they are shown once an epoch.
 
     Args:
@@ -131,8 +139,8 @@ def image_repeat_factors(
         method: one of `METHODS`.
         repeat_threshold: share of images below which a category is repeated, > 0 ("rfs", "irfs" only).
         sqrt: square root in r(c); see `category_repeat_factors`.
-        filter_empty: treat images without annotations as not there: they get 0.0, are never shown and do not count
-            in the number of images. This is what detectron2's DATALOADER.FILTER_EMPTY_ANNOTATIONS does.
+        filter_empty: treat images without annotations as not there: they get 0.0, are never shown and do not
+            count in the number of images. This is what detectron2's DATALOADER.FILTER_EMPTY_ANNOTATIONS does.
 
     Returns:
         (I,) float32.
@@ -151,8 +159,8 @@ def image_repeat_factors(
     annotated[image] = True
     if filter_empty and not annotated.any():
         raise SamplerError(
-            f"{annotations.path}: no image has an annotation (crowd regions aside), so nothing is left to train on. "
-            "Check the file, or set DATALOADER.FILTER_EMPTY_ANNOTATIONS False."
+            f"{annotations.path}: no image has an annotation (crowd regions aside), so nothing is left to "
+            "train on. Check the file, or set DATALOADER.FILTER_EMPTY_ANNOTATIONS False."
         )
 
     factors = np.ones(num_images, dtype=np.float32)
@@ -168,7 +176,9 @@ def image_repeat_factors(
         np.maximum.at(factors, image, per_category[category])
     elif method == "class_aware" and annotated.any():
         num_categories = len(annotations.category_ids)
-        pairs = np.unique(image * num_categories + category)  # an image counts once a category, as in image_count
+        pairs = np.unique(
+            image * num_categories + category
+        )  # an image counts once a category, as in image_count
         image, category = np.divmod(pairs, num_categories)
         count = np.bincount(category, minlength=num_categories)
         scale = annotated.sum() / np.count_nonzero(count)
@@ -185,8 +195,8 @@ def image_repeat_factors(
 def epoch_indices(repeat_factors: np.ndarray, seed: int, epoch: int, *, shuffle: bool = True) -> np.ndarray:
     """Image indices of one epoch: repeat factors rounded stochastically, then shuffled.
 
-    A factor of 2.3 gives two showings, and a third with probability 0.3, anew every epoch. The result is a function of
-    its arguments alone: epochs 0..e-1 need not be drawn to know epoch e.
+    A factor of 2.3 gives two showings, and a third with probability 0.3, anew every epoch. The result is a
+    function of its arguments alone: epochs 0..e-1 need not be drawn to know epoch e.
 
     Args:
         repeat_factors: (I,) float, >= 0.
@@ -205,9 +215,9 @@ def epoch_indices(repeat_factors: np.ndarray, seed: int, epoch: int, *, shuffle:
     repeats = _rounded(repeat_factors, bits)
     indices = np.repeat(np.arange(len(repeats), dtype=np.int64), repeats)
     if shuffle:
-        # Sorting raw 64-bit keys, not Generator.permutation: NumPy promises that the raw stream of a bit generator
-        # never changes, and promises nothing of the kind for Generator's methods. A run resumed on another NumPy
-        # goes on with the same images.
+        # Sorting raw 64-bit keys, not Generator.permutation: NumPy promises that the raw stream of a bit
+        # generator never changes, and promises nothing of the kind for Generator's methods. A run resumed on
+        # another NumPy goes on with the same images.
         indices = indices[np.argsort(bits.random_raw(len(indices)), kind="stable")]
     return indices
 
@@ -221,7 +231,9 @@ def _rounded(repeat_factors: np.ndarray, bits: np.random.PCG64) -> np.ndarray:
     whole = np.trunc(repeat_factors)
     fraction = repeat_factors - whole
     repeats = whole.astype(np.int64)
-    if fraction.any():  # whole factors (no resampling) need no random numbers, and every epoch has the same length
+    if (
+        fraction.any()
+    ):  # whole factors (no resampling) need no random numbers, and every epoch has the same length
         uniform = (bits.random_raw(len(fraction)) >> np.uint64(11)) * 2.0**-53  # in [0, 1), exact in float64
         repeats += uniform < fraction
     return repeats
@@ -233,9 +245,10 @@ def _rounded(repeat_factors: np.ndarray, bits: np.random.PCG64) -> np.ndarray:
 class TrainingSampler:
     """An endless stream of (position, image index), shared over processes and resumable at any position.
 
-    The stream is epoch 0, epoch 1, ... back to back, each ordered by (seed, epoch) alone. Rank r of W takes the global
-    positions r, r + W, r + 2W, ...; the union over ranks is the same stream whatever W is. The position travels with
-    the index so that a worker can seed the augmentation of a showing by (seed, position), not by who loads it.
+    The stream is epoch 0, epoch 1, ... back to back, each ordered by (seed, epoch) alone. Rank r of W takes
+    the global positions r, r + W, r + 2W, ...; the union over ranks is the same stream whatever W is. The
+    position travels with the index so that a worker can seed the augmentation of a showing by (seed,
+    position), not by who loads it.
 
     Give exactly one of `num_images` (no resampling), `repeat_factors`, or `annotations` with `method`.
 
@@ -254,7 +267,8 @@ class TrainingSampler:
         shuffle: False goes through the images in order.
 
     Raises:
-        SamplerError: no images, nothing to show, NaN or negative factors, a rank outside the world, start < 0.
+        SamplerError: no images, nothing to show, NaN or negative factors, a rank outside the world, start <
+            0.
 
     >>> stream = iter(TrainingSampler(num_images=3, seed=0, start=4, shuffle=False))
     >>> next(stream), next(stream), next(stream)
@@ -284,29 +298,45 @@ class TrainingSampler:
                 annotations, method, repeat_threshold, sqrt, filter_empty=filter_empty
             )
         elif method != "none" or filter_empty:
-            raise SamplerError("method and filter_empty need annotations; repeat_factors already say how often.")
+            raise SamplerError(
+                "method and filter_empty need annotations; repeat_factors already say how often."
+            )
         elif num_images is not None:
             if num_images < 1:
-                raise SamplerError(f"num_images: expected at least 1, found {num_images}. Is the data set empty?")
+                raise SamplerError(
+                    f"num_images: expected at least 1, found {num_images}. Is the data set empty?"
+                )
             repeat_factors = np.ones(num_images, dtype=np.float32)
         factors = np.asarray(repeat_factors, dtype=np.float32)
         if factors.ndim != 1 or factors.size == 0:
-            raise SamplerError(f"repeat_factors: expected shape (I,) with I >= 1 images, found {factors.shape}.")
+            raise SamplerError(
+                f"repeat_factors: expected shape (I,) with I >= 1 images, found {factors.shape}."
+            )
         if not np.isfinite(factors).all() or (factors < 0).any():
             worst = int(np.argmax(~np.isfinite(factors) | (factors < 0)))
-            raise SamplerError(f"repeat_factors[{worst}]: expected a finite number >= 0, found {factors[worst]}.")
+            raise SamplerError(
+                f"repeat_factors[{worst}]: expected a finite number >= 0, found {factors[worst]}."
+            )
         if factors.sum() < 1:
             raise SamplerError(
                 f"repeat_factors: they sum to {factors.sum():g} showings an epoch, expected at least 1."
             )
         if seed < 0:
-            raise SamplerError(f"seed: expected an integer >= 0, found {seed}. Choose one and give it to every rank.")
+            raise SamplerError(
+                f"seed: expected an integer >= 0, found {seed}. Choose one and give it to every rank."
+            )
         if world_size < 1 or not 0 <= rank < world_size:
             raise SamplerError(f"rank {rank} of world_size {world_size}: expected 0 <= rank < world_size.")
         if start < 0:
             raise SamplerError(f"start: expected a global position >= 0, found {start}.")
         self.repeat_factors = factors
-        self.seed, self.rank, self.world_size, self.start, self.shuffle = seed, rank, world_size, start, shuffle
+        self.seed, self.rank, self.world_size, self.start, self.shuffle = (
+            seed,
+            rank,
+            world_size,
+            start,
+            shuffle,
+        )
         # First global position of epochs 0, 1, ... as far as they were asked for.
         self._epoch_starts = [0]
         self._constant_length = int(factors.sum()) if (factors == np.trunc(factors)).all() else None
@@ -319,14 +349,17 @@ class TrainingSampler:
         """This rank's stream from global position `start` on, an epoch's share at a time.
 
         Yields:
-            positions (n,) int64 and image indices (n,) int64; n may be 0 when an epoch is shorter than the world.
+            positions (n,) int64 and image indices (n,) int64; n may be 0 when an epoch is shorter than the
+            world.
         """
         epoch = self.epoch_of(start)
         while True:
             first = self.epoch_start(epoch)
             indices = epoch_indices(self.repeat_factors, self.seed, epoch, shuffle=self.shuffle)
             skip = max(start - first, 0)
-            skip += (self.rank - first - skip) % self.world_size  # on to the next position that is this rank's
+            skip += (
+                self.rank - first - skip
+            ) % self.world_size  # on to the next position that is this rank's
             mine = np.arange(skip, len(indices), self.world_size)
             yield first + mine, indices[mine]
             epoch += 1
@@ -349,17 +382,19 @@ class TrainingSampler:
             return position // self._constant_length
         while self._epoch_starts[-1] <= position:
             self.epoch_start(len(self._epoch_starts))
-        # side="right": a position at which empty epochs share their start belongs to the last of them, which has it.
+        # side="right": a position at which empty epochs share their start belongs to the last of them, which
+        # has it.
         return int(np.searchsorted(self._epoch_starts, position, side="right")) - 1
 
 
 class BatchSampler:
     """This rank's share of every batch, as lists of (position, image index), from any iteration on.
 
-    Without groups, iteration i takes the global positions i * B .. (i + 1) * B - 1 for a global batch of B images, so
-    the union over ranks is the one-process batch. With groups (see `aspect_ratio_groups`) each rank fills one bucket a
-    group from its share of the stream and emits a bucket when it is full, as detectron2's AspectRatioGroupedDataset
-    does, but on indices: no image is loaded to know its shape, so a resumed run gets the same batches at once.
+    Without groups, iteration i takes the global positions i * B .. (i + 1) * B - 1 for a global batch of B
+    images, so the union over ranks is the one-process batch. With groups (see `aspect_ratio_groups`) each
+    rank fills one bucket a group from its share of the stream and emits a bucket when it is full, as
+    detectron2's AspectRatioGroupedDataset does, but on indices: no image is loaded to know its shape, so a
+    resumed run gets the same batches at once.
 
     Args:
         sampler: the stream; its `start` must be 0, as `start_iteration` says where to begin.
@@ -368,7 +403,8 @@ class BatchSampler:
         start_iteration: number of batches this rank has had already.
 
     Raises:
-        SamplerError: batch_size not divisible by the world size, groups of the wrong length, start_iteration < 0.
+        SamplerError: batch_size not divisible by the world size, groups of the wrong length, start_iteration
+            < 0.
     """
 
     def __init__(
@@ -388,13 +424,14 @@ class BatchSampler:
             raise SamplerError(f"start_iteration: expected >= 0, found {start_iteration}.")
         if sampler.start != 0:
             raise SamplerError(
-                f"sampler.start: expected 0, found {sampler.start}. Where to begin is said by start_iteration, once."
+                f"sampler.start: expected 0, found {sampler.start}. start_iteration says where to begin."
             )
         if groups is not None:
             groups = np.asarray(groups)
             if groups.shape != sampler.repeat_factors.shape:
                 raise SamplerError(
-                    f"groups: expected one an image, shape {sampler.repeat_factors.shape}, found {groups.shape}."
+                    f"groups: expected one an image, shape {sampler.repeat_factors.shape}, "
+                    f"found {groups.shape}."
                 )
         self.sampler = sampler
         self.batch_size = batch_size
@@ -441,7 +478,9 @@ class BatchSampler:
 
 def aspect_ratio_groups(annotations: Annotations) -> np.ndarray:
     """(I,) int8: 0 for images wider than high, 1 for the others; batches of one kind need less padding."""
-    return np.where(np.asarray(annotations.image_width) > np.asarray(annotations.image_height), 0, 1).astype(np.int8)
+    return np.where(np.asarray(annotations.image_width) > np.asarray(annotations.image_height), 0, 1).astype(
+        np.int8
+    )
 
 
 # ------------------------------------------------------------------------------------------------- checks
@@ -449,7 +488,9 @@ def aspect_ratio_groups(annotations: Annotations) -> np.ndarray:
 
 def _check_method(method: str, allowed: tuple[str, ...]) -> None:
     if method not in allowed:
-        raise SamplerError(f"method (MODEL.RIO.SAMPLER): expected one of {', '.join(allowed)}, found {method!r}.")
+        raise SamplerError(
+            f"method (MODEL.RIO.SAMPLER): expected one of {', '.join(allowed)}, found {method!r}."
+        )
 
 
 def _check_threshold(repeat_threshold: float) -> None:

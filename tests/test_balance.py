@@ -1,4 +1,4 @@
-"""Balance: exposures worked by hand, the replay's approximation held to a simulation, measures with known values."""
+"""Balance: exposures worked by hand, replay held to a simulation, measures with known values."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def test_doctests():
 
 
 def test_exposures_by_hand():
-    # Image 0: two of class 0. Image 1: one of each (and a crowd of class 2). Image 2: empty. Shown 1, 2 and 5 times.
+    # Image 0: two of class 0. Image 1: one of each (and a crowd of class 2). Image 2: empty. Shown 1, 2 and 5
+    # times.
     annotations = columns([[0, 0], [0, 1, 2], []], "fcr", crowd=(4,))
     table = exposures(annotations, np.array([1.0, 2.0, 5.0]), rois_per_instance=3, foreground_per_image=4)
     assert table["images"].tolist() == [3, 2, 0]
@@ -53,7 +54,10 @@ def test_exposures_by_hand():
 
 def test_an_epoch_of_the_sampler_sees_what_is_expected():
     rng = np.random.default_rng(0)
-    objects = [rng.choice(6, size=rng.integers(0, 6), p=[0.5, 0.3, 0.1, 0.05, 0.03, 0.02]).tolist() for _ in range(80)]
+    objects = [
+        rng.choice(6, size=rng.integers(0, 6), p=[0.5, 0.3, 0.1, 0.05, 0.03, 0.02]).tolist()
+        for _ in range(80)
+    ]
     annotations = columns(objects, "ffccrr")
     for method in ("none", "rfs", "irfs", "class_aware"):
         factors = image_repeat_factors(annotations, method, 0.2)
@@ -72,7 +76,8 @@ def test_class_aware_sampling_equalises_single_class_images():
 
 
 def test_replay_by_hand():
-    # 8 showings an epoch, 2 a step, class 1 in 2 showings: P = 1 - (3/4)^2 = 7/16; 4 steps x 7/16 x 3 rows = 5.25.
+    # 8 showings an epoch, 2 a step, class 1 in 2 showings: P = 1 - (3/4)^2 = 7/16; 4 steps x 7/16 x 3 rows =
+    # 5.25.
     annotations = columns([[0]] * 6 + [[0, 1]] * 2, "fr")
     table = exposures(annotations, np.ones(8), rois_per_instance=1)
     arguments = dict(batch_size=2, epoch_length=8)
@@ -95,7 +100,11 @@ def test_replay_agrees_with_a_pass_of_the_sampler():
     annotations = columns(objects, "fccr")
     factors = image_repeat_factors(annotations, "rfs", 0.1)
     table = with_replay(
-        exposures(annotations, factors), [1, 2, 3], replay_per_class=4, batch_size=8, epoch_length=factors.sum()
+        exposures(annotations, factors),
+        [1, 2, 3],
+        replay_per_class=4,
+        batch_size=8,
+        epoch_length=factors.sum(),
     )
     rows, epochs = np.zeros(4), 200
     for epoch in range(epochs):
@@ -134,7 +143,9 @@ def test_compare_lists_arms_and_levels_and_counts_replay_as_rois():
     assert r["bank", "rois"] == pytest.approx((1 + replayed) / (10 + replayed))
 
 
-FINE = pd.DataFrame({"images": [2.0], "instances": [2.0], "rois": [2.0], "replayed": [0.0], "frequency": ["r"]})
+FINE = pd.DataFrame(
+    {"images": [2.0], "instances": [2.0], "rois": [2.0], "replayed": [0.0], "frequency": ["r"]}
+)
 
 
 @pytest.mark.parametrize(

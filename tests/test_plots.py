@@ -1,4 +1,4 @@
-"""Figures: what is drawn where, by matplotlib's own objects; colours that everybody can tell apart; no trace left behind."""
+"""Figures: what is drawn where, by matplotlib's own objects; colours everybody can tell apart."""
 
 from __future__ import annotations
 
@@ -26,25 +26,40 @@ CATEGORIES = pd.DataFrame(
     }
 )
 ARMS = pd.DataFrame(
-    {"arm": ["none", "rio"], "AP": [20.0, 30.0], "APr": [np.nan, 12.0], "APc": [20.0, 25.0], "APf": [40.0, 41.5]}
+    {
+        "arm": ["none", "rio"],
+        "AP": [20.0, 30.0],
+        "APr": [np.nan, 12.0],
+        "APc": [20.0, 25.0],
+        "APf": [40.0, 41.5],
+    }
 )
 BALANCE = pd.DataFrame(
     [
         {"arm": arm, "level": level, "r": r, "c": 0.3, "f": 0.7 - r, "effective_classes": 10 + 40 * r}
         for arm, level, r in (
-            ("none", "images", 0.05), ("none", "instances", 0.02), ("none", "rois", 0.02),
-            ("rio", "images", 0.1), ("rio", "instances", 0.06), ("rio", "rois", 0.4),
+            ("none", "images", 0.05),
+            ("none", "instances", 0.02),
+            ("none", "rois", 0.02),
+            ("rio", "images", 0.1),
+            ("rio", "instances", 0.06),
+            ("rio", "rois", 0.4),
         )
     ]
-)  # fmt: skip
-LOSSES = [{"iteration": i, "total_loss": 3.0 - 0.02 * i, "loss_cls": 2.0 - 0.02 * i, "lr": 0.1} for i in range(0, 60, 2)]
+)
+LOSSES = [
+    {"iteration": i, "total_loss": 3.0 - 0.02 * i, "loss_cls": 2.0 - 0.02 * i, "lr": 0.1}
+    for i in range(0, 60, 2)
+]
 LOSSES.append({"iteration": 59, "bbox/AP": 12.0})
 
 
 def bars(ax):
     """(x, height, colour) of all vertical bars, left to right."""
     found = [p for c in ax.containers if isinstance(c, BarContainer) for p in c.patches]
-    return sorted((round(p.get_x() + p.get_width() / 2, 3), p.get_height(), to_hex(p.get_facecolor())) for p in found)
+    return sorted(
+        (round(p.get_x() + p.get_width() / 2, 3), p.get_height(), to_hex(p.get_facecolor())) for p in found
+    )
 
 
 def texts(ax):
@@ -69,7 +84,9 @@ def texts(ax):
 def test_groups_can_be_told_apart_by_everybody(matrix):
     def lab(color):
         linear = np.asarray(matrix) @ np.power(to_rgb(color), 2.2)
-        xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear.clip(0)
+        xyz = np.array(
+            [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+        ) @ linear.clip(0)
         x, y, z = np.cbrt(xyz / [0.9505, 1.0, 1.089])
         return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
@@ -84,7 +101,9 @@ def test_style_is_local_and_follows_the_page():
         dark = plots.sorted_tail(CATEGORIES)
     light = plots.sorted_tail(CATEGORIES)
     assert dict(mpl.rcParams) == before
-    assert plots.luminance(dark.texts[0].get_color()) > 0.6 > 0.1 > plots.luminance(light.texts[0].get_color())
+    assert (
+        plots.luminance(dark.texts[0].get_color()) > 0.6 > 0.1 > plots.luminance(light.texts[0].get_color())
+    )
     with pytest.raises(RuntimeError), plots.style():
         raise RuntimeError
     assert dict(mpl.rcParams) == before
@@ -97,7 +116,9 @@ def every_figure():
     yield plots.balance_by_group(BALANCE)
     yield plots.ap_by_group(ARMS)
     yield plots.loss_curves(LOSSES)
-    yield plots.draw_objects(plt.figure().add_subplot(), np.zeros((8, 8), np.uint8), [[1, 1, 3, 3]], None, ["a"])
+    yield plots.draw_objects(
+        plt.figure().add_subplot(), np.zeros((8, 8), np.uint8), [[1, 1, 3, 3]], None, ["a"]
+    )
 
 
 def test_figures_export_as_vectors_and_say_nothing_about_when():
@@ -115,9 +136,13 @@ def test_figures_export_as_vectors_and_say_nothing_about_when():
 def test_figures_draw_into_the_axes_given():
     figure, axes = plt.subplots(2, 3)
     calls = [
-        (plots.count_by_group, CATEGORIES), (plots.sorted_tail, CATEGORIES), (plots.image_vs_instance_count, CATEGORIES),
-        (plots.balance_by_group, BALANCE), (plots.ap_by_group, ARMS), (plots.loss_curves, pd.DataFrame(LOSSES)),
-    ]  # fmt: skip
+        (plots.count_by_group, CATEGORIES),
+        (plots.sorted_tail, CATEGORIES),
+        (plots.image_vs_instance_count, CATEGORIES),
+        (plots.balance_by_group, BALANCE),
+        (plots.ap_by_group, ARMS),
+        (plots.loss_curves, pd.DataFrame(LOSSES)),
+    ]
     for ax, (function, table) in zip(axes.flat, calls, strict=True):
         copy = table.copy()
         assert function(table, ax) is ax
@@ -132,7 +157,9 @@ def test_count_by_group_shows_shares():
     ax = plots.count_by_group(CATEGORIES)
     widths = {}
     for patch in (p for c in ax.containers for p in c.patches):
-        widths[round(patch.get_y() + patch.get_height() / 2), to_hex(patch.get_facecolor()).upper()] = patch.get_width()
+        widths[round(patch.get_y() + patch.get_height() / 2), to_hex(patch.get_facecolor()).upper()] = (
+            patch.get_width()
+        )
     assert widths[0, COLORS["r"]] == 0.5 and widths[0, COLORS["f"]] == 0.25
     assert widths[1, COLORS["f"]] == pytest.approx(900 / 984)
     assert "rare 24 (2.4%), common 60 (6.1%)" in texts(ax)  # too thin to hold their numbers
@@ -147,7 +174,10 @@ def test_sorted_tail_sorts_and_colours():
     assert [t.get_text() for t in ax.get_xticklabels()] == ["fox", "dog", "emu", "gnu"]
     assert "rare\n2" in texts(ax)
     many = pd.concat([CATEGORIES] * 300, ignore_index=True)
-    assert plots.sorted_tail(many, by="instance_count").get_xlabel() == "1,200 categories, from most to least frequent"
+    assert (
+        plots.sorted_tail(many, by="instance_count").get_xlabel()
+        == "1,200 categories, from most to least frequent"
+    )
 
 
 def test_image_vs_instance_count_leaves_out_the_unseen_and_names_the_dense():
@@ -176,7 +206,9 @@ def test_ap_by_group_has_a_bar_an_arm_and_says_what_is_absent():
     ax = plots.ap_by_group(ARMS)
     assert [height for _, height, _ in bars(ax)] == [20.0, 30.0, 12.0, 20.0, 25.0, 40.0, 41.5]
     assert {"20.0", "41.5", "n/a"} <= set(texts(ax))
-    full = [color.upper() for x, _, color in bars(ax) if x % 1 < 0.5]  # the last arm has the group's own colour
+    full = [
+        color.upper() for x, _, color in bars(ax) if x % 1 < 0.5
+    ]  # the last arm has the group's own colour
     assert full[1:] == [COLORS[g] for g in "rcf"]
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["none", "rio"]
 
@@ -186,7 +218,9 @@ def test_ap_by_group_draws_intervals_over_seeds():
     for metric in ("AP", "APr", "APc", "APf"):
         table[f"{metric}_low"], table[f"{metric}_high"] = table[metric] - 1, table[metric] + 2
     ax = plots.ap_by_group(table)
-    segments = [line.get_segments()[0] for c in ax.containers if not isinstance(c, BarContainer) for line in c[2]]
+    segments = [
+        line.get_segments()[0] for c in ax.containers if not isinstance(c, BarContainer) for line in c[2]
+    ]
     assert len(segments) == 8 and all(s[1, 1] - s[0, 1] == pytest.approx(3) for s in segments)
 
 
@@ -228,7 +262,14 @@ def test_masks_may_be_bitmaps_polygons_or_rle():
     bitmap = np.zeros((20, 20), bool)
     bitmap[2:6, 3:9] = True
     rle = mask_module.encode(np.asfortranarray(bitmap.astype(np.uint8)))
-    masks = [bitmap, rle, {"size": [20, 20], "counts": [42, 4, 354]}, [[1, 1, 5, 1, 5, 5]], None, np.zeros_like(bitmap)]
+    masks = [
+        bitmap,
+        rle,
+        {"size": [20, 20], "counts": [42, 4, 354]},
+        [[1, 1, 5, 1, 5, 5]],
+        None,
+        np.zeros_like(bitmap),
+    ]
     plots.draw_objects(ax, image, [[3, 2, 6, 4]] * 6, masks)
     fills = ax.images[1:]
     assert [f.get_extent() for f in fills] == [[2.5, 8.5, 5.5, 1.5]] * 2 + [[1.5, 2.5, 5.5, 1.5]]
@@ -244,11 +285,18 @@ def test_labels_stay_in_the_image_and_off_each_other():
     rng = np.random.default_rng(0)
     boxes = np.c_[rng.uniform(0, 150, (9, 2)), rng.uniform(20, 50, (9, 2))]
     boxes[0] = [0, 0, 30, 30]  # above it there is no room
-    plots.draw_objects(ax, image, boxes, None, [f"category {i}" for i in range(9)], list("rrccfffff"), [0.5] * 9)
+    plots.draw_objects(
+        ax, image, boxes, None, [f"category {i}" for i in range(9)], list("rrccfffff"), [0.5] * 9
+    )
     frame = ax.get_window_extent()
     extents = [t.get_window_extent() for t in ax.texts]
     for extent in extents:
-        assert frame.x0 <= extent.x0 and extent.x1 <= frame.x1 and frame.y0 <= extent.y0 and extent.y1 <= frame.y1
+        assert (
+            frame.x0 <= extent.x0
+            and extent.x1 <= frame.x1
+            and frame.y0 <= extent.y0
+            and extent.y1 <= frame.y1
+        )
     assert not any(a.overlaps(b) for a, b in itertools.combinations(extents, 2))
 
 

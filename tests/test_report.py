@@ -1,4 +1,4 @@
-"""The report: complete, self-contained, harmless whatever the names in the files, and clear about what is missing."""
+"""The report: complete, self-contained, harmless whatever the files hold, clear about what is missing."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ DATALOADER: {{REPEAT_THRESHOLD: 0.5, FILTER_EMPTY_ANNOTATIONS: true}}
 SOLVER: {{MAX_ITER: 30, IMS_PER_BATCH: 2, BASE_LR: 0.03}}
 MODEL:
   ROI_HEADS: {{BATCH_SIZE_PER_IMAGE: 64, POSITIVE_FRACTION: 0.25}}
-  RIO: {{SAMPLER: {sampler}, SAMPLER_SQRT: true, BANK_ENABLED: {bank}, BANK_CLASS_IDS: [0], BANK_MAX_IMAGE_COUNT: 30,
-        SLOTS_PER_CLASS: 60, REPLAY_PER_CLASS: 4, REPLAY_LOSSES: [cls], REPLAY_MAX_PER_FOREGROUND: 0.0, CLASSIFIER: linear}}
+  RIO: {{SAMPLER: {sampler}, SAMPLER_SQRT: true, BANK_ENABLED: {bank}, BANK_CLASS_IDS: [0],
+      BANK_MAX_IMAGE_COUNT: 30,
+        SLOTS_PER_CLASS: 60, REPLAY_PER_CLASS: 4, REPLAY_LOSSES: [cls], REPLAY_MAX_PER_FOREGROUND: 0.0,
+            CLASSIFIER: linear}}
 """
 
 
@@ -37,17 +39,53 @@ def lvis_json(path, classes_of_images, names):
     for i, classes in enumerate(classes_of_images):
         name = f"{i:03d}.png"
         Image.fromarray(np.full((48, 64, 3), 40 + 5 * i, np.uint8)).save(folder / name)
-        images.append({"id": i + 1, "file_name": name, "width": 64, "height": 48,
-                       "neg_category_ids": [], "not_exhaustive_category_ids": []})  # fmt: skip
+        images.append(
+            {
+                "id": i + 1,
+                "file_name": name,
+                "width": 64,
+                "height": 48,
+                "neg_category_ids": [],
+                "not_exhaustive_category_ids": [],
+            }
+        )
         for j, k in enumerate(classes):
             x, y = 4 + 14 * j, 6 + 2 * j
-            annotations.append({"id": len(annotations) + 1, "image_id": i + 1, "category_id": k + 1, "iscrowd": 0,
-                                "bbox": [x, y, 12, 12], "area": 144,
-                                "segmentation": [[x, y, x + 12, y, x + 12, y + 12, x, y + 12]]})  # fmt: skip
-    categories = [{"id": k + 1, "name": name, "synset": "", "synonyms": [], "def": "", "frequency": group,
-                   "image_count": 1, "instance_count": 1} for k, (name, group) in enumerate(names)]  # fmt: skip
-    path.write_text(json.dumps({"info": {}, "licenses": [], "images": images, "annotations": annotations,
-                                "categories": categories}))  # fmt: skip
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": i + 1,
+                    "category_id": k + 1,
+                    "iscrowd": 0,
+                    "bbox": [x, y, 12, 12],
+                    "area": 144,
+                    "segmentation": [[x, y, x + 12, y, x + 12, y + 12, x, y + 12]],
+                }
+            )
+    categories = [
+        {
+            "id": k + 1,
+            "name": name,
+            "synset": "",
+            "synonyms": [],
+            "def": "",
+            "frequency": group,
+            "image_count": 1,
+            "instance_count": 1,
+        }
+        for k, (name, group) in enumerate(names)
+    ]
+    path.write_text(
+        json.dumps(
+            {
+                "info": {},
+                "licenses": [],
+                "images": images,
+                "annotations": annotations,
+                "categories": categories,
+            }
+        )
+    )
     return load_annotations(path, image_root=folder)
 
 
@@ -59,21 +97,41 @@ def study(tmp_path_factory):
     train = lvis_json(root / "train.json", [[2, 2, 1], [2, 0], [2], [2, 1], [2, 2], []], names)
     val = lvis_json(root / "val.json", [[0, 2], [1, 2, 2], [2]], names)
     runs = {}
-    arms = {"none": ("none", "false", (1, 2)), "rfs": ("rfs", "false", (2,)), "rio": ("rfs", "true", (0, 1, 2))}
+    arms = {
+        "none": ("none", "false", (1, 2)),
+        "rfs": ("rfs", "false", (2,)),
+        "rio": ("rfs", "true", (0, 1, 2)),
+    }
     for arm, (sampler, bank, found) in arms.items():
         folder = root / arm
         folder.mkdir()
         (folder / "config.yaml").write_text(CONFIG.format(sampler=sampler, bank=bank))
         results = [
-            {"image_id": int(val.image_ids[i]), "category_id": int(val.category_ids[k]), "bbox": box.tolist(), "score": 0.9}
+            {
+                "image_id": int(val.image_ids[i]),
+                "category_id": int(val.category_ids[k]),
+                "bbox": box.tolist(),
+                "score": 0.9,
+            }
             for i, k, box in zip(val.annotation_image, val.annotation_class, val.boxes, strict=True)
             if k in found
         ]
         (folder / "instances_results.json").write_text(json.dumps(results))
         evaluate(val, results, iou_types=("bbox",)).to_json(folder / "evaluation.json")
-        rows = [{"iteration": i, "total_loss": 2 - i / 30, "loss_cls": 1 - i / 60, "time": 0.5,
-                 "roi_head/num_fg_samples": 6.0, "memory_bank/replayed_per_foreground": 0.25} for i in range(30)]  # fmt: skip
-        (folder / "metrics.json").write_text("\n".join(map(json.dumps, rows)) + '\n{"iteration": 3')  # killed in a write
+        rows = [
+            {
+                "iteration": i,
+                "total_loss": 2 - i / 30,
+                "loss_cls": 1 - i / 60,
+                "time": 0.5,
+                "roi_head/num_fg_samples": 6.0,
+                "memory_bank/replayed_per_foreground": 0.25,
+            }
+            for i in range(30)
+        ]
+        (folder / "metrics.json").write_text(
+            "\n".join(map(json.dumps, rows)) + '\n{"iteration": 3'
+        )  # killed in a write
         runs[arm] = folder
     page = write_report(root / "new" / "report.html", title=f"Title {EVIL}", runs=runs, train=train, val=val)
     return root, runs, train, val, page
@@ -122,13 +180,29 @@ def test_it_is_self_contained_and_small(study, page):
     policies = [a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
     assert policies and policies[0].startswith("default-src 'none'")
     assert study[-1].stat().st_size < 4e6
-    assert str(study[0]) not in study[-1].read_text(encoding="utf-8")  # nothing of the machine it was written on
+    assert str(study[0]) not in study[-1].read_text(
+        encoding="utf-8"
+    )  # nothing of the machine it was written on
 
 
 def test_it_says_what_a_newcomer_needs(page):
-    for words in ("Synthetic data.", "long tail", "Image level, object level", "Ground truth", "No resampling", "RIO",
-                  "APr", "What to open next", "images (RFS) and objects (memory bank)", "seed (5)", "python -m rio predict",
-                  "0.25 replayed rows", "about 0.2 min", "6 training images", "rio 0."):  # fmt: skip
+    for words in (
+        "Synthetic data.",
+        "long tail",
+        "Image level, object level",
+        "Ground truth",
+        "No resampling",
+        "RIO",
+        "APr",
+        "What to open next",
+        "images (RFS) and objects (memory bank)",
+        "seed (5)",
+        "python -m rio predict",
+        "0.25 replayed rows",
+        "about 0.2 min",
+        "6 training images",
+        "rio 0.",
+    ):
         assert words in page.text, words
     pictures = [a for tag, a in page.tags if tag == "img" and a["src"].startswith("data:image/jpeg")]
     assert len(pictures) == 3 * 4  # every picture for the ground truth and the three arms
@@ -170,7 +244,11 @@ def test_one_arm_without_metrics_config_of_ours_or_pictures(study, tmp_path):
     images = tmp_path / "val"
     images.mkdir()
     lonely = load_annotations(root / "val.json", image_root=images)
-    text = Page(write_report(tmp_path / "r.html", title="One", runs={"mine": folder}, train=train, val=lonely).read_text()).text
+    text = Page(
+        write_report(
+            tmp_path / "r.html", title="One", runs={"mine": folder}, train=train, val=lonely
+        ).read_text()
+    ).text
     assert "could not be opened (FileNotFoundError)" in text and "Synthetic data." not in text
     assert "settings unknown" in text and "Image level, object level" not in text
 

@@ -1,4 +1,4 @@
-"""The sampler: factors as detectron2 computes them, a stream that starts anywhere, batches that resume exactly."""
+"""The sampler: detectron2's factors, a stream that starts anywhere, batches that resume exactly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def columns(objects: list[list[int]], num_categories: int, crowd: set[tuple[int,
     """Just the columns of Annotations that the sampler reads; objects[i] lists the class ids of image i."""
     image = np.array([i for i, classes in enumerate(objects) for _ in classes], dtype=np.int32)
     category = np.array([c for classes in objects for c in classes], dtype=np.int32)
-    iscrowd = np.array([(i, j) in crowd for i, classes in enumerate(objects) for j in range(len(classes))], bool)
+    iscrowd = np.array(
+        [(i, j) in crowd for i, classes in enumerate(objects) for j in range(len(classes))], bool
+    )
     seen = [{c for j, c in enumerate(classes) if (i, j) not in crowd} for i, classes in enumerate(objects)]
     kept = [c for i, classes in enumerate(objects) for j, c in enumerate(classes) if (i, j) not in crowd]
     return SimpleNamespace(
@@ -44,7 +46,9 @@ def columns(objects: list[list[int]], num_categories: int, crowd: set[tuple[int,
 def detectron2_factors(objects, threshold):
     samplers = pytest.importorskip("detectron2.data.samplers")
     dicts = [{"annotations": [{"category_id": c} for c in classes]} for classes in objects]
-    return samplers.RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(dicts, threshold).numpy()
+    return samplers.RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        dicts, threshold
+    ).numpy()
 
 
 def take(iterable, n):
@@ -57,22 +61,30 @@ def take(iterable, n):
 def test_rfs_by_hand():
     # 4 images; category 0 in all, 1 in one, 2 in none. t = 1: r = max(1, sqrt(1 / f)).
     annotations = columns([[0, 0], [0, 1], [0], [0]], 3)
-    np.testing.assert_array_equal(category_repeat_factors(annotations.image_count, 4, 1.0), np.float32([1, 2, 1]))
+    np.testing.assert_array_equal(
+        category_repeat_factors(annotations.image_count, 4, 1.0), np.float32([1, 2, 1])
+    )
     np.testing.assert_array_equal(image_repeat_factors(annotations, "rfs", 1.0), np.float32([1, 2, 1, 1]))
-    np.testing.assert_array_equal(image_repeat_factors(annotations, "rfs", 1.0, sqrt=False), np.float32([1, 4, 1, 1]))
+    np.testing.assert_array_equal(
+        image_repeat_factors(annotations, "rfs", 1.0, sqrt=False), np.float32([1, 4, 1, 1])
+    )
     np.testing.assert_array_equal(image_repeat_factors(annotations, "none", 1.0), np.ones(4, np.float32))
 
 
 def test_irfs_by_hand():
-    # Both categories in 1 of 4 images; 1 and 15 of 16 instances. f = sqrt(1/4 * 1/16) = 1/8 and sqrt(1/4 * 15/16).
-    factors = category_repeat_factors(np.array([1, 1]), 4, 0.5, instance_count=np.array([1, 15]), method="irfs")
+    # Both categories in 1 of 4 images; 1 and 15 of 16 instances. f = sqrt(1/4 * 1/16) = 1/8 and sqrt(1/4 *
+    # 15/16).
+    factors = category_repeat_factors(
+        np.array([1, 1]), 4, 0.5, instance_count=np.array([1, 15]), method="irfs"
+    )
     np.testing.assert_allclose(factors, [2.0, np.sqrt(0.5 / np.sqrt(15 / 64))], rtol=1e-6)
     rfs = category_repeat_factors(np.array([1, 1]), 4, 0.5)
     assert factors[0] > rfs[0] > factors[1]  # fewer objects: repeated more; many: less
 
 
 def test_class_aware_by_hand():
-    # n = [3, 1]; N / K' = 3 / 2. Images of 0 only: 3/2 * 1/3; the one with both: 3/2 * (1/3 + 1). Doubles count once.
+    # n = [3, 1]; N / K' = 3 / 2. Images of 0 only: 3/2 * 1/3; the one with both: 3/2 * (1/3 + 1). Doubles
+    # count once.
     annotations = columns([[0, 0, 0], [0], [0, 1], []], 3)
     factors = image_repeat_factors(annotations, "class_aware", 0.001)
     np.testing.assert_allclose(factors, [0.5, 0.5, 2.0, 1.0], rtol=1e-6)
@@ -84,7 +96,9 @@ def test_images_without_annotations_keep_one_and_crowds_do_not_count():
     annotations = columns(objects, 2, crowd={(3, 1), (1, 0)})  # category 1 is only ever a crowd
     np.testing.assert_array_equal(image_repeat_factors(annotations, "rfs", 2.0), np.float32([2, 1, 1, 2]))
     without_crowds = [[0], [], [], [0]]
-    np.testing.assert_array_equal(image_repeat_factors(annotations, "rfs", 2.0), detectron2_factors(without_crowds, 2.0))
+    np.testing.assert_array_equal(
+        image_repeat_factors(annotations, "rfs", 2.0), detectron2_factors(without_crowds, 2.0)
+    )
     # Images 1 and 2 gone: f(0) = 2 / 2.
     np.testing.assert_array_equal(
         image_repeat_factors(annotations, "rfs", 4.0, filter_empty=True), np.float32([2, 0, 0, 2])
@@ -135,7 +149,8 @@ def test_epoch_depends_on_seed_and_epoch_only_and_not_on_the_global_generator():
 
 
 def test_epoch_order_is_the_same_on_every_machine():
-    # Golden: PCG64's raw stream is promised never to change. If this fails, resumed runs change their data order.
+    # Golden: PCG64's raw stream is promised never to change. If this fails, resumed runs change their data
+    # order.
     assert epoch_indices(np.ones(8, np.float32), 1, 0).tolist() == GOLDEN_ORDER, "the order of a seed changed"
 
 
@@ -161,7 +176,9 @@ def test_ranks_share_one_stream_and_start_anywhere(factors, world_size):
     assert [position for position, _ in stream] == list(range(200))
     for start in (0, 1, 5, 17, 64, 111):
         for rank in range(world_size):
-            sampler = TrainingSampler(repeat_factors=factors, seed=5, rank=rank, world_size=world_size, start=start)
+            sampler = TrainingSampler(
+                repeat_factors=factors, seed=5, rank=rank, world_size=world_size, start=start
+            )
             expected = [item for item in stream if item[0] >= start and item[0] % world_size == rank]
             assert take(sampler, min(8, len(expected))) == expected[:8]
 
@@ -173,7 +190,10 @@ def test_epochs_with_nothing_in_them_are_passed_over():
     lengths = [sampler.epoch_start(e + 1) - sampler.epoch_start(e) for e in range(100)]
     assert 0 in lengths
     for start in range(60):
-        assert next(iter(TrainingSampler(repeat_factors=np.array([0.5, 0.5]), seed=0, start=start))) == stream[start]
+        assert (
+            next(iter(TrainingSampler(repeat_factors=np.array([0.5, 0.5]), seed=0, start=start)))
+            == stream[start]
+        )
 
 
 def test_annotations_and_method_are_the_factors():
@@ -288,7 +308,7 @@ def test_bad_sampler_arguments(arguments, message):
 def test_bad_batch_arguments(arguments, message):
     with pytest.raises(SamplerError, match=message):
         BatchSampler(TrainingSampler(num_images=6, seed=0, world_size=2), **arguments)
-    with pytest.raises(SamplerError, match="said by start_iteration"):
+    with pytest.raises(SamplerError, match="says where to begin"):
         BatchSampler(TrainingSampler(num_images=6, seed=0, start=2), batch_size=2)
 
 
@@ -302,13 +322,21 @@ def test_bad_batch_arguments(arguments, message):
         (lambda: category_repeat_factors(np.array([1]), 2, float("nan")), "REPEAT_THRESHOLD"),
         (lambda: category_repeat_factors(np.array([1]), 2, 0.1, method="irfs"), "instance_count"),
         (
-            lambda: category_repeat_factors(np.array([2]), 2, 0.1, method="irfs", instance_count=np.array([1])),
+            lambda: category_repeat_factors(
+                np.array([2]), 2, 0.1, method="irfs", instance_count=np.array([1])
+            ),
             "at least image_count",
         ),
-        (lambda: category_repeat_factors(np.array([1]), 2, 0.1, method="RFS"), "expected one of none, rfs, irfs"),
+        (
+            lambda: category_repeat_factors(np.array([1]), 2, 0.1, method="RFS"),
+            "expected one of none, rfs, irfs",
+        ),
         (lambda: image_repeat_factors(columns([[0]], 1), "balanced", 0.1), "class_aware"),
         (lambda: image_repeat_factors(columns([], 1), "none", 0.1), "holds no images"),
-        (lambda: image_repeat_factors(columns([[]], 1), "rfs", 0.1, filter_empty=True), "FILTER_EMPTY_ANNOTATIONS"),
+        (
+            lambda: image_repeat_factors(columns([[]], 1), "rfs", 0.1, filter_empty=True),
+            "FILTER_EMPTY_ANNOTATIONS",
+        ),
     ],
 )
 def test_bad_factor_arguments(call, message):
