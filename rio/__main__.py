@@ -1,7 +1,8 @@
 """``python -m rio COMMAND``: arguments to calls, nothing more.
 
-Every command imports what it needs when it runs, so ``--help`` answers at once. Errors of this project are one message
-without a traceback and exit code 2; with ``-v`` or the environment variable RIO_DEBUG the traceback is shown too.
+Every command imports what it needs when it runs, so ``--help`` answers at once. Errors of this project are
+one message without a traceback and exit code 2; with ``-v`` or the environment variable RIO_DEBUG the
+traceback is shown too.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ DEFAULT_PORT = 29517
 
 _EPILOG = """examples:
   python -m rio demo
-  python -m rio train --config-file configs/lvis_v1/rio_r50_fpn.yaml --num-gpus 8 --output-dir output/rio_r50
+  python -m rio train --config-file configs/lvis_v1/rio_r50.yaml --num-gpus 8 --output-dir output/rio_r50
   torchrun --nproc_per_node 8 -m rio train --config-file ... --output-dir output/rio_r50
-  python -m rio train --config-file configs/shapes/demo.yaml --train-json my/train.json --train-images my/images \\
+  python -m rio train --config-file configs/custom/rio_small_cpu.yaml \\
+      --train-json my/train.json --train-images my/images \\
       --val-json my/val.json --val-images my/images --output-dir output/mine SOLVER.MAX_ITER 1000
   python -m rio eval --weights output/mine/model_final.pth
   python -m rio predict photo.jpg folder/ --weights output/mine/model_final.pth --output pictures
@@ -63,7 +65,7 @@ def _drop_known_warnings() -> None:
     """What detectron2 and torch say to each other's authors on every start."""
     import warnings
 
-    for message in ("`torch.jit.script` is deprecated", "TypedStorage is deprecated", "`broadcast_buffers` is"):
+    for message in ("`torch.jit.script` is", "TypedStorage is deprecated", "`broadcast_buffers` is"):
         warnings.filterwarnings("ignore", message)
 
 
@@ -85,8 +87,9 @@ def _train(args: argparse.Namespace) -> int:
         return _train_worker(args)
     if torch.cuda.device_count() < args.num_gpus:
         raise UsageError(
-            f"--num-gpus {args.num_gpus}: expected as many GPUs on this machine, found {torch.cuda.device_count()}. Lower "
-            f"it; several processes on a CPU: torchrun --nproc_per_node {args.num_gpus} -m rio train ..."
+            f"--num-gpus {args.num_gpus}: expected as many GPUs on this machine, found "
+            f"{torch.cuda.device_count()}. Lower it; several processes on a CPU: torchrun --nproc_per_node "
+            f"{args.num_gpus} -m rio train ..."
         )
     import signal
 
@@ -404,12 +407,13 @@ def _shapes(args: argparse.Namespace) -> int:
         raise UsageError(f"another set than {args.set!r} needs another name: add `name my_shapes`")
     root = args.root or os.environ.get("DETECTRON2_DATASETS") or "datasets"
     print(
-        f"In {shapes.generate(root, spec, workers=args.workers)}: synthetic images, {spec.num_classes} classes"
+        f"In {shapes.generate(root, spec, workers=args.workers)}: synthetic images, {spec.num_classes} "
+        "classes"
     )
     return 0
 
 
-# --------------------------------------------------------------------------------------------------- arguments
+# -------------------------------------------------------------------------------------------------- arguments
 
 
 class UsageError(ValueError):

@@ -9,8 +9,9 @@ A study file is YAML:
     seeds: [0]
     processes: 2                          # trainings side by side
 
-Every run is ``python -m rio train --resume`` in a process and a folder of its own, ``OUTPUT/ARM-seedS``. Finished runs
-are skipped, interrupted ones go on from their checkpoint, so the same command can be given as often as it takes.
+Every run is ``python -m rio train --resume`` in a process and a folder of its own, ``OUTPUT/ARM-seedS``.
+Finished runs are skipped, interrupted ones go on from their checkpoint, so the same command can be given as
+often as it takes.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ class Outcome:
         folders: (arm, seed) -> run folder.
         table: see `compare`.
         seconds: wall clock of this call.
-        peak_gib: most memory that all processes held together in this call, GiB; None where the system does not tell.
+        peak_gib: most memory that all processes held together in this call, GiB; None where the system does
+            not tell.
     """
 
     folders: dict[tuple[str, int], Path]
@@ -172,8 +174,8 @@ def run_study(
 ) -> Outcome:
     """Train and evaluate what is not finished yet, `processes` runs side by side, and compare all arms.
 
-    A failing run does not stop the others; the last lines of its log are shown, and after the others have finished a
-    `StudyError` is raised. Ctrl-C stops all of them after they have saved a checkpoint.
+    A failing run does not stop the others; the last lines of its log are shown, and after the others have
+    finished a `StudyError` is raised. Ctrl-C stops all of them after they have saved a checkpoint.
 
     Args:
         study: from `load_study`.
@@ -182,7 +184,8 @@ def run_study(
         options: KEY, VALUE, ... for every arm, over the arm's own.
 
     Raises:
-        StudyError: some run failed; the folder is in use by another call; a run's settings changed since it began.
+        StudyError: some run failed; the folder is in use by another call; a run's settings changed since it
+            began.
         KeyboardInterrupt: stopped; the same call goes on.
     """
     started = time.monotonic()
@@ -202,7 +205,8 @@ def run_study(
             names = ", ".join(run.name for run in runner.failed)
             raise StudyError(
                 f"{len(runner.failed)} of {len(runs)} runs failed: {names}. Their logs are above, whole in "
-                f"{root}/ARM-seedS/stdout.log. Mend the cause and give the same command again; finished runs are kept"
+                f"{root}/ARM-seedS/stdout.log. Mend the cause and give the same command again; finished "
+                "runs are kept"
             )
     folders = {(run.arm, run.seed): run.folder for run in runs}
     return Outcome(folders, compare(folders), time.monotonic() - started, runner.peak_gib)
@@ -215,8 +219,8 @@ def compare(folders: dict[tuple[str, int], Path]) -> pd.DataFrame:
         folders: (arm, seed) -> folder with an ``evaluation.json``.
 
     Returns:
-        One row an arm and IoU type: arm, iou_type, seeds (how many), then for every metric its mean over seeds and,
-        as METRIC_spread, half the distance between the highest and the lowest seed (NaN with one seed).
+        One row an arm and IoU type: arm, iou_type, seeds (how many), for every metric its mean over
+        seeds and, as METRIC_spread, half the distance between the highest and the lowest seed (NaN with one).
     """
     rows = []
     arms = list(dict.fromkeys(arm for arm, _ in folders))
@@ -272,7 +276,7 @@ def format_table(table: pd.DataFrame) -> str:
 
 
 def demo(output_dir: str | os.PathLike[str] = "output/demo", *, processes: int | None = None) -> Path:
-    """Draw the embedded data set, train the arms of ``configs/studies/demo.yaml`` on it, compare, write a report.
+    """Draw the embedded data set, train the arms of ``configs/studies/demo.yaml``, compare, write a report.
 
     Args:
         output_dir: runs and report; given again, it goes on where it was.
@@ -315,11 +319,11 @@ def demo(output_dir: str | os.PathLike[str] = "output/demo", *, processes: int |
     return report
 
 
-# --------------------------------------------------------------------------------------------------- preparation
+# ------------------------------------------------------------------------------------------------ preparation
 
 
 def _prepare(study: Study, root: Path, options: list[str]) -> list[Run]:
-    """Check every arm's config, draw or find its data sets, and compare settings with those a run began with."""
+    """Check every arm's config and data sets, and hold settings to those that a run began with."""
     from rio import datasets  # detectron2 takes seconds to import: not for `load_study` or `compare`
     from rio.config import load_config
 
@@ -366,8 +370,8 @@ def _keep_settings(run: Run, settings: str) -> None:
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise StudyError(
-            f"{run.folder}: was begun with other settings ({'; '.join(changed[:5])}{more}). Choose another --output-dir, or "
-            "delete that folder to train it anew"
+            f"{run.folder}: was begun with other settings ({'; '.join(changed[:5])}{more}). Choose another "
+            "--output-dir, or delete that folder to train it anew"
         )
 
 
@@ -389,7 +393,7 @@ def _replace(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def _locked(root: Path) -> Iterator[int]:
-    """One study a folder. Children inherit the lock: trainings that outlive a killed study keep it until they end."""
+    """One study a folder. Trainings inherit the lock: those that outlive a killed study keep it."""
     handle = os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
@@ -397,7 +401,8 @@ def _locked(root: Path) -> Iterator[int]:
         except OSError as error:
             owner = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
             raise StudyError(
-                f"{root}: another study (process {owner}), or a training it started, is at work here. Wait for it or stop it"
+                f"{root}: another study (process {owner}), or a training it started, is at work here. Wait "
+                "for it or stop it"
             ) from error
         os.truncate(handle, 0)
         os.write(handle, str(os.getpid()).encode())
@@ -434,7 +439,8 @@ class _Runner:
             self._display.close()
             count = len(self._running)
             print(
-                f"\nStopping {count} training{'s' * (count != 1)} after a checkpoint (once more: at once) ...",
+                f"\nStopping {count} training{'s' * (count != 1)} after a checkpoint (once more: at once) "
+                "...",
                 flush=True,
             )
             raise KeyboardInterrupt("Stopped. The same command goes on where it was.") from None
@@ -463,7 +469,7 @@ class _Runner:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 env=environment,
-                start_new_session=True,  # a terminal's Ctrl-C comes to this process alone, which passes it on once
+                start_new_session=True,  # a terminal's Ctrl-C comes to this process alone, which passes it on
                 pass_fds=(self._lock,),
             )
         run.started = time.monotonic()

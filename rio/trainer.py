@@ -1,10 +1,11 @@
-"""Training: ``Trainer`` on detectron2's DefaultTrainer, with data order and randomness that a resumed run repeats.
+"""Training: ``Trainer`` on detectron2's DefaultTrainer; a resumed run repeats data order and randomness.
 
-What is state here, and where it lives:
+What is random or state here, where it comes from, and what is saved of it:
 
-    data order          rio.sampler, a function of (seed, iteration)       nothing to save
-    augmentation        seeded by (seed, position of the showing)          nothing to save, any number of workers
-    RoI/anchor choice   torch's generator, seeded by (seed, iteration, rank) before every step, nothing to save
+    data order          rio.sampler, a function of (seed, iteration)       nothing
+    augmentation        seeded by (seed, position of the showing)          nothing, any number of workers
+    RoI/anchor choice   torch's generator, seeded by (seed, iteration,
+                        rank) before every step                            nothing
     weights and bank    the model's parameters and buffers                 checkpoint
     optimiser, LR       momentum, scheduler, AMP scaler                    checkpoint
 
@@ -50,15 +51,16 @@ from detectron2.utils.events import CommonMetricPrinter, JSONWriter, Tensorboard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
-from rio import backbone, datasets, roi_heads  # the first and the last register their modules with detectron2
+from rio import backbone, datasets
+from rio import roi_heads as _  # as backbone does, it registers its modules with detectron2
 from rio.annotations import Annotations, check_same_categories
 from rio.config import ConfigError, validate
 from rio.evaluation import Evaluation, evaluate
 from rio.checkpoints import CheckpointError, load_weights, read_weights
 from rio.sampler import BatchSampler, TrainingSampler, aspect_ratio_groups
 
-# Periodic checkpoints that stay in the run's folder, beside model_final and model_best. Each is about twice the
-# weights (momentum) plus the bank; the reference's schedule would leave 18 of them.
+# Periodic checkpoints that stay in the run's folder, beside model_final and model_best. Each is about twice
+# the weights (momentum) plus the bank; the reference's schedule would leave 18 of them.
 CHECKPOINTS_KEPT = 3
 
 _OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # its place before torch 2.5
@@ -100,7 +102,7 @@ def _seed_libraries(seed: int) -> None:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators for a block and put them back: detectron2's augmentations draw from NumPy's."""
+    """Seed the global generators for a block and put them back: detectron2's augmentations use NumPy's."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         random.seed(seed)
@@ -119,28 +121,30 @@ def _seeded(seed: int) -> Iterator[None]:
 def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
     """Resolve what the config leaves open, check it against the data, and write ``config.yaml``.
 
-    Device, data set names, number of classes, the bank's class ids, the seed, and the schedule for the world size
-    (``SOLVER.REFERENCE_WORLD_SIZE``) are filled in, so the file in ``OUTPUT_DIR`` says all there is to say of the run.
+    Device, data set names, number of classes, the bank's class ids, the seed, and the schedule for the world
+    size (``SOLVER.REFERENCE_WORLD_SIZE``) are filled in, so the file in ``OUTPUT_DIR`` says all there is to
+    say of the run.
 
     Args:
         cfg: from ``rio.config.load_config``.
-        resume: go on with the run in ``OUTPUT_DIR`` if there is one: a seed that was drawn then is taken again.
+        resume: go on with the run in ``OUTPUT_DIR`` if there is one: a seed that was drawn then is taken
+            again.
 
     Returns:
         A frozen copy.
 
     Raises:
         TrainingError: ``OUTPUT_DIR`` holds a run and `resume` is False.
-        ConfigError: not exactly one training set; a class count or class lists that do not fit; a bank without
-            classes; and all that ``rio.config.validate`` refuses.
+        ConfigError: not exactly one training set; a class count or class lists that do not fit; a bank
+            without classes; and all that ``rio.config.validate`` refuses.
     """
     cfg = cfg.clone()
     cfg.defrost()
     has_run = os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     if has_run and not resume:
         raise TrainingError(
-            f"OUTPUT_DIR {cfg.OUTPUT_DIR}: expected a folder without a run, found a checkpoint. Go on with it by "
-            "--resume, choose another folder by --output-dir, or delete it"
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR}: expected a folder without a run, found a checkpoint. Go on with "
+            "it by --resume, choose another folder by --output-dir, or delete it"
         )
     _make_folder(cfg.OUTPUT_DIR)
     start_logging(cfg.OUTPUT_DIR)
@@ -152,8 +156,8 @@ def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
 
     if len(cfg.DATASETS.TRAIN) != 1:
         raise ConfigError(
-            f"DATASETS.TRAIN: expected one data set, found {list(cfg.DATASETS.TRAIN)}. Name one, "
-            "for example DATASETS.TRAIN '(\"train.json@images\",)'; merge several JSON files into one first"
+            f"DATASETS.TRAIN: expected one data set, found {list(cfg.DATASETS.TRAIN)}. Name one, for "
+            "example DATASETS.TRAIN '(\"train.json@images\",)'; merge several JSON files into one first"
         )
     cfg.DATASETS.TRAIN = tuple(datasets.resolve(name) for name in cfg.DATASETS.TRAIN)
     cfg.DATASETS.TEST = tuple(datasets.resolve(name) for name in cfg.DATASETS.TEST)
@@ -167,8 +171,8 @@ def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
         ids = datasets.target_class_ids(train, cfg.MODEL.RIO.BANK_MAX_IMAGE_COUNT)
         if not len(ids):
             raise ConfigError(
-                f"MODEL.RIO.BANK_MAX_IMAGE_COUNT {cfg.MODEL.RIO.BANK_MAX_IMAGE_COUNT}: expected some class of "
-                f"{cfg.DATASETS.TRAIN[0]} with 1 to that many images, found none (the rarest has "
+                f"MODEL.RIO.BANK_MAX_IMAGE_COUNT {cfg.MODEL.RIO.BANK_MAX_IMAGE_COUNT}: expected some class "
+                f"of {cfg.DATASETS.TRAIN[0]} with 1 to that many images, found none (the rarest has "
                 f"{_rarest(train)}). Raise it, or set MODEL.RIO.BANK_ENABLED False"
             )
         cfg.MODEL.RIO.BANK_CLASS_IDS = [int(i) for i in ids]
@@ -182,15 +186,15 @@ def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
         )
     if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER > 0:
         logger.warning(
-            "SOLVER.WARMUP_ITERS %d >= SOLVER.MAX_ITER %d: the learning rate is still being warmed up when training "
-            "ends. Lower SOLVER.WARMUP_ITERS",
+            "SOLVER.WARMUP_ITERS %d >= SOLVER.MAX_ITER %d: the learning rate is still being warmed up when "
+            "training ends. Lower SOLVER.WARMUP_ITERS",
             cfg.SOLVER.WARMUP_ITERS,
             cfg.SOLVER.MAX_ITER,
         )
     if comm.get_world_size() > 1 and cfg.MODEL.RIO.BANK_ENABLED:
         logger.warning(
-            "%d processes: each fills a memory bank of its own from its share of the images, and a checkpoint keeps the "
-            "first one's. A resumed run starts all of them from that.",
+            "%d processes: each fills a memory bank of its own from its share of the images, and a "
+            "checkpoint keeps the first one's. A resumed run starts all of them from that.",
             comm.get_world_size(),
         )
     validate(cfg)
@@ -207,8 +211,9 @@ def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
 def setup_inference(cfg: CfgNode) -> CfgNode:
     """Resolve a config for evaluation or prediction; nothing is written.
 
-    The bank is switched off (inference never touches it), so a config without resolved class ids works too. The
-    training set gives class names and frequency groups; where it is not at hand, the test set does, which is said.
+    The bank is switched off (inference never touches it), so a config without resolved class ids works too.
+    The training set gives class names and frequency groups; where it is not at hand, the test set does, which
+    is said.
 
     Returns:
         A frozen copy.
@@ -225,8 +230,8 @@ def setup_inference(cfg: CfgNode) -> CfgNode:
         _resolve_num_classes(cfg, datasets.annotations_of(cfg.DATASETS.TEST[0]), cfg.DATASETS.TEST[0])
     elif cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0:
         raise ConfigError(
-            "MODEL.ROI_HEADS.NUM_CLASSES: expected the number of classes, found 0 (as many as the data set has) and no "
-            "data set. Use the config.yaml of the run, or set the key"
+            "MODEL.ROI_HEADS.NUM_CLASSES: expected the number of classes, found 0 (as many as the data set "
+            "has) and no data set. Use the config.yaml of the run, or set the key"
         )
     validate(cfg)
     cfg.freeze()
@@ -241,7 +246,8 @@ def training_annotations(cfg: CfgNode) -> Annotations | None:
         return datasets.annotations_of(datasets.resolve(cfg.DATASETS.TRAIN[0]))
     except FileNotFoundError as error:
         logger.warning(
-            "The training set %s is not at hand (%s): class names and frequency groups come from the test set's file.",
+            "The training set %s is not at hand (%s): class names and frequency groups come from the test "
+            "set's file.",
             cfg.DATASETS.TRAIN[0],
             str(error).splitlines()[0],
         )
@@ -249,9 +255,10 @@ def training_annotations(cfg: CfgNode) -> Annotations | None:
 
 
 def start_logging(output_dir: str | None) -> None:
-    """Send the messages of rio, detectron2 and fvcore to stdout (first process) and to ``output_dir/log.txt``.
+    """Send the messages of rio, detectron2 and fvcore to stdout (first process) and ``output_dir/log.txt``.
 
-    Handlers of an earlier call leave, so that several runs in one process do not write into each other's files.
+    Handlers of an earlier call leave, so that several runs in one process do not write into each other's
+    files.
     """
     rank = comm.get_rank()
     handlers: list[logging.Handler] = []
@@ -274,7 +281,8 @@ def start_logging(output_dir: str | None) -> None:
             log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False
-    # Our own errors are complete sentences that the caller shows; detectron2 would put a traceback before them.
+    # Our own errors are complete sentences that the caller shows; detectron2 would put a traceback before
+    # them.
     logging.getLogger("detectron2.engine.train_loop").addFilter(_drop_own_tracebacks)
 
 
@@ -301,8 +309,8 @@ def _resolve_num_classes(cfg: CfgNode, annotations: Annotations, name: str) -> N
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = found
     elif wanted != found:
         raise ConfigError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES: expected {found}, as many as {name} has categories, found {wanted}. Set "
-            f"MODEL.ROI_HEADS.NUM_CLASSES {found}, or 0 to take the number from the data set"
+            f"MODEL.ROI_HEADS.NUM_CLASSES: expected {found}, as many as {name} has categories, found "
+            f"{wanted}. Set MODEL.ROI_HEADS.NUM_CLASSES {found}, or 0 to take the number from the data set"
         )
 
 
@@ -354,8 +362,8 @@ def _make_folder(path: str) -> None:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
         raise TrainingError(
-            f"OUTPUT_DIR {path}: expected a folder that can be written to, found: {error.strerror}. Choose another by "
-            "--output-dir"
+            f"OUTPUT_DIR {path}: expected a folder that can be written to, found: {error.strerror}. Choose "
+            "another by --output-dir"
         ) from error
 
 
@@ -419,15 +427,17 @@ class TrainingSamples(Dataset):
                 return self.mapper(record)
             except (OSError, SyntaxError, ValueError, detection_utils.SizeMismatchError) as error:
                 raise TrainingError(
-                    f"image {record.get('file_name')} (image_id {record.get('image_id')}): could not be loaded: "
-                    f"{type(error).__name__}: {error}. Mend or remove the image, or check the image folder"
+                    f"image {record.get('file_name')} (image_id {record.get('image_id')}): could not be "
+                    f"loaded: {type(error).__name__}: {error}. Mend or remove the image, or check the image "
+                    "folder"
                 ) from error
 
 
 class TrainingLoader:
     """An endless iterable of training batches that begins at ``start_iteration``.
 
-    The DataLoader is made when the first batch is asked for: only then is it known where a resumed run starts.
+    The DataLoader is made when the first batch is asked for: only then is it known where a resumed run
+    starts.
 
     Args:
         samples: the data set.
@@ -458,15 +468,16 @@ class TrainingLoader:
             num_workers=self.num_workers,
             collate_fn=_as_list,
             worker_init_fn=_quiet_worker,
-            # Without one of its own the loader takes a number from torch's generator, which belongs to the step.
+            # Without one of its own the loader takes a number from torch's generator, which belongs to the
+            # step.
             generator=torch.Generator().manual_seed(0),
         )
         iterator = iter(loader)
         try:
             yield from iterator
         finally:
-            # An error's traceback keeps the iterator alive until the garbage collector finds it, which then waits five
-            # seconds for each worker in vain.
+            # An error's traceback keeps the iterator alive until the garbage collector finds it, which then
+            # waits five seconds for each worker in vain.
             if self.num_workers:
                 iterator._shutdown_workers()
 
@@ -501,17 +512,18 @@ def build_training_loader(cfg: CfgNode) -> TrainingLoader:
     return TrainingLoader(samples, batches, cfg.DATALOADER.NUM_WORKERS)
 
 
-# ------------------------------------------------------------------------------------------------- checkpoints
+# ------------------------------------------------------------------------------------------------ checkpoints
 
 
 class Checkpointer(DetectionCheckpointer):
-    """detectron2's checkpoints, written atomically, read without unpickling code, and held to the model's shapes."""
+    """detectron2's checkpoints: written atomically, read without running code, held to the model's shapes."""
 
     def save(self, name: str, **extra: Any) -> None:
         """Write ``name.pth`` with all that a resumed run needs and point ``last_checkpoint`` to it.
 
         Raises:
-            CheckpointError: the disk is full or the folder cannot be written to; what was there before is untouched.
+            CheckpointError: the disk is full or the folder cannot be written to; what was there before is
+                untouched.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -540,8 +552,8 @@ class Checkpointer(DetectionCheckpointer):
             RuntimeError,
         ) as error:  # torch reports a failed write of its zip file as RuntimeError
             raise CheckpointError(
-                f"checkpoint {path}: could not be written: {error}. Earlier checkpoints are untouched; make room, then go "
-                "on with --resume"
+                f"checkpoint {path}: could not be written: {error}. Earlier checkpoints are untouched; make "
+                "room, then go on with --resume"
             ) from error
         logger.info("Saved %s", path)
 
@@ -567,8 +579,8 @@ class Checkpointer(DetectionCheckpointer):
             return path
         if problems:
             raise CheckpointError(
-                f"{self.save_dir}: none of its checkpoints can be read: {'; '.join(problems)}. Begin again in another "
-                "folder (--output-dir)"
+                f"{self.save_dir}: none of its checkpoints can be read: {'; '.join(problems)}. Begin again "
+                "in another folder (--output-dir)"
             )
         return None
 
@@ -585,8 +597,8 @@ class Checkpointer(DetectionCheckpointer):
         state = read_weights(filename)
         if "trainer" not in state:
             raise CheckpointError(
-                f"checkpoint {filename}: expected the states of model and trainer, found weights alone. Start from weights "
-                "with MODEL.WEIGHTS, without --resume"
+                f"checkpoint {filename}: expected the states of model and trainer, found weights alone. "
+                "Start from weights with MODEL.WEIGHTS, without --resume"
             )
         return state
 
@@ -602,8 +614,8 @@ class Checkpointer(DetectionCheckpointer):
         if wrong:
             more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             raise CheckpointError(
-                f"checkpoint {path}: belongs to another model: {'; '.join(wrong[:5])}{more}. Resume with the config.yaml of "
-                "that run, or choose another --output-dir"
+                f"checkpoint {path}: belongs to another model: {'; '.join(wrong[:5])}{more}. Resume with "
+                "the config.yaml of that run, or choose another --output-dir"
             )
         try:
             self.model.load_state_dict(found)
@@ -696,11 +708,11 @@ class _Writers(hooks.PeriodicWriter):
         self._writers = self.trainer.build_writers()
 
 
-# ------------------------------------------------------------------------------------------------- the trainer
+# ------------------------------------------------------------------------------------------------ the trainer
 
 
 class Trainer(DefaultTrainer):
-    """detectron2's DefaultTrainer with a loader, checkpoints and evaluation that a resumed run repeats exactly.
+    """detectron2's DefaultTrainer with a loader, checkpoints and evaluation of its own.
 
     >>> cfg = setup_training(load_config("configs/shapes/demo.yaml"))   # doctest: +SKIP
     >>> trainer = Trainer(cfg)                                          # doctest: +SKIP
@@ -712,8 +724,8 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode):
-        # Not DefaultTrainer.__init__: it wraps the model for GPUs only, and starts loader processes before it is known
-        # at which iteration a resumed run begins.
+        # Not DefaultTrainer.__init__: it wraps the model for GPUs only, and starts loader processes before it
+        # is known at which iteration a resumed run begins.
         TrainerBase.__init__(self)
         _seed_libraries(_derived_seed(cfg.SEED, _INIT))
         self.cfg = cfg
@@ -757,7 +769,7 @@ class Trainer(DefaultTrainer):
     def test(
         cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None
     ) -> dict[str, dict[str, float]]:
-        """Evaluate on every data set of DATASETS.TEST; see `evaluate_model`. Metrics of the first one, {kind: {name: %}}."""
+        """Evaluate on DATASETS.TEST, see `evaluate_model`; the first one's {kind: {metric: percent}}."""
         evaluations = evaluate_model(cfg, model, output_dir=cfg.OUTPUT_DIR)
         return next(iter(evaluations.values())).metrics if evaluations else {}
 
@@ -882,7 +894,8 @@ class Trainer(DefaultTrainer):
             else "before the first iteration"
         )
         raise Interrupted(
-            f"Stopped {what}. Go on from the last checkpoint in {self.cfg.OUTPUT_DIR} with the same command and --resume",
+            f"Stopped {what}. Go on from the last checkpoint in {self.cfg.OUTPUT_DIR} with the same command "
+            "and --resume",
             128 + number,
         )
 
@@ -923,24 +936,26 @@ class Trainer(DefaultTrainer):
         cfg, world = self.cfg, comm.get_world_size()
         return (
             f"{what} at iteration {self.iter} with {cfg.SOLVER.IMS_PER_BATCH // world} images a process "
-            f"({str(error).strip().splitlines()[0][:160]}). Lower SOLVER.IMS_PER_BATCH (now {cfg.SOLVER.IMS_PER_BATCH}; "
-            "SOLVER.BASE_LR by the same factor, or set SOLVER.REFERENCE_WORLD_SIZE), INPUT.MIN_SIZE_TRAIN (now "
-            f"{tuple(cfg.INPUT.MIN_SIZE_TRAIN)}) or MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE (now "
-            f"{cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE}), or set SOLVER.AMP.ENABLED True; then go on with --resume"
+            f"({str(error).strip().splitlines()[0][:160]}). Lower SOLVER.IMS_PER_BATCH (now "
+            f"{cfg.SOLVER.IMS_PER_BATCH}; SOLVER.BASE_LR by the same factor, or set "
+            f"SOLVER.REFERENCE_WORLD_SIZE), INPUT.MIN_SIZE_TRAIN (now {tuple(cfg.INPUT.MIN_SIZE_TRAIN)}) or "
+            f"MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE (now {cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE}), or set "
+            "SOLVER.AMP.ENABLED True; then go on with --resume"
         )
 
     def _not_finite(self, error: Exception) -> str:
         solver = self.cfg.SOLVER
         return (
-            f"the loss is not finite at iteration {self.iter} ({' '.join(str(error).split())}). Lower SOLVER.BASE_LR (now "
-            f"{solver.BASE_LR:g}), lengthen SOLVER.WARMUP_ITERS (now {solver.WARMUP_ITERS}), set "
-            "SOLVER.CLIP_GRADIENTS.ENABLED True, or SOLVER.AMP.ENABLED False if it is on. Saved weights may have begun to "
-            "diverge already: start again, or --resume from an earlier checkpoint by writing its name into last_checkpoint"
+            f"the loss is not finite at iteration {self.iter} ({' '.join(str(error).split())}). Lower "
+            f"SOLVER.BASE_LR (now {solver.BASE_LR:g}), lengthen SOLVER.WARMUP_ITERS (now "
+            f"{solver.WARMUP_ITERS}), set SOLVER.CLIP_GRADIENTS.ENABLED True, or SOLVER.AMP.ENABLED False "
+            "if it is on. Saved weights may have begun to diverge already: start again, or --resume from "
+            "an earlier checkpoint by writing its name into last_checkpoint"
         )
 
 
 def load_initial_weights(cfg: CfgNode, model: torch.nn.Module) -> None:
-    """Load MODEL.WEIGHTS into a new model: a detectron2 backbone or checkpoint, the reference's, ours; "" = none."""
+    """Load MODEL.WEIGHTS into a new model: a backbone's, detectron2's, the reference's, ours; "" is none."""
     if not cfg.MODEL.WEIGHTS:
         logger.info("MODEL.WEIGHTS is empty: training starts from random weights.")
         return
@@ -1002,11 +1017,11 @@ class ResultsCollector(DatasetEvaluator):
 
 def evaluate_model(
     cfg: CfgNode, model: torch.nn.Module, *, output_dir: str, backend: str = "hotcoco"
-) -> "OrderedDict[str, Evaluation]":
+) -> OrderedDict[str, Evaluation]:
     """Run a model over every data set of DATASETS.TEST, write results and scores.
 
-    ``instances_results.json`` and ``evaluation.json`` go to `output_dir`, of further data sets to a folder named by
-    their place; with TEST.AUG.ENABLED the augmented results go to ``tta`` below it.
+    ``instances_results.json`` and ``evaluation.json`` go to `output_dir`, of further data sets to a folder
+    named by their place; with TEST.AUG.ENABLED the augmented results go to ``tta`` below it.
 
     Args:
         cfg: from `setup_training` or `setup_inference`.
@@ -1094,7 +1109,14 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> Instances:
-        """Args: image, (H, W, 3) uint8 RGB. Returns: Instances on the CPU, boxes XYXY in pixels of `image`."""
+        """Detect.
+
+        Args:
+            image: (H, W, 3) uint8, RGB.
+
+        Returns:
+            Instances on the CPU, boxes XYXY in pixels of `image`.
+        """
         height, width = image.shape[:2]
         source = image if self.cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1]
         resized = self._resize.get_transform(source).apply_image(source)

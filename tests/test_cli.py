@@ -65,7 +65,13 @@ def test_train_writes_a_whole_run(run):
 
 
 def test_train_refuses_a_folder_in_use_and_resumes_on_demand(run, folder, capsys):
-    words = [*CONFIG, *tiny_shapes.data_flags(folder), "--output-dir", str(run), *tiny_shapes.model_options(3)]
+    words = [
+        *CONFIG,
+        *tiny_shapes.data_flags(folder),
+        "--output-dir",
+        str(run),
+        *tiny_shapes.model_options(3),
+    ]
     assert "--resume" in _refused(capsys, "train", *words)
     assert main(["train", *words, "--resume"]) == 0
     assert "3 of 3 iterations are done" in capsys.readouterr().out
@@ -97,7 +103,15 @@ def test_eval_of_a_results_file(run, folder, tmp_path, capsys, backend):
 def test_predict_draws_images_and_folders(run, folder, tmp_path, capsys):
     single = tmp_path / "000001.jpg"  # the name of one in the folder, too
     Image.fromarray(np.full((40, 70, 3), 128, np.uint8)).save(single)
-    words = ["predict", single, folder / "val", "--weights", run / "model_final.pth", "--output", tmp_path / "out"]
+    words = [
+        "predict",
+        single,
+        folder / "val",
+        "--weights",
+        run / "model_final.pth",
+        "--output",
+        tmp_path / "out",
+    ]
     assert main([*map(str, words), "--score-threshold", "0.3"]) == 0
     pictures = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert len(pictures) == 1 + 6 and {"000001.jpg", "000001_2.jpg"} <= set(pictures)
@@ -124,7 +138,18 @@ def test_predict_draws_results_beside_ground_truth_rare_first(run, folder, tmp_p
 
 def test_shapes_draws_any_other_set(tmp_path, capsys):
     words = ["shapes", "--root", str(tmp_path), "--workers", "1"]
-    options = ["name", "mine", "image_size", "32", "train_images", "102", "val_images", "2", "num_classes", "4"]
+    options = [
+        "name",
+        "mine",
+        "image_size",
+        "32",
+        "train_images",
+        "102",
+        "val_images",
+        "2",
+        "num_classes",
+        "4",
+    ]
     options += ["num_rare", "1", "num_common", "2", "max_image_frequency", "1.0"]
     assert main([*words, *options]) == 0
     assert (tmp_path / "mine" / "train.json").exists()
@@ -212,7 +237,16 @@ def test_ctrl_c_saves_and_the_run_goes_on(folder, tmp_path):
 @pytest.mark.slow
 def test_two_processes_under_torchrun(folder, tmp_path):
     words = _command(folder, tmp_path / "run", *tiny_shapes.model_options(3))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "rio"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "rio",
+    ]
     started = time.monotonic()
     done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

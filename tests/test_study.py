@@ -92,7 +92,7 @@ def _data(root: Path) -> list[str]:
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """Runs are a small script in place of a training: what is tested here is who is started, when, and what after."""
+    """Runs are a small script in place of a training: tested here is who is started, when, and what after."""
 
     def use(script: str) -> None:
         popen = subprocess.Popen
@@ -165,7 +165,8 @@ def test_a_failing_arm_shows_its_end_and_the_others_finish(stand_in, folder, tmp
 
 
 def test_ctrl_c_stops_every_run_and_leaves_none_behind(stand_in, folder, tmp_path):
-    wait = "import signal; signal.signal(signal.SIGINT, lambda *a: ((folder / 'saved').touch(), sys.exit(130)))\n"
+    save = "lambda *a: ((folder / 'saved').touch(), sys.exit(130))"
+    wait = f"import signal; signal.signal(signal.SIGINT, {save})\n"
     stand_in(SCRIPT.replace("BODY", wait + "(folder / 'ready').touch()\ntime.sleep(60)"))
     plan = load_study(_write(tmp_path / "study.yaml"))
     out = tmp_path / "out"

@@ -1,4 +1,4 @@
-"""Training: setup, data order, checkpoints, exact resume, evaluation, and the errors that say what to change."""
+"""Training: setup, data order, checkpoints, exact resume, evaluation, errors that say what to change."""
 
 from __future__ import annotations
 
@@ -96,7 +96,9 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(straight, prepared, t
     bank = "roi_heads.box_predictor.memory_bank."
     assert ours[bank + "num_written"].sum() > 0, "the bank should hold something, or this test says little"
     states = [run.optimizer.state_dict()["state"] for run in (second, straight)]
-    assert all(torch.equal(states[0][k]["momentum_buffer"], states[1][k]["momentum_buffer"]) for k in states[0])
+    assert all(
+        torch.equal(states[0][k]["momentum_buffer"], states[1][k]["momentum_buffer"]) for k in states[0]
+    )
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     iterations = [line["iteration"] for line in lines]
     assert iterations == sorted(set(iterations))
@@ -175,7 +177,9 @@ def test_an_image_that_cannot_be_loaded_is_named(prepared, folder, tmp_path, wor
     broken.write_bytes((folder / "train" / "000001.jpg").read_bytes()[:300])
     samples = run._loader.samples
     samples.records = [{**record, "file_name": str(broken)} for record in samples.records]
-    with pytest.raises(TrainingError, match=r"^image .*half\.jpg \(image_id \d+\): could not be loaded") as error:
+    with pytest.raises(
+        TrainingError, match=r"^image .*half\.jpg \(image_id \d+\): could not be loaded"
+    ) as error:
         run.train()
     assert "Traceback" not in str(error.value)
 
@@ -324,7 +328,7 @@ def test_old_checkpoints_leave(prepared, tmp_path):
     assert names == ["model_0000002.pth", "model_0000003.pth", "model_0000004.pth", "model_final.pth"]
 
 
-# ---------------------------------------------------------------------------------------------- errors of a step
+# ------------------------------------------------------------------------------------------ errors of a step
 
 
 def test_a_loss_that_is_not_finite_says_what_to_change(prepared, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""A drawn data set and a detector so small that a training takes a second; what the tests of training share."""
+"""A drawn data set and a detector so small that training takes a second; shared by the tests of training."""
 
 from __future__ import annotations
 
