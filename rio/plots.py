@@ -879,7 +879,7 @@ def sizes_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         share, _ = np.histogram(np.clip(own, low, high), edges)
         kernel = np.exp(-0.5 * (np.arange(-6, 7) / 2.0) ** 2)
         height = np.convolve(share, kernel / kernel.sum(), mode="same")
-        height = 0.8 * height / max(height.max(), 1e-9)
+        height = 0.6 * height / max(height.max(), 1e-9)
         middle = (edges[:-1] + edges[1:]) / 2
         ax.fill_between(middle, y, y + height, color=tint(COLORS[group], 0.75), linewidth=0, zorder=2)
         a, median, b = np.quantile(own, [0.25, 0.5, 0.75])
@@ -887,7 +887,7 @@ def sizes_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.plot(median, y - 0.055, marker="o", markersize=5, color=ink, zorder=4)
         ax.annotate(f"median {10**median:.3g}%", (median, y - 0.055), xytext=(0, -5), textcoords="offset points",
                     ha="center", va="top", fontsize=8)  # fmt: skip
-    names = [f"{GROUP_NAMES[g]}\n{int((table['frequency'] == g).sum()):,} objects" for g in reversed(present)]
+    names = [f"{GROUP_NAMES[g]}\n{_counted(int((table['frequency'] == g).sum()), 'object')}" for g in reversed(present)]
     ax.set_yticks(np.arange(len(present)) + 0.15, names)
     ax.tick_params(axis="y", length=0, labelcolor=ink)
     ax.spines["left"].set_visible(False)
@@ -919,15 +919,20 @@ def company(table: pd.DataFrame, ax: Axes | None = None, *, group: str = "r", mo
     ink, quiet, _ = _ink()
     y = np.arange(len(table))
     ax.barh(y, 100 * table["share"], height=0.66, color=table["frequency"].map(COLORS), linewidth=0, zorder=2)
-    ax.scatter(100 * table["share_of_all"], y, s=30, facecolor="none", edgecolor=ink, linewidth=1.3, zorder=3)
+    page = tint(ink, 0.0)
+    ax.scatter(100 * table["share_of_all"], y, s=34, facecolor=page, edgecolor=ink, linewidth=1.3, zorder=3)
     ax.set_yticks(y, [_short(name) for name in table["name"]])
     ax.tick_params(axis="y", length=0, labelcolor=ink)
     ax.set(ylim=(len(table) - 0.4, -0.6), xlabel=f"% of images:  bar, those with a {GROUP_NAMES[group]} object;  ring, all")
     ax.set_xlim(0, max(100 * table["share"].max(), 100 * table["share_of_all"].max()) * 1.08)
     ax.grid(axis="x")
     ax.spines["left"].set_visible(False)
-    _group_legend(ax, table["frequency"], loc="lower right")
+    _group_legend(ax, table["frequency"], loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3, borderaxespad=0.1)
     return ax
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _short(name: str, most: int = 24) -> str:

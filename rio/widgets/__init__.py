@@ -10,7 +10,11 @@ import importlib
 
 _WHERE = {
     "NotebookError": "_theme",
+    "notice": "_theme",
     "open_dataset": "_data",
+    "open_predictions": "inspect",
+    "Inspector": "inspect",
+    "TrainingPanel": "training",
     "explore": "distribution",
     "balance_of": "balance",
     "open_runs": "results",
