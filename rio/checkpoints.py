@@ -137,7 +137,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from error
     if not isinstance(data, Mapping):
         raise CheckpointError(f"weights {path}: expected a state dict, found {type(data).__name__}")
-    data = _layout(dict(data), path)
+    data = _layout(data, path)
     model = collections.OrderedDict((name, _tensor(name, v, path)) for name, v in data["model"].items())
     model._metadata = getattr(data["model"], "_metadata", {})  # versions of the modules that saved it
     return data | {"model": model}
@@ -224,11 +224,11 @@ def load_weights(
     return report
 
 
-def _layout(data: dict[str, Any], path: str) -> dict[str, Any]:
+def _layout(data: Mapping[str, Any], path: str) -> dict[str, Any]:
     """The file's content as {"model": ...}, whichever of the known layouts it has."""
     if path.endswith(".pkl"):
         if "model" in data and "__author__" in data:  # detectron2's model zoo
-            return data
+            return dict(data)
         blobs = data.get("blobs", data)  # Detectron1: detectors have "blobs", ImageNet models have not
         blobs = {k: v for k, v in blobs.items() if not str(k).endswith("_momentum")}
         return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}

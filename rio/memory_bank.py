@@ -65,6 +65,7 @@ class MemoryBank(nn.Module):
 
     A training step calls ``sample`` and then ``write``, once each: what is replayed was there before the
     step's own write. Nothing is copied but the rows themselves; the bank never gives or takes a gradient.
+    Of several processes each has a bank of its own, filled from its own images.
 
     Args:
         num_classes: K, foreground classes of the model.
@@ -160,7 +161,7 @@ class MemoryBank(nn.Module):
         device = self.num_written.device
         num_targets, num_slots = self.num_target_classes, self.slots_per_class
 
-        target = self.target_index[gt_classes + 1]  # (R,)
+        target = self.target_index.index_select(0, gt_classes + 1)  # (R,)
         present = torch.zeros(num_targets + 1, dtype=torch.bool, device=device)
         present = present.index_fill_(0, target, True)[:num_targets]
         available = self.num_written.clamp(max=self.replay_per_class)  # (T,); M <= S
@@ -218,7 +219,7 @@ class MemoryBank(nn.Module):
         self._check_rows(features, proposal_boxes, gt_boxes, gt_classes)
         num_targets, num_slots = self.num_target_classes, self.slots_per_class
 
-        target = self.target_index[gt_classes + 1]  # (R,)
+        target = self.target_index.index_select(0, gt_classes + 1)  # (R,)
         row = (target < num_targets).nonzero().squeeze(1)  # (W,), the synchronisation
         if row.numel():
             index, order = target[row].sort(stable=True)  # class by class, arrival order within a class
@@ -236,7 +237,11 @@ class MemoryBank(nn.Module):
 
             place = index * num_slots + slot
             store = self.features.view(-1, self.feature_dim)  # view, not flatten: never a copy
-            store.index_copy_(0, place, features.detach().index_select(0, row).to(store.dtype))
+            written = features.detach().index_select(0, row)
+            if store.dtype == torch.float16:
+                limit = torch.finfo(torch.float16).max
+                written = written.clamp(-limit, limit)  # an infinite feature would come back as a NaN loss
+            store.index_copy_(0, place, written.to(store.dtype))
             for name, boxes in (("proposal_boxes", proposal_boxes), ("gt_boxes", gt_boxes)):
                 store = getattr(self, name).view(-1, 4)
                 store.index_copy_(0, place, boxes.detach().index_select(0, row).to(store.dtype))

@@ -9,8 +9,8 @@ Shape shorthand in this module:
     D: width of an RoI feature (the box head's output)
 
 The bank belongs to the box predictor: its ``forward`` sees the RoI features, its ``losses`` their labels. So
-the heads only exchange the predictor, and detectron2's forward, mask, cascade and predicted-box code runs as it
-is, on the N images' RoIs alone.
+the heads only exchange the predictor, and detectron2's forward, mask, cascade and predicted-box code runs as
+it is, on the N images' RoIs alone.
 """
 
 from __future__ import annotations

@@ -98,8 +98,11 @@ def test_conversion_leaves_all_else():
         "cls_score.L.x": 4,
     }
     assert convert_reference_state_dict(state) == {
-        "cls_score.weight_v": 1, "a.cls_score.Labels.weight_g": 2, "b.cls_score.weight": 3, "cls_score.L.x": 4,
-    }  # fmt: skip
+        "cls_score.weight_v": 1,
+        "a.cls_score.Labels.weight_g": 2,
+        "b.cls_score.weight": 3,
+        "cls_score.L.x": 4,
+    }
 
 
 def test_our_own_with_and_without_its_bank(tmp_path):

@@ -32,7 +32,7 @@ def name(path: Path) -> str:
     return path.relative_to(CONFIGS).as_posix()
 
 
-# ------------------------------------------------------------------------------------------------------ shipped files
+# shipped files
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
@@ -123,7 +123,7 @@ def test_the_base_has_detectron2s_architecture():
     assert cfg.MODEL.ROI_BOX_HEAD.FC_DIM == 1024 and cfg.MODEL.ROI_MASK_HEAD.NUM_CONV == 4
 
 
-# ------------------------------------------------------------------------------------------------------------ loading
+# loading
 
 
 def write(folder: Path, text: str, file: str = "c.yaml") -> Path:

@@ -165,7 +165,7 @@ def test_equal_to_the_oracle_whatever_comes(steps, class_ids, slots, replayed, c
             foreground = sum(0 <= c < K for c in classes)
             assert len(got) == min(len(expected), int(cap * foreground + 1e-3))
             assert set(got) <= set(expected)
-            # The cap takes the oldest ranks off first: no class has two rows more than another could have had.
+            # The cap takes the oldest ranks off first: no class is two rows ahead of another.
             deepest = max((_rank(expected, row) for row in got), default=0)
             dropped = [row for row in expected if row not in got]
             assert all(_rank(expected, row) >= deepest for row in dropped), got
@@ -281,6 +281,13 @@ def test_half_precision_storage_rounds_the_features_only():
     assert bank.sample(classes).features.dtype == torch.float16
 
 
+def test_float16_storage_saturates():
+    bank = make(storage_dtype=torch.float16)
+    features, *others = rows([1.0], [1])
+    bank.write(features * 1e6, *others)
+    assert bank.sample(others[-1]).features.tolist() == [[65504.0, 65504.0]]
+
+
 def test_features_of_another_precision_are_stored():
     bank = make()
     features, *others = rows([1.5], [1])
@@ -297,11 +304,18 @@ def test_bytes():
 
 
 def test_at_most_one_synchronisation_a_call():
-    """On a GPU only operators whose result has a shape the device decides, or a value the host asks for, wait."""
+    """On a GPU only operators whose shape the device decides, or whose value the host asks for, wait."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    waiting = {"aten.nonzero", "aten._local_scalar_dense", "aten.item", "aten.masked_select", "aten._unique2",
-               "aten.unique_dim", "aten.repeat_interleave", "aten.bincount", "aten.equal", "aten.is_nonzero"}  # fmt: skip
+    waiting = {
+        f"aten.{name}"
+        for name in ["nonzero", "_local_scalar_dense", "item", "masked_select", "_unique2", "unique_dim"] + [
+            "repeat_interleave",
+            "bincount",
+            "equal",
+            "is_nonzero",
+        ]
+    }
 
     class Count(TorchDispatchMode):
         seen: list[str] = []

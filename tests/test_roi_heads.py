@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ GOLDEN = Path(__file__).parent / "data" / "golden_steps.npz"
 TRANSFORM = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
 
 
-# ---------------------------------------------------------------------------------------------------- golden steps
+# golden steps
 
 
 def golden_instances(boxes, gt_boxes, classes, *, num_classes) -> Instances:
@@ -137,7 +138,20 @@ def test_our_own_steps(kind, losses):
     assert_golden(golden_run(predictor, steps), expected[:, :3], rtol=2e-5)
 
 
-# ------------------------------------------------------------------------------------------- heads on synthetic maps
+def test_the_golden_file_is_what_its_maker_makes(tmp_path):
+    spec = importlib.util.spec_from_file_location(
+        "make_golden_steps", GOLDEN.with_name("make_golden_steps.py")
+    )
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    maker.main(tmp_path)
+    new, old = np.load(tmp_path / GOLDEN.name), np.load(GOLDEN)
+    assert set(new) == set(old)
+    for name in old:
+        np.testing.assert_allclose(new[name], old[name], rtol=1e-9, err_msg=name)
+
+
+# heads on synthetic feature maps
 
 NUM_CLASSES, SIZE = 5, 64
 SHAPES = {"p2": ShapeSpec(channels=4, stride=4), "p3": ShapeSpec(channels=4, stride=8)}

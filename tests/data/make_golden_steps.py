@@ -1,7 +1,8 @@
-"""Makes golden_steps.npz: a few training steps of RIO's predictor and bank, worked out slowly and independently.
+"""Makes golden_steps.npz: a few training steps of RIO's predictor and bank, worked out independently.
 
-Nothing of ``rio`` or PyTorch is used: NumPy in float64, a loop over rows, a list a class, gradients by hand. The
-numbers of RoIs differ from image to image and may be zero, so that a row stored under another image's feature shows.
+Nothing of ``rio`` or PyTorch is used: NumPy in float64, loops over rows, a list a class, gradients by hand. The
+numbers of RoIs differ from image to image and may be zero, so that a row stored under another image's feature
+shows.
 
     python tests/data/make_golden_steps.py
 """
@@ -87,7 +88,7 @@ def boxes(rng, number):
     return np.concatenate([corner, corner + rng.uniform(8, 120, (number, 2))], axis=1)
 
 
-def main() -> None:
+def main(folder: Path = HERE) -> None:
     rng = np.random.default_rng(20210614)
     total = sum(map(sum, NUM_ROIS))
 
@@ -129,8 +130,7 @@ def main() -> None:
         parameters = [a.astype(float) for a in (weight_g, weight_v, weight, bias)]
         for losses in (("cls", "box"), ("cls",), ("box",)):
             golden[f"losses_{kind}_{'_'.join(losses)}"] = run(steps, *parameters, losses)
-    np.savez_compressed(HERE / "golden_steps.npz", **golden)
-    print({k: v.tolist() for k, v in golden.items() if k.startswith("losses")})
+    np.savez_compressed(folder / "golden_steps.npz", **golden)
 
 
 if __name__ == "__main__":
