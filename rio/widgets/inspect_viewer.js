@@ -25,10 +25,10 @@ function outline(object) {
   return make("svg:path", { d, "fill-rule": "evenodd" });
 }
 
-function drawObject(object, scene, select) {
+function drawObject(object, panel, scene, select) {
   const color = scene.colors[object.group];
   const group = make("svg:g", {
-    class: `rio-object${object.focus ? " rio-focus" : ""}${scene.focused && !object.focus ? " rio-dim" : ""}`,
+    class: `rio-object${object.focus ? " rio-focus" : ""}${panel.focused && !object.focus ? " rio-dim" : ""}`,
   });
   group.style.setProperty("--rio-color", color);
   const [x, y, w, h] = object.box;
@@ -40,7 +40,7 @@ function drawObject(object, scene, select) {
     shape.classList.add("rio-mask");
     group.append(shape);
   }
-  const box = make("svg:rect", { x, y, width: w, height: h, class: shape ? "rio-box rio-thin" : "rio-box" });
+  const box = make("svg:rect", { x, y, width: w, height: h, class: shape ? "rio-frame rio-thin" : "rio-frame" });
   group.append(box);
   group.append(make("svg:title", {}, object.hint));
   group.addEventListener("click", () => select(object.id));
@@ -51,9 +51,9 @@ const measure = document.createElement("canvas").getContext("2d");
 
 function placeLabels(svg, panel, scene) {
   svg.querySelector(".rio-labels")?.remove();
-  const shown = svg.getBoundingClientRect().width;
-  if (!shown) return;
-  const unit = scene.width / shown; // image pixels in one screen pixel
+  const scale = svg.getScreenCTM()?.a;
+  if (!scale) return; // not on the page
+  const unit = 1 / scale; // image pixels in one screen pixel
   const size = 11 * unit;
   const layer = make("svg:g", { class: "rio-labels" });
   measure.font = "600 11px system-ui, sans-serif";
@@ -75,7 +75,7 @@ function placeLabels(svg, panel, scene) {
     if (!free && !object.focus) continue; // no room: its name is in the hint
     const [left, top] = free ?? places[0];
     taken.push([left, top, left + w, top + h]);
-    const tag = make("svg:g", { class: scene.focused && !object.focus ? "rio-tag rio-dim" : "rio-tag" });
+    const tag = make("svg:g", { class: panel.focused && !object.focus ? "rio-tag rio-dim" : "rio-tag" });
     tag.append(make("svg:rect", { x: left, y: top, width: w, height: h, rx: 3 * unit, fill: scene.colors[object.group] }));
     tag.append(make("svg:text", {
       x: left + 4 * unit, y: top + 11.2 * unit, "font-size": size, fill: scene.inks[object.group],
@@ -116,7 +116,12 @@ function render({ model, el }) {
       }
       const objects = [...panel.objects].sort((a, b) => a.focus - b.focus || b.box[2] * b.box[3] - a.box[2] * a.box[3]);
       const select = (id) => model.send({ select: id, panel: panel.name });
-      for (const object of objects) svg.append(drawObject(object, scene, select));
+      for (const object of objects) svg.append(drawObject(object, panel, scene, select));
+      if (panel.ghost) { // where the object in question is, in the panel that lacks it
+        const [x, y, width, height] = panel.ghost;
+        svg.append(make("svg:rect", { x, y, width, height, class: "rio-ghost rio-under" }));
+        svg.append(make("svg:rect", { x, y, width, height, class: "rio-ghost" }));
+      }
       figure.append(caption, svg);
       root.append(figure);
       drawn.push([svg, panel, scene]);
