@@ -596,7 +596,8 @@ def loss_curves(
     ax.set_ylim(min(0, low), high)
     # Names stand at the ends of their curves, pushed apart so that none covers another.
     ends.sort(key=lambda end: end[0])
-    gap = (high - min(0, low)) * 0.062
+    points = ax.get_window_extent().height / ax.figure.dpi * 72
+    gap = (high - min(0, low)) * 13 / points  # a line of text; the layout will yet take some of the height
     at = -np.inf
     for value, name, color in ends:
         at = max(value, at + gap)

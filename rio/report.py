@@ -748,7 +748,7 @@ class, objects in them, and regions of interest (RoIs), which are what the class
 counts as RoIs.</p>
 {{ figure(balance.figure, "Effective classes: how many equally frequent classes would be as varied, out of "
 ~ balance.classes ~ ".") }}
-<p class="small">Images and objects are exact expectations. RoIs are approximate: every object gets
+<p class="small">Images and objects are exact expectations. RoIs are approximate: an object gets about
 {% if balance.measured %}
 {{ balance.measured }} foreground RoIs, the mean that these runs logged,
 {% else %}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import itertools
 import time
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import rio.sampler
 from rio.sampler import (
     BatchSampler,
     SamplerError,
@@ -56,6 +58,10 @@ def take(iterable, n):
 
 
 # ------------------------------------------------------------------------------------------ factors
+
+
+def test_doctests():
+    assert doctest.testmod(rio.sampler).failed == 0
 
 
 def test_rfs_by_hand():
