@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.bench_memory_bank [--device cuda] [--rounds 5]
 
-The step is the box branch alone, forward and backward, on 4 x 512 RoIs: two-layer box head (1024 wide, 7 x 7 x
-256 in), classifier and class-specific box regression of 1,203 classes, losses. A real step also has a backbone, an
-RPN and a mask head, so the share printed is more than the bank's share of that. Arms alternate within a round, and
-CPU time is taken (wall time on a GPU), because the machine may be busy with other things.
+The step is the box branch alone, forward and backward, on 4 x 512 RoIs: two-layer box head (1024 wide, 7 x
+7 x 256 in), classifier and class-specific box regression of 1,203 classes, losses. A real step also has a
+backbone, an RPN and a mask head, so the share printed is more than the bank's share of that. Arms alternate
+within a round, and CPU time is taken (wall time on a GPU), because the machine may be busy with other
+things.
 """
 
 from __future__ import annotations
