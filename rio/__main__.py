@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-DEFAULT_PORT = 29517
 
 _EPILOG = """examples:
   python -m rio demo
@@ -91,6 +90,8 @@ def _train(args: argparse.Namespace) -> int:
             f"{torch.cuda.device_count()}. Lower it; several processes on a CPU: torchrun --nproc_per_node "
             f"{args.num_gpus} -m rio train ..."
         )
+    if args.num_machines > 1 and args.dist_url is None:
+        raise UsageError("--num-machines: expected --dist-url tcp://HOST:PORT too, the address of machine 0")
     import signal
 
     from detectron2.engine import launch
@@ -100,7 +101,14 @@ def _train(args: argparse.Namespace) -> int:
     # Ctrl-C reaches the children too: they save and end, and this process waits for them.
     before = signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
     try:
-        launch(_train_worker, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
+        launch(
+            _train_worker,
+            args.num_gpus,
+            args.num_machines,
+            args.machine_rank,
+            args.dist_url or "auto",
+            (args,),
+        )
     except ProcessExitedException as error:
         return error.exit_code or 1
     finally:
@@ -500,7 +508,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--num-machines", type=_positive, default=1, metavar="N")
     sub.add_argument("--machine-rank", type=int, default=0, metavar="R", help="0 .. num-machines - 1")
     sub.add_argument(
-        "--dist-url", default=f"tcp://127.0.0.1:{DEFAULT_PORT}", metavar="URL", help="address of machine 0"
+        "--dist-url", metavar="URL", help="with several machines: address of machine 0, tcp://HOST:PORT"
     )
     options(sub, "config keys, for example SOLVER.MAX_ITER 1000")
 

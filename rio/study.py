@@ -308,7 +308,7 @@ def demo(output_dir: str | os.PathLike[str] = "output/demo", *, processes: int |
         title="RIO on the embedded long-tailed set",
         runs=folders,
         train=train,
-        val=val,
+        val=val.with_frequency_of(train),
     )
     minutes = f"{outcome.seconds / 60:.1f} minutes"
     memory = "" if outcome.peak_gib is None else f", at most {outcome.peak_gib:.1f} GiB of memory"
@@ -348,7 +348,7 @@ def _annotations(study: Study) -> tuple[Any, Any]:
     from rio import datasets
     from rio.config import load_config
 
-    cfg = load_config(study.config)
+    cfg = load_config(study.config)  # arms may change what is trained, not what it is compared on
     return tuple(
         datasets.annotations_of(datasets.resolve(n)) for n in (cfg.DATASETS.TRAIN[0], cfg.DATASETS.TEST[0])
     )
@@ -499,7 +499,7 @@ class _Runner:
             self._overhead.append(max(run.seconds - run.seconds_per_iteration * run.max_iter, 0.0))
         _replace(run.folder / "study_finished.json", json.dumps({"seconds": round(run.seconds, 1)}))
         metrics = Evaluation.from_json(run.folder / "evaluation.json").metrics["bbox"]
-        values = "  ".join(f"{m} {metrics[m]:.1f}" for m in GROUP_METRICS)
+        values = "  ".join(f"{m} {metrics[m]:.1f}" for m in GROUP_METRICS if metrics[m] == metrics[m])  # no NaN
         self._display.say(f"{run.name}: finished in {_clock(run.seconds)}, box {values}")
 
     def _fail(self, run: Run, code: int) -> None:
@@ -729,6 +729,7 @@ class _Display:
         if self._all is not None:
             self._all.close()
             self._all = None
+            self._stream.write("\r")
 
 
 def _state(run: Run) -> str:

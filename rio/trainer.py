@@ -1051,7 +1051,16 @@ def evaluate_model(
                 mapper=DatasetMapper(cfg, False),
                 num_workers=cfg.DATALOADER.NUM_WORKERS,
             )
-            outcome = inference_on_dataset(detector, loader, ResultsCollector(test))
+            try:
+                outcome = inference_on_dataset(detector, loader, ResultsCollector(test))
+            except _OUT_OF_MEMORY as error:
+                raise TrainingError(
+                    f"CUDA out of memory in the evaluation on {name} "
+                    f"({str(error).strip().splitlines()[0][:160]}). Lower INPUT.MIN_SIZE_TEST (now "
+                    f"{cfg.INPUT.MIN_SIZE_TEST}), INPUT.MAX_SIZE_TEST (now {cfg.INPUT.MAX_SIZE_TEST}) or "
+                    f"TEST.DETECTIONS_PER_IMAGE (now {cfg.TEST.DETECTIONS_PER_IMAGE}: their masks are "
+                    "pasted into the whole image); the trained weights are saved"
+                ) from error
             if comm.is_main_process():
                 where = os.path.join(folder, part)
                 evaluation = _score(test, outcome["results"], where, cfg, backend)
