@@ -455,6 +455,141 @@ def balance_by_group(
     return ax
 
 
+@_styled
+def image_or_object(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Image level or object level? One point an arm: balance of the images shown against balance of the RoIs trained on.
+
+    Balance is the effective number of classes in percent of all. Repeating images moves an arm along the diagonal: what
+    it shows more often the classifier sees more often. Replaying objects moves it straight up.
+
+    Args:
+        table: from `rio.balance.compare`: arm, level ("images" and "rois"), effective_classes, and the number of
+            `categories`. Arms named "none", "bank", "RFS", "RFS + bank" are joined by arrows.
+        ax: where to draw; a new figure if None.
+
+    Raises:
+        PlotError: a column or a level is missing.
+    """
+    _need(table, ("arm", "level", "effective_classes", "categories"), "rio.widgets.balance.Balance.compare")
+    wide = table.pivot(index="arm", columns="level", values="effective_classes")
+    if missing := {"images", "rois"} - set(wide.columns):
+        raise PlotError(f"table, column 'level': expected images and rois, found no {sorted(missing)[0]}.")
+    wide = 100 * wide / table["categories"].iloc[0]
+    ax = _axes(ax, 6.2, 4.4)
+    ink, quiet, _ = _ink()
+    low = min(wide["images"].min(), wide["rois"].min())
+    high = max(wide["images"].max(), wide["rois"].max())
+    pad = max(0.16 * (high - low), 0.5)
+    ax.axline((low, low), slope=1, color=quiet, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    steps = [("none", "RFS", COLORS["f"], "repeat images"), ("bank", "RFS + bank", COLORS["f"], None),
+             ("none", "bank", COLORS["r"], "replay objects"), ("RFS", "RFS + bank", COLORS["r"], "replay objects")]  # fmt: skip
+    for start, end, color, text in steps:
+        if start not in wide.index or end not in wide.index:
+            continue
+        a, b = wide.loc[start, ["images", "rois"]].to_numpy(float), wide.loc[end, ["images", "rois"]].to_numpy(float)
+        if np.hypot(*(b - a)) < 0.02 * (high - low):
+            continue
+        ax.annotate("", b, a, zorder=2, arrowprops={"arrowstyle": "-|>,head_width=0.28,head_length=0.5", "color": color,
+                    "linewidth": 2.2 if text else 1.4, "shrinkA": 6, "shrinkB": 7,
+                    "linestyle": "-" if text else (0, (3, 2))})  # fmt: skip
+        if text:
+            upright = abs(b[0] - a[0]) < abs(b[1] - a[1]) * 0.2
+            ax.annotate(text, (a + b) / 2, xytext=(-7, 0) if upright else (4, -9), textcoords="offset points",
+                        color=color, fontsize=9, fontweight="bold", rotation=90 if upright else 0,
+                        ha="right" if upright else "left", va="center" if upright else "top")  # fmt: skip
+    main = {"none", "bank", "RFS", "RFS + bank"}
+    for arm, row in wide.iterrows():
+        own = arm in main
+        ax.scatter(row["images"], row["rois"], s=70 if own else 42, color=ink if own else quiet, zorder=4,
+                   linewidth=0 if own else 1.2, marker="o" if own else "D")  # fmt: skip
+        above = arm in ("bank", "RFS + bank")
+        ax.annotate(str(arm), (row["images"], row["rois"]), xytext=(0, 9) if above else (9, -1),
+                    textcoords="offset points", ha="center" if above else "left", va="bottom" if above else "center",
+                    fontsize=9.5 if own else 8.5, fontweight="bold" if own else "normal", color=ink if own else quiet,
+                    zorder=5)  # fmt: skip
+    ax.set(xlim=(wide["images"].min() - pad, wide["images"].max() + 2.2 * pad),
+           ylim=(wide["rois"].min() - pad, wide["rois"].max() + pad))  # fmt: skip
+    ax.set_xlabel("Image level: effective classes among the images shown, % of all")
+    ax.set_ylabel("Object level: effective classes\namong the RoIs trained on, % of all")
+    ax.xaxis.set_major_locator(MaxNLocator(6))
+    ax.yaxis.set_major_locator(MaxNLocator(6))
+    ax.grid(True)
+    return ax
+
+
+@_styled
+def threshold_advice(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Balance of the images against length of the epoch, threshold by threshold: what a longer epoch buys.
+
+    Args:
+        table: one row a method and threshold: method, repeat_threshold, epoch_length (times the images),
+            effective_classes, suggested (bool: ringed and named), current (bool: marked).
+        ax: where to draw; a new figure if None.
+
+    Raises:
+        PlotError: a column is missing.
+    """
+    columns = ("method", "repeat_threshold", "epoch_length", "effective_classes", "suggested", "current")
+    _need(table, columns, "rio.widgets.balance.Balance.advice")
+    ax = _axes(ax, 6.2, 3.0)
+    ink, quiet, _ = _ink()
+    for i, (method, rows) in enumerate(table.groupby("method", sort=False)):
+        color = ("#AA4499", "#2E8B7A")[i % 2]
+        ax.plot(rows["epoch_length"], rows["effective_classes"], color=color, marker="o", markersize=3.5,
+                label=str(method), zorder=3)  # fmt: skip
+        for kind, marker, size, text in (("suggested", "o", 110, "suggested"), ("current", "x", 50, "in use")):
+            for _, row in rows[rows[kind]].iterrows():
+                ax.scatter(row["epoch_length"], row["effective_classes"], s=size, marker=marker, zorder=4, linewidth=1.6,
+                           **({"facecolor": "none", "edgecolor": color} if marker == "o" else {"color": ink}))  # fmt: skip
+                below = (i == 0) != (kind == "current" and i == 1)
+                ax.annotate(f"{text}: {row['repeat_threshold']:.2g}", (row["epoch_length"], row["effective_classes"]),
+                            xytext=(9, -11 if below else 9), textcoords="offset points", color=color if marker == "o"
+                            else ink, fontsize=8.5, va="center", fontweight="bold" if marker == "o" else "normal")  # fmt: skip
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set(xlabel="length of an epoch, times the images", ylabel="effective classes, image level")
+    ax.grid(True)
+    ax.legend(loc="lower right")
+    return ax
+
+
+@_styled
+def expected_vs_counted(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """What the arithmetic expects against what a run of the sampler and the bank counted; on the line they agree.
+
+    Args:
+        table: one row a category and level: frequency, level, expected, counted.
+        ax: where to draw; a new figure if None.
+
+    Raises:
+        PlotError: a column is missing, or nothing is above 0.
+    """
+    _need(table, ("frequency", "level", "expected", "counted"), "rio.widgets.balance.Balance.check")
+    table = table[(table["expected"] > 0) & (table["counted"] > 0)]
+    if len(table) == 0:
+        raise PlotError("table: expected categories that are seen, found only zeros.")
+    ax = _axes(ax, 4.6, 3.4)
+    _, quiet, _ = _ink()
+    low, high = table[["expected", "counted"]].min().min() / 1.5, table[["expected", "counted"]].max().max() * 1.5
+    ax.plot([low, high], [low, high], color=quiet, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    markers = dict(zip(("images", "instances", "replayed"), "o^s", strict=True))
+    names = {"images": "images", "instances": "objects", "replayed": "replayed rows"}
+    for level, rows in table.groupby("level", sort=False):
+        ax.scatter(rows["expected"], rows["counted"], s=26, marker=markers.get(level, "D"), alpha=0.85, zorder=3,
+                   color=rows["frequency"].map(COLORS), linewidth=0.4, edgecolor=tint("#FFFFFF", 0.0))  # fmt: skip
+        ax.scatter([], [], s=26, marker=markers.get(level, "D"), color=quiet, label=names.get(level, str(level)))
+    ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
+    ax.set(xlabel="expected in an epoch", ylabel="counted, an epoch")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(FuncFormatter(_plain_number))
+        axis.set_minor_formatter(NullFormatter())
+    ax.grid(True)
+    ax.legend(loc="upper left", handletextpad=0.2)
+    return ax
+
+
 # ------------------------------------------------------------------------------------------------- results
 
 
@@ -912,8 +1047,13 @@ def company(table: pd.DataFrame, ax: Axes | None = None, *, group: str = "r", mo
         most: categories drawn.
 
     Raises:
-        PlotError: a column is missing, or the table is empty.
+        PlotError: a column is missing. (Without rows it says that there is no company.)
     """
+    if len(table) == 0 and "share" in table.columns:
+        ax = _axes(ax, 6.2, 0.6)
+        ax.text(0, 0.5, f"No {GROUP_NAMES[group]} object shares its image with another category.", va="center")
+        ax.set_axis_off()
+        return ax
     _need(table, ("name", "frequency", "share", "share_of_all"), "rio.widgets.distribution.company_of")
     table = table.head(most)
     ax = _axes(ax, 6.2, 0.75 + 0.22 * len(table))
