@@ -499,7 +499,7 @@ class _Runner:
             self._overhead.append(max(run.seconds - run.seconds_per_iteration * run.max_iter, 0.0))
         _replace(run.folder / "study_finished.json", json.dumps({"seconds": round(run.seconds, 1)}))
         metrics = Evaluation.from_json(run.folder / "evaluation.json").metrics["bbox"]
-        values = "  ".join(f"{m} {metrics[m]:.1f}" for m in GROUP_METRICS if metrics[m] == metrics[m])  # no NaN
+        values = "  ".join(f"{m} {metrics[m]:.1f}" for m in GROUP_METRICS if metrics[m] == metrics[m])
         self._display.say(f"{run.name}: finished in {_clock(run.seconds)}, box {values}")
 
     def _fail(self, run: Run, code: int) -> None:
