@@ -225,9 +225,9 @@ def _draw_images(args: argparse.Namespace) -> int:
 
     files = _image_files(args.inputs)
     start_logging(None)
-    cfg = setup_inference(_config(args))
+    cfg = setup_inference(_config(args), need_test_sets=False)
     known = training_annotations(cfg)
-    if known is None and len(cfg.DATASETS.TEST):
+    if known is None and len(cfg.DATASETS.TEST):  # with neither, objects are labelled "class 12"
         known = annotations_of(cfg.DATASETS.TEST[0])
     predictor = Predictor(cfg, args.weights)
     for file, target in tqdm(

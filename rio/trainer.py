@@ -208,12 +208,17 @@ def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
     return cfg
 
 
-def setup_inference(cfg: CfgNode) -> CfgNode:
+def setup_inference(cfg: CfgNode, *, need_test_sets: bool = True) -> CfgNode:
     """Resolve a config for evaluation or prediction; nothing is written.
 
     The bank is switched off (inference never touches it), so a config without resolved class ids works too.
     The training set gives class names and frequency groups; where it is not at hand, the test set does, which
     is said.
+
+    Args:
+        cfg: from ``rio.config.load_config``, best of a run's config.yaml.
+        need_test_sets: False leaves out test sets whose files are not here, which is said; enough to
+            detect on pictures.
 
     Returns:
         A frozen copy.
@@ -222,7 +227,15 @@ def setup_inference(cfg: CfgNode) -> CfgNode:
     cfg.defrost()
     _resolve_device(cfg)
     cfg.MODEL.RIO.BANK_ENABLED = False
-    cfg.DATASETS.TEST = tuple(datasets.resolve(name) for name in cfg.DATASETS.TEST)
+    test_sets = []
+    for name in cfg.DATASETS.TEST:
+        try:
+            test_sets.append(datasets.resolve(name))
+        except FileNotFoundError as error:
+            if need_test_sets:
+                raise
+            logger.warning("Without the test set %s: %s", name, str(error).splitlines()[0])
+    cfg.DATASETS.TEST = tuple(test_sets)
     train = training_annotations(cfg)
     if train is not None:
         _resolve_num_classes(cfg, train, cfg.DATASETS.TRAIN[0])

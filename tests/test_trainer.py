@@ -259,6 +259,10 @@ def test_inference_needs_no_training_set(config, straight, tmp_path):
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 6 and not cfg.MODEL.RIO.BANK_ENABLED
     with pytest.raises(ConfigError, match="NUM_CLASSES"):
         setup_inference(config(tmp_path, "DATASETS.TRAIN", nowhere, "DATASETS.TEST", "()"))
+    neither = ["DATASETS.TRAIN", nowhere, "DATASETS.TEST", nowhere, "MODEL.ROI_HEADS.NUM_CLASSES", 6]
+    with pytest.raises(FileNotFoundError, match="gone/train.json"):
+        setup_inference(config(tmp_path, *neither))
+    assert len(setup_inference(config(tmp_path, *neither), need_test_sets=False).DATASETS.TEST) == 0
 
 
 # ---------------------------------------------------------------------------------------------- checkpoints
