@@ -53,6 +53,7 @@ def style(*, dark: bool = False) -> Iterator[None]:
     Args:
         dark: light ink on a transparent ground, for dark pages. Otherwise dark ink on white.
     """
+    _load_backend()
     ink, quiet, rule = _INK[dark]
     paper = "none" if dark else "white"
     token = _dark.set(dark)
@@ -97,6 +98,13 @@ def style(*, dark: bool = False) -> Iterator[None]:
             yield
     finally:
         _dark.reset(token)
+
+
+@functools.cache
+def _load_backend() -> None:
+    # A notebook's backend is loaded with the first figure and then turns interactive mode on, which is an rcParam: loaded
+    # inside the style it would be off again afterwards, and no figure would ever show.
+    plt.switch_backend(mpl.get_backend())
 
 
 def _styled(function: Callable[..., Axes]) -> Callable[..., Axes]:
@@ -497,6 +505,7 @@ def image_or_object(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
             ax.annotate(text, (a + b) / 2, xytext=(-7, 0) if upright else (4, -9), textcoords="offset points",
                         color=color, fontsize=9, fontweight="bold", rotation=90 if upright else 0,
                         ha="right" if upright else "left", va="center" if upright else "top")  # fmt: skip
+    halo = [withStroke(linewidth=3, foreground=tint("white", 0.0))]
     main = {"none", "bank", "RFS", "RFS + bank"}
     for arm, row in wide.iterrows():
         own = arm in main
@@ -506,7 +515,7 @@ def image_or_object(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.annotate(str(arm), (row["images"], row["rois"]), xytext=(0, 9) if above else (9, -1),
                     textcoords="offset points", ha="center" if above else "left", va="bottom" if above else "center",
                     fontsize=9.5 if own else 8.5, fontweight="bold" if own else "normal", color=ink if own else quiet,
-                    zorder=5)  # fmt: skip
+                    path_effects=halo, zorder=5)  # fmt: skip
     ax.set(xlim=(wide["images"].min() - pad, wide["images"].max() + 2.2 * pad),
            ylim=(wide["rois"].min() - pad, wide["rois"].max() + pad))  # fmt: skip
     ax.set_xlabel("Image level: effective classes among the images shown, % of all")
@@ -546,6 +555,7 @@ def threshold_advice(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
                             xytext=(9, -11 if below else 9), textcoords="offset points", color=color if marker == "o"
                             else ink, fontsize=8.5, va="center", fontweight="bold" if marker == "o" else "normal")  # fmt: skip
     ax.set_xscale("log")
+    ax.margins(x=0.06, y=0.16)
     ax.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
     ax.xaxis.set_minor_formatter(NullFormatter())
