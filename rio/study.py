@@ -77,6 +77,7 @@ class Run:
     options: list[str]
     max_iter: int = 0
     iteration: int = 0
+    first_iteration: int = 0  # of this call; above 0 where it goes on
     loss: float = float("nan")
     seconds_per_iteration: float | None = None
     started: float | None = None
@@ -472,6 +473,8 @@ class _Runner:
                 start_new_session=True,  # a terminal's Ctrl-C comes to this process alone, which passes it on
                 pass_fds=(self._lock,),
             )
+        _read_progress(run)
+        run.first_iteration = run.iteration
         run.started = time.monotonic()
         self._running.append(run)
         self._display.begin(run)
@@ -496,7 +499,8 @@ class _Runner:
     def _finish(self, run: Run) -> None:
         self.finished.append(run)
         if run.seconds_per_iteration:
-            self._overhead.append(max(run.seconds - run.seconds_per_iteration * run.max_iter, 0.0))
+            trained = run.seconds_per_iteration * (run.max_iter - run.first_iteration)
+            self._overhead.append(max(run.seconds - trained, 0.0))
         _replace(run.folder / "study_finished.json", json.dumps({"seconds": round(run.seconds, 1)}))
         metrics = Evaluation.from_json(run.folder / "evaluation.json").metrics["bbox"]
         values = "  ".join(f"{m} {metrics[m]:.1f}" for m in GROUP_METRICS if metrics[m] == metrics[m])
