@@ -1,12 +1,14 @@
 """The embedded data set: synthetic pictures of coloured toys with LVIS's long tail, drawn on your machine.
 
-Nothing here is a photograph and nothing is downloaded. A category is a shape, a texture and a hue ("striped teal
-star"); a rare category shares two of the three with a more frequent one, so that it cannot be told by one of them
-alone. The image counts fall log-linearly and cross LVIS's own group thresholds (r 1..10 images, c 11..100, f > 100).
-Numbers measured on it say how methods compare *on it*, not on LVIS.
+Nothing here is a photograph and nothing is downloaded. A category is a shape, a texture and a hue ("striped
+teal star"); a rare category shares two of the three with a more frequent one, so that it cannot be told by
+one of them alone. The image counts fall log-linearly and cross LVIS's own group thresholds (r 1..10 images,
+c 11..100, f > 100). Numbers measured on it say how methods compare *on it*, not on LVIS.
 
-Shapes: S = image side in px, H = S * supersampling = side of the canvas that is drawn on before it is reduced.
+Shapes: S = image side in px, H = S * supersampling = side of the canvas that is drawn on before it is
+reduced.
 """
+
 from __future__ import annotations
 
 import concurrent.futures
@@ -23,15 +25,22 @@ import cv2
 import numpy as np
 from tqdm.auto import tqdm
 
-# Raised whenever the same spec would give other pictures or labels than before: a folder drawn by another version is
-# refused, not mixed with what this one draws.
+# Raised whenever the same spec would give other pictures or labels than before: a folder drawn by another
+# version is refused, not mixed with what this one draws.
 DRAWING_VERSION = 1
 RARE_MAX_IMAGES, COMMON_MAX_IMAGES = 10, 100  # LVIS: r 1..10, c 11..100, f > 100 images of the training set
-MIN_VISIBLE = 0.5  # an object hidden more than this is no ground truth; its category becomes not-exhaustive there
+# An object of which less is visible is no ground truth; its category becomes not-exhaustive in that image.
+MIN_VISIBLE = 0.5
 
 HUES: dict[str, tuple[int, int, int]] = {  # sRGB, 0..255
-    "red": (205, 38, 44), "orange": (240, 126, 28), "yellow": (244, 206, 48), "green": (62, 158, 62),
-    "teal": (22, 150, 152), "blue": (46, 92, 206), "purple": (122, 62, 178), "pink": (240, 128, 176),
+    "red": (205, 38, 44),
+    "orange": (240, 126, 28),
+    "yellow": (244, 206, 48),
+    "green": (62, 158, 62),
+    "teal": (22, 150, 152),
+    "blue": (46, 92, 206),
+    "purple": (122, 62, 178),
+    "pink": (240, 128, 176),
 }
 TEXTURES = ("plain", "striped", "dotted", "checkered", "zigzag", "marbled")
 
@@ -42,7 +51,8 @@ class ShapesError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class ShapesSpec:
-    """What to draw. The same spec gives the same bytes, whatever the number of workers (same opencv and numpy).
+    """What to draw. The same spec gives the same bytes, whatever the number of workers (same opencv and
+    numpy).
 
     Args:
         name: folder name below the root.
@@ -51,7 +61,8 @@ class ShapesSpec:
         val_images: number of validation images.
         num_classes: K, all categories.
         num_rare: categories with 1..10 training images.
-        num_common: categories with 11..100 training images; the others, K - num_rare - num_common, are frequent.
+        num_common: categories with 11..100 training images; the others, K - num_rare - num_common, are
+            frequent.
         seed: chooses categories, where they appear and every picture.
         max_image_frequency: share of the training images that hold the most frequent category, in (0, 1].
         min_image_count: training images of the rarest category, 1..10.
@@ -88,32 +99,54 @@ class ShapesSpec:
 
         def need(holds: bool, field: str, expected: str) -> None:
             if not holds:
-                raise ShapesError(f"ShapesSpec {self.name!r}: {field} = {getattr(self, field)!r}; expected {expected}.")
+                raise ShapesError(
+                    f"ShapesSpec {self.name!r}: {field} = {getattr(self, field)!r}; expected {expected}."
+                )
 
-        need(bool(self.name) and Path(self.name).name == self.name and not self.name.startswith("."), "name",
-             "a plain folder name")
+        need(
+            bool(self.name) and Path(self.name).name == self.name and not self.name.startswith("."),
+            "name",
+            "a plain folder name",
+        )
         need(32 <= self.image_size <= 2048, "image_size", "32..2048 px")
         need(self.train_images >= 1, "train_images", "at least 1")
         need(self.val_images >= 1, "val_images", "at least 1")
         most = len(SHAPES) * len(TEXTURES) * len(HUES)
-        need(2 <= self.num_classes <= most // 2, "num_classes", f"2..{most // 2} (half of all {most} combinations)")
+        need(
+            2 <= self.num_classes <= most // 2,
+            "num_classes",
+            f"2..{most // 2} (half of all {most} combinations)",
+        )
         need(self.num_rare >= 0, "num_rare", "0 or more")
         need(self.num_common >= 0, "num_common", "0 or more")
-        need(self.num_frequent >= 1, "num_classes", f"more than num_rare + num_common = "
-             f"{self.num_rare + self.num_common}: at least one category must be frequent")
+        need(
+            self.num_frequent >= 1,
+            "num_classes",
+            f"more than num_rare + num_common = "
+            f"{self.num_rare + self.num_common}: at least one category must be frequent",
+        )
         need(0 < self.max_image_frequency <= 1, "max_image_frequency", "a share in (0, 1]")
         top = self.max_image_frequency * self.train_images
-        need(top > COMMON_MAX_IMAGES, "train_images", f"more than {COMMON_MAX_IMAGES / self.max_image_frequency:.0f}: "
-             f"a frequent category needs more than {COMMON_MAX_IMAGES} images and gets at most max_image_frequency of all")
+        need(
+            top > COMMON_MAX_IMAGES,
+            "train_images",
+            f"more than {COMMON_MAX_IMAGES / self.max_image_frequency:.0f}: "
+            f"a frequent category needs more than {COMMON_MAX_IMAGES} images and gets at most "
+            "max_image_frequency of all",
+        )
         need(1 <= self.min_image_count <= RARE_MAX_IMAGES, "min_image_count", f"1..{RARE_MAX_IMAGES}")
         need(0 <= self.val_exponent <= 1, "val_exponent", "0..1")
-        need(0 < self.val_classes_per_image <= 6, "val_classes_per_image", "above 0, at most 6 (more do not fit)")
+        need(
+            0 < self.val_classes_per_image <= 6,
+            "val_classes_per_image",
+            "above 0, at most 6 (more do not fit)",
+        )
         need(0 <= self.negative_share <= 1, "negative_share", "a share in [0, 1]")
         need(1 <= self.supersampling <= 8, "supersampling", "1..8")
 
 
-# ----------------------------------------------------------------------------------------------------------- outlines
-# Each returns contours (n, 2), x right and y down, about the origin; several contours fill by the even-odd rule.
+# ---- outlines: each returns contours (n, 2), x right and y down; several contours fill by the even-odd rule
+
 
 def _polar(radius: Callable[[np.ndarray], np.ndarray], points: int = 96) -> list[np.ndarray]:
     angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
@@ -147,8 +180,14 @@ def _crescent() -> list[np.ndarray]:
     tip = math.cos(math.radians(40)), math.sin(math.radians(40))
     r = tip[1] / math.sin(math.radians(53))
     centre = tip[0] - r * math.cos(math.radians(53))
-    return [np.concatenate([np.stack([np.cos(outer), np.sin(outer)], 1),
-                            np.stack([centre + r * np.cos(inner), r * np.sin(inner)], 1)])]
+    return [
+        np.concatenate(
+            [
+                np.stack([np.cos(outer), np.sin(outer)], 1),
+                np.stack([centre + r * np.cos(inner), r * np.sin(inner)], 1),
+            ]
+        )
+    ]
 
 
 def _drop() -> list[np.ndarray]:
@@ -192,40 +231,93 @@ SHAPES: dict[str, Callable[[], list[np.ndarray]]] = {
     "heart": _heart,
     "crescent": _crescent,
     "ring": _ring,
-    "cross": lambda: _points(-.34, -1, .34, -1, .34, -.34, 1, -.34, 1, .34, .34, .34, .34, 1, -.34, 1, -.34, .34,
-                             -1, .34, -1, -.34, -.34, -.34),
-    "arrow": lambda: _points(0, -1, .85, -.1, .36, -.1, .36, 1, -.36, 1, -.36, -.1, -.85, -.1),
+    "cross": lambda: _points(
+        -0.34,
+        -1,
+        0.34,
+        -1,
+        0.34,
+        -0.34,
+        1,
+        -0.34,
+        1,
+        0.34,
+        0.34,
+        0.34,
+        0.34,
+        1,
+        -0.34,
+        1,
+        -0.34,
+        0.34,
+        -1,
+        0.34,
+        -1,
+        -0.34,
+        -0.34,
+        -0.34,
+    ),
+    "arrow": lambda: _points(0, -1, 0.85, -0.1, 0.36, -0.1, 0.36, 1, -0.36, 1, -0.36, -0.1, -0.85, -0.1),
     "drop": _drop,
     "gear": _gear,
     "flower": lambda: _polar(lambda a: 0.72 + 0.28 * np.cos(6 * a)),
-    "bolt": lambda: _points(.28, -1, -.62, .18, -.06, .18, -.3, 1, .64, -.3, .08, -.3),
-    "crown": lambda: _points(-1, -.62, -.5, -.05, 0, -.85, .5, -.05, 1, -.62, .82, .75, -.82, .75),
+    "bolt": lambda: _points(0.28, -1, -0.62, 0.18, -0.06, 0.18, -0.3, 1, 0.64, -0.3, 0.08, -0.3),
+    "crown": lambda: _points(-1, -0.62, -0.5, -0.05, 0, -0.85, 0.5, -0.05, 1, -0.62, 0.82, 0.75, -0.82, 0.75),
     "fish": _fish,
-    "house": lambda: _points(0, -1, 1, -.1, .72, -.1, .72, .9, -.72, .9, -.72, -.1, -1, -.1),
-    "tree": lambda: _points(0, -1, .5, -.35, .28, -.35, .75, .35, .2, .35, .2, .95, -.2, .95, -.2, .35, -.75, .35,
-                            -.28, -.35, -.5, -.35),
+    "house": lambda: _points(0, -1, 1, -0.1, 0.72, -0.1, 0.72, 0.9, -0.72, 0.9, -0.72, -0.1, -1, -0.1),
+    "tree": lambda: _points(
+        0,
+        -1,
+        0.5,
+        -0.35,
+        0.28,
+        -0.35,
+        0.75,
+        0.35,
+        0.2,
+        0.35,
+        0.2,
+        0.95,
+        -0.2,
+        0.95,
+        -0.2,
+        0.35,
+        -0.75,
+        0.35,
+        -0.28,
+        -0.35,
+        -0.5,
+        -0.35,
+    ),
     "cloud": _cloud,
-    "kite": lambda: _points(0, -1, .68, -.28, 0, 1, -.68, -.28),
+    "kite": lambda: _points(0, -1, 0.68, -0.28, 0, 1, -0.68, -0.28),
 }
 
 
 def _unit_outline(shape: str) -> list[np.ndarray]:
-    """Contours (n, 2) centred on their bounding box, the farther corner of which is at distance 1 along its axis."""
+    """Contours (n, 2) centred on their bounding box, the farther corner of which is at distance 1 along its
+    axis.
+    """
     contours = SHAPES[shape]()
     everything = np.concatenate(contours)
     low, high = everything.min(0), everything.max(0)
     return [(contour - (low + high) / 2) * (2 / (high - low).max()) for contour in contours]
 
 
-# ----------------------------------------------------------------------------------------------------------- surfaces
-def _noise(rng: np.random.Generator, height: int, width: int, cells: float, octaves: int = 3,
-           stretch: float = 1.0) -> np.ndarray:
-    """Smooth noise in about [-1, 1], (height, width) float32; ``cells`` across the longer side at the first octave."""
+# ---- surfaces
+
+
+def _noise(
+    rng: np.random.Generator, height: int, width: int, cells: float, octaves: int = 3, stretch: float = 1.0
+) -> np.ndarray:
+    """Smooth noise in about [-1, 1], (height, width) float32; ``cells`` across the longer side at the first
+    octave.
+    """
     total = np.zeros((height, width), np.float32)
     weight, norm = 1.0, 0.0
     side = max(height, width)
     for octave in range(octaves):
-        n = cells * 2 ** octave
+        n = cells * 2**octave
         rows, columns = max(2, round(n * height / side)), max(2, round(n / stretch * width / side))
         grid = rng.random((min(rows, height) + 1, min(columns, width) + 1), np.float32) * 2 - 1
         total += np.float32(weight) * cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -239,7 +331,9 @@ def _smoothstep(x: np.ndarray, edge: float) -> np.ndarray:
 
 
 def _texture(name: str, u: np.ndarray, v: np.ndarray, phase: np.ndarray) -> np.ndarray:
-    """How much of the second colour, in [0, 1], at object coordinates u, v in [-1, 1] (h, w). phase: (3,) in [0, 1)."""
+    """How much of the second colour, in [0, 1], at object coordinates u, v in [-1, 1] (h, w). phase: (3,) in
+    [0, 1).
+    """
     a, b, c = (float(p) for p in phase)
     if name == "plain":
         return np.zeros_like(u)
@@ -256,7 +350,9 @@ def _texture(name: str, u: np.ndarray, v: np.ndarray, phase: np.ndarray) -> np.n
         teeth = np.abs(x - np.floor(x) - 0.5)
         return _smoothstep(np.sin(2 * np.pi * (1.5 * v + b + 0.9 * teeth)), 0.25)
     if name == "marbled":
-        swirl = np.sin(3.1 * u + 2.3 * np.sin(2.4 * v + 6.3 * a) + 6.3 * b) + np.sin(4.3 * v + 1.9 * np.sin(3.7 * u + 6.3 * c))
+        swirl = np.sin(3.1 * u + 2.3 * np.sin(2.4 * v + 6.3 * a) + 6.3 * b) + np.sin(
+            4.3 * v + 1.9 * np.sin(3.7 * u + 6.3 * c)
+        )
         return np.exp(-6 * swirl * swirl).astype(np.float32)
     raise ShapesError(f"texture {name!r}; expected one of {TEXTURES}.")
 
@@ -300,8 +396,12 @@ def _stone(rng: np.random.Generator, side: int) -> np.ndarray:
 
 def _tiles(rng: np.random.Generator, side: int) -> np.ndarray:
     n = int(rng.integers(3, 6))
-    y, x = np.mgrid[:side, :side].astype(np.float32) / side * n + rng.random(2).astype(np.float32)[:, None, None]
-    tint = rng.uniform(-0.09, 0.09, (n + 2, n + 2)).astype(np.float32)[np.floor(y).astype(int), np.floor(x).astype(int)]
+    y, x = (
+        np.mgrid[:side, :side].astype(np.float32) / side * n + rng.random(2).astype(np.float32)[:, None, None]
+    )
+    tint = rng.uniform(-0.09, 0.09, (n + 2, n + 2)).astype(np.float32)[
+        np.floor(y).astype(int), np.floor(x).astype(int)
+    ]
     edge = np.minimum(np.minimum(x % 1, 1 - x % 1), np.minimum(y % 1, 1 - y % 1))
     grout = _smoothstep(0.03 - edge, 0.012)
     value = (1 + tint + 0.07 * _noise(rng, side, side, 20, 3)) * (1 - 0.35 * grout)
@@ -319,14 +419,19 @@ def _paper(rng: np.random.Generator, side: int) -> np.ndarray:
     angle = rng.uniform(0, 2 * math.pi)
     t = np.clip((x - 0.5) * math.cos(angle) + (y - 0.5) * math.sin(angle) + 0.5, 0, 1)[..., None]
     h = rng.random()
-    ends = _hsv(h, rng.uniform(0.05, 0.35), rng.uniform(0.6, 0.95)), _hsv(h + rng.uniform(-.12, .12), 0.25, rng.uniform(0.35, 0.8))
+    ends = (
+        _hsv(h, rng.uniform(0.05, 0.35), rng.uniform(0.6, 0.95)),
+        _hsv(h + rng.uniform(-0.12, 0.12), 0.25, rng.uniform(0.35, 0.8)),
+    )
     return (ends[0] * (1 - t) + ends[1] * t) * (1 + 0.06 * _noise(rng, side, side, 70, 2))[..., None]
 
 
 _GROUNDS = (_wood, _cloth, _stone, _tiles, _lawn, _paper)
 
 
-# -------------------------------------------------------------------------------------------------------------- toys
+# ---- toys and clutter
+
+
 @dataclasses.dataclass
 class _Item:
     """Something on the canvas: an object (class_id >= 0) or clutter (-1). Lengths in canvas px."""
@@ -355,16 +460,23 @@ def _coverage(item: _Item, side: int, pad: int) -> tuple[np.ndarray, int, int]:
     return mask, x0, y0
 
 
-def _overlap(x0: int, y0: int, shape: Sequence[int], side: int) -> tuple[tuple[slice, slice], tuple[slice, slice]] | None:
+def _overlap(
+    x0: int, y0: int, shape: Sequence[int], side: int
+) -> tuple[tuple[slice, slice], tuple[slice, slice]] | None:
     """The part of a patch at (x0, y0) that lies on the canvas: slices into the canvas and into the patch."""
     left, top, right, bottom = max(x0, 0), max(y0, 0), min(x0 + shape[1], side), min(y0 + shape[0], side)
     if left >= right or top >= bottom:
         return None
-    return (slice(top, bottom), slice(left, right)), (slice(top - y0, bottom - y0), slice(left - x0, right - x0))
+    return (slice(top, bottom), slice(left, right)), (
+        slice(top - y0, bottom - y0),
+        slice(left - x0, right - x0),
+    )
 
 
 def _place(canvas: np.ndarray, item: _Item, light: np.ndarray, shadow: float) -> None:
-    """Draws one item with its soft shadow onto canvas (H, H, 3) float32. light: (3,) unit vector towards the light."""
+    """Draws one item with its soft shadow onto canvas (H, H, 3) float32. light: (3,) unit vector towards the
+    light.
+    """
     side, r = canvas.shape[0], item.radius
     pad = int(0.55 * r) + 4
     mask, x0, y0 = _coverage(item, side, pad)
@@ -380,8 +492,13 @@ def _place(canvas: np.ndarray, item: _Item, light: np.ndarray, shadow: float) ->
     distance = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
     rim = np.float32(0.3 * r)
     depth = 1 - np.minimum(distance / rim, 1)
-    height = cv2.GaussianBlur(np.sqrt(np.maximum(1 - depth * depth, 0)) * rim * np.float32(0.8), (0, 0), 0.035 * r + 0.5)
-    dx, dy = cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=0.125), cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=0.125)
+    height = cv2.GaussianBlur(
+        np.sqrt(np.maximum(1 - depth * depth, 0)) * rim * np.float32(0.8), (0, 0), 0.035 * r + 0.5
+    )
+    dx, dy = (
+        cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=0.125),
+        cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=0.125),
+    )
     norm = 1 / np.sqrt(dx * dx + dy * dy + 1)
     lambert = np.maximum((light[2] - dx * light[0] - dy * light[1]) * norm, 0)
     half = light + np.float32([0, 0, 1])
@@ -389,7 +506,7 @@ def _place(canvas: np.ndarray, item: _Item, light: np.ndarray, shadow: float) ->
     shine = np.maximum((half[2] - dx * half[0] - dy * half[1]) * norm, 0) ** 40 * np.float32(item.gloss)
 
     inverse = np.linalg.inv(item.matrix).astype(np.float32)
-    py, px = np.mgrid[y0:y0 + mask.shape[0], x0:x0 + mask.shape[1]].astype(np.float32)
+    py, px = np.mgrid[y0 : y0 + mask.shape[0], x0 : x0 + mask.shape[1]].astype(np.float32)
     px -= np.float32(item.centre[0])
     py -= np.float32(item.centre[1])
     u, v = inverse[0, 0] * px + inverse[0, 1] * py, inverse[1, 0] * px + inverse[1, 1] * py
@@ -415,10 +532,21 @@ def _pose(rng: np.random.Generator, radius: float, turn: float) -> np.ndarray:
 
 def _toy(rng: np.random.Generator, class_id: int, attributes: tuple[str, str, str], radius: float) -> _Item:
     shape, texture, hue = attributes
-    base = np.float32(HUES[hue]) / 255 * np.float32(rng.uniform(0.92, 1.05)) + rng.normal(0, 0.015, 3).astype(np.float32)
+    base = np.float32(HUES[hue]) / 255 * np.float32(rng.uniform(0.92, 1.05)) + rng.normal(0, 0.015, 3).astype(
+        np.float32
+    )
     second = 0.2 * base + 0.8 * np.float32([0.98, 0.96, 0.9])
-    return _Item(class_id, _unit_outline(shape), radius, _pose(rng, radius, math.radians(38)), np.zeros(2), texture,
-                 (np.clip(base, 0, 1), second), rng.random(3), rng.uniform(0.1, 0.55))
+    return _Item(
+        class_id,
+        _unit_outline(shape),
+        radius,
+        _pose(rng, radius, math.radians(38)),
+        np.zeros(2),
+        texture,
+        (np.clip(base, 0, 1), second),
+        rng.random(3),
+        rng.uniform(0.1, 0.55),
+    )
 
 
 def _clutter(rng: np.random.Generator, radius: float) -> _Item:
@@ -427,35 +555,61 @@ def _clutter(rng: np.random.Generator, radius: float) -> _Item:
     texture, gloss = "plain", 0.0
     if kind == 0:
         wobble = rng.uniform(-0.13, 0.13, 4)
-        outline = _polar(lambda a: 0.8 + wobble[0] * np.cos(2 * a) + wobble[1] * np.sin(2 * a) + wobble[2] * np.cos(3 * a)
-                         + wobble[3] * np.sin(3 * a), 48)
-        colour, texture = _hsv(rng.uniform(0.02, 0.16), rng.uniform(0.02, 0.18), rng.uniform(0.25, 0.75)), "marbled"
+        outline = _polar(
+            lambda a: (
+                0.8
+                + wobble[0] * np.cos(2 * a)
+                + wobble[1] * np.sin(2 * a)
+                + wobble[2] * np.cos(3 * a)
+                + wobble[3] * np.sin(3 * a)
+            ),
+            48,
+        )
+        colour, texture = (
+            _hsv(rng.uniform(0.02, 0.16), rng.uniform(0.02, 0.18), rng.uniform(0.25, 0.75)),
+            "marbled",
+        )
         radius *= 0.6
     elif kind == 1:
         bend = rng.uniform(-0.3, 0.3)
         t = np.linspace(-1, 1, 16)
-        spine = bend * (1 - t ** 2)
+        spine = bend * (1 - t**2)
         width = 0.1 * (1.15 - 0.4 * t)
         outline = [np.concatenate([np.stack([t, spine - width], 1), np.stack([t, spine + width], 1)[::-1]])]
         colour = _hsv(rng.uniform(0.04, 0.1), rng.uniform(0.3, 0.5), rng.uniform(0.2, 0.45))
     else:
         corners = np.sort(rng.uniform(0, 2 * np.pi, 2)) * 0.15 + np.array([0.2, 1.6])
-        angles = np.array([corners[0], corners[1], corners[0] + np.pi, corners[1] + np.pi + rng.uniform(-.2, .2)])
+        angles = np.array(
+            [corners[0], corners[1], corners[0] + np.pi, corners[1] + np.pi + rng.uniform(-0.2, 0.2)]
+        )
         outline = [np.stack([np.cos(angles), np.sin(angles)], 1)]
         colour = _hsv(rng.uniform(0.08, 0.16), rng.uniform(0.0, 0.12), rng.uniform(0.7, 0.97))
         radius *= 0.65
-    return _Item(-1, outline, radius, _pose(rng, radius, math.pi), np.zeros(2), texture, (colour, colour * 1.15),
-                 rng.random(3), gloss)
+    return _Item(
+        -1,
+        outline,
+        radius,
+        _pose(rng, radius, math.pi),
+        np.zeros(2),
+        texture,
+        (colour, colour * 1.15),
+        rng.random(3),
+        gloss,
+    )
 
 
 def _arrange(rng: np.random.Generator, items: list[_Item], side: int, closeness: float) -> None:
-    """Gives every item a centre: apart by at least `closeness` times the sum of the radii where that can be had."""
+    """Gives every item a centre: apart by at least `closeness` times the sum of the radii where that can be
+    had.
+    """
     placed: list[_Item] = []
     for item in sorted(items, key=lambda it: -it.radius):
         margin = min(0.8 * item.radius, side / 2)
         tries = rng.uniform(margin, side - margin, (48, 2))
         if placed:
-            gaps = np.min([np.hypot(*(tries - p.centre).T) / (p.radius + item.radius) for p in placed], axis=0)
+            gaps = np.min(
+                [np.hypot(*(tries - p.centre).T) / (p.radius + item.radius) for p in placed], axis=0
+            )
             enough = np.flatnonzero(gaps >= closeness)
             # an extra wants to be hidden: as close to another as it gets
             best = int(np.argmin(gaps)) if item.extra else int(enough[0] if enough.size else np.argmax(gaps))
@@ -466,7 +620,9 @@ def _arrange(rng: np.random.Generator, items: list[_Item], side: int, closeness:
 
 
 def _owners(items: list[_Item], side: int) -> tuple[np.ndarray, np.ndarray]:
-    """(H, H) int16: index of the topmost item, -1 = background; and each item's whole area (n,), off-canvas included."""
+    """(H, H) int16: index of the topmost item, -1 = background; and each item's whole area (n,), off-canvas
+    included.
+    """
     owner = np.full((side, side), -1, np.int16)
     areas = np.zeros(len(items))
     for index, item in enumerate(items):
@@ -479,9 +635,12 @@ def _owners(items: list[_Item], side: int) -> tuple[np.ndarray, np.ndarray]:
     return owner, areas
 
 
-def _compose(rng: np.random.Generator, objects: list[_Item], clutter: list[_Item], side: int
-             ) -> tuple[list[_Item], np.ndarray, np.ndarray]:
-    """Items in drawing order, the owner map, the visible share of each. Every object but extras is visible enough."""
+def _compose(
+    rng: np.random.Generator, objects: list[_Item], clutter: list[_Item], side: int
+) -> tuple[list[_Item], np.ndarray, np.ndarray]:
+    """Items in drawing order, the owner map, the visible share of each. Every object but extras is visible
+    enough.
+    """
     for attempt in range(40):
         # twigs and scraps lie below and above the toys; crowded scenes are loosened attempt by attempt
         _arrange(rng, objects + clutter, side, 0.62 + 0.012 * attempt)
@@ -490,7 +649,11 @@ def _compose(rng: np.random.Generator, objects: list[_Item], clutter: list[_Item
         for _ in range(3):
             owner, areas = _owners(order, side)
             seen = np.bincount(owner.ravel()[owner.ravel() >= 0], minlength=len(order)) / np.maximum(areas, 1)
-            hidden = [i for i, it in enumerate(order) if it.class_id >= 0 and not it.extra and seen[i] < MIN_VISIBLE + .05]
+            hidden = [
+                i
+                for i, it in enumerate(order)
+                if it.class_id >= 0 and not it.extra and seen[i] < MIN_VISIBLE + 0.05
+            ]
             if not hidden:
                 return order, owner, seen
             order = [it for i, it in enumerate(order) if i not in hidden] + [order[i] for i in hidden]
@@ -500,9 +663,12 @@ def _compose(rng: np.random.Generator, objects: list[_Item], clutter: list[_Item
     raise ShapesError(f"could not lay out {len(objects)} objects visibly; fewer classes an image are needed.")
 
 
-# ------------------------------------------------------------------------------------------------------ ground truth
+# ---- ground truth
+
+
 def mask_to_polygons(mask: np.ndarray, scale: float = 1.0, tolerance: float = 0.5) -> list[list[float]]:
-    """Polygons [x0, y0, x1, y1, ...] of a mask. COCO polygons know no holes: a mask with one is cut through it.
+    """Polygons [x0, y0, x1, y1, ...] of a mask. COCO polygons know no holes: a mask with one is cut through
+    it.
 
     Args:
         mask: (h, w) bool.
@@ -519,7 +685,9 @@ def mask_to_polygons(mask: np.ndarray, scale: float = 1.0, tolerance: float = 0.
         contours, hierarchy = cv2.findContours(piece, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         if hierarchy is None:
             continue
-        holes = [c for c, h in zip(contours, hierarchy[0]) if h[3] >= 0 and cv2.contourArea(c) > 4 * scale ** 2 / 9]
+        holes = [
+            c for c, h in zip(contours, hierarchy[0]) if h[3] >= 0 and cv2.contourArea(c) > 4 * scale**2 / 9
+        ]
         if holes:
             column = int(np.mean(max(holes, key=cv2.contourArea)[:, 0, 0]))
             left, right = piece.copy(), piece.copy()
@@ -550,11 +718,14 @@ def _outset(contour: np.ndarray) -> np.ndarray:
     normal = sign * np.stack([ahead[:, 1] + behind[:, 1], -ahead[:, 0] - behind[:, 0]], 1)
     length = np.hypot(*normal.T)[:, None]
     # a corner of 180 degrees has no normal, and a very sharp one must not fly away
-    return contour + 0.5 * np.where(length > 0.3, normal / np.maximum(length, 0.3) * np.minimum(2 / np.maximum(length, .3), 1.6), 0)
+    return contour + 0.5 * np.where(
+        length > 0.3, normal / np.maximum(length, 0.3) * np.minimum(2 / np.maximum(length, 0.3), 1.6), 0
+    )
 
 
-def draw_image(spec: ShapesSpec, classes: Sequence[tuple[str, str, str]], present: Sequence[int], split: str,
-               index: int) -> tuple[np.ndarray, list[dict], list[int]]:
+def draw_image(
+    spec: ShapesSpec, classes: Sequence[tuple[str, str, str]], present: Sequence[int], split: str, index: int
+) -> tuple[np.ndarray, list[dict], list[int]]:
     """One picture and its labels; depends on nothing but its arguments.
 
     Args:
@@ -587,15 +758,25 @@ def draw_image(spec: ShapesSpec, classes: Sequence[tuple[str, str, str]], presen
 
     canvas = np.clip(_GROUNDS[int(rng.integers(len(_GROUNDS)))](rng, side), 0, 1.2).astype(np.float32)
     azimuth, height = rng.uniform(0, 2 * math.pi), math.radians(rng.uniform(38, 65))
-    light = np.float32([math.cos(azimuth) * math.cos(height), math.sin(azimuth) * math.cos(height), math.sin(height)])
+    light = np.float32(
+        [math.cos(azimuth) * math.cos(height), math.sin(azimuth) * math.cos(height), math.sin(height)]
+    )
     shadow = rng.uniform(0.35, 0.65)
     for item in order:
         _place(canvas, item, light, shadow)
 
     # light falls off over the scene and has a tint; the camera adds blur, noise and a tone curve
     y, x = np.mgrid[:side, :side].astype(np.float32) / side - np.float32(0.5)
-    falloff = 1 + np.float32(rng.uniform(0.1, 0.45)) * (x * light[0] + y * light[1]) - np.float32(0.35) * (x * x + y * y)
-    canvas *= falloff[..., None] * (1 + rng.normal(0, 0.035, 3)).astype(np.float32) * np.float32(rng.uniform(0.82, 1.12))
+    falloff = (
+        1
+        + np.float32(rng.uniform(0.1, 0.45)) * (x * light[0] + y * light[1])
+        - np.float32(0.35) * (x * x + y * y)
+    )
+    canvas *= (
+        falloff[..., None]
+        * (1 + rng.normal(0, 0.035, 3)).astype(np.float32)
+        * np.float32(rng.uniform(0.82, 1.12))
+    )
     image = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
     if rng.random() < 0.3:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.6))
@@ -607,7 +788,7 @@ def draw_image(spec: ShapesSpec, classes: Sequence[tuple[str, str, str]], presen
         if item.class_id < 0:
             continue
         visible = owner == i
-        area = np.count_nonzero(visible) / ss ** 2
+        area = np.count_nonzero(visible) / ss**2
         polygons = mask_to_polygons(visible, ss) if seen[i] >= MIN_VISIBLE else []
         if not polygons:
             if area > 0:
@@ -616,17 +797,25 @@ def draw_image(spec: ShapesSpec, classes: Sequence[tuple[str, str, str]], presen
         xy = np.clip(np.concatenate([np.reshape(p, (-1, 2)) for p in polygons]), 0, size)
         (x0, y0), (x1, y1) = xy.min(0), xy.max(0)
         polygons = [np.clip(p, 0, size).tolist() for p in polygons]
-        labels.append({"class_id": item.class_id, "bbox": [round(float(b), 2) for b in (x0, y0, x1 - x0, y1 - y0)],
-                       "area": round(area, 2), "segmentation": polygons})
+        labels.append(
+            {
+                "class_id": item.class_id,
+                "bbox": [round(float(b), 2) for b in (x0, y0, x1 - x0, y1 - y0)],
+                "area": round(area, 2),
+                "segmentation": polygons,
+            }
+        )
     return image, labels, sorted(not_exhaustive)
 
 
-# ------------------------------------------------------------------------------------------------------ the long tail
+# ---- the long tail
+
+
 def image_counts(spec: ShapesSpec) -> tuple[np.ndarray, np.ndarray]:
     """Images of every class in training and in validation, (K,) int each, falling with the class's rank.
 
-    Log-linear in three pieces that cross 100.5 and 10.5 images between the groups, so that each group has exactly
-    the wanted number of classes.
+    Log-linear in three pieces that cross 100.5 and 10.5 images between the groups, so that each group has
+    exactly the wanted number of classes.
     """
     f, c, r = spec.num_frequent, spec.num_common, spec.num_rare
     knots = [0.0, f - 0.5]
@@ -643,18 +832,24 @@ def image_counts(spec: ShapesSpec) -> tuple[np.ndarray, np.ndarray]:
         values.append(float(spec.min_image_count))
     rank = np.arange(spec.num_classes)
     train = np.round(np.exp(np.interp(rank, knots, np.log(values)))).astype(int)
-    train[f + c:] = np.minimum(train[f + c:], RARE_MAX_IMAGES)
+    train[f + c :] = np.minimum(train[f + c :], RARE_MAX_IMAGES)
     share = (train / spec.train_images) ** spec.val_exponent
     val = share * (spec.val_images * spec.val_classes_per_image / share.sum())
     return train, np.clip(np.round(val).astype(int), 1, spec.val_images)
 
 
 def choose_classes(spec: ShapesSpec) -> list[tuple[str, str, str]]:
-    """(shape, texture, hue) of the K classes, most frequent first. A rare one differs in one attribute from another."""
+    """(shape, texture, hue) of the K classes, most frequent first. A rare one differs in one attribute from
+    another.
+    """
     rng = np.random.default_rng([spec.seed, 2])
     axes = (list(SHAPES), list(TEXTURES), list(HUES))
     chosen: list[tuple[str, str, str]] = []
-    decks: list[list[str]] = [[], [], []]  # drawn from to the last card, so that no shape, texture or hue prevails
+    decks: list[list[str]] = [
+        [],
+        [],
+        [],
+    ]  # drawn from to the last card, so that no shape, texture or hue prevails
     while len(chosen) < spec.num_frequent + spec.num_common:
         for deck, axis in zip(decks, axes):
             if not deck:
@@ -673,9 +868,11 @@ def choose_classes(spec: ShapesSpec) -> list[tuple[str, str, str]]:
     return chosen
 
 
-def plan_images(counts: np.ndarray, num_images: int, num_frequent: int, rng: np.random.Generator) -> list[list[int]]:
-    """Which classes each image holds: class k in exactly counts[k] images, spread evenly; rare and common classes only
-    where a frequent one is, as in LVIS few images hold nothing but rare objects."""
+def plan_images(
+    counts: np.ndarray, num_images: int, num_frequent: int, rng: np.random.Generator
+) -> list[list[int]]:
+    """Which classes each image holds: class k in exactly counts[k] images, spread evenly; rare and common
+    classes only where a frequent one is, as in LVIS few images hold nothing but rare objects."""
     held: list[list[int]] = [[] for _ in range(num_images)]
     load = rng.uniform(0, 2.5, num_images)  # some images are emptier than others
     for k, count in enumerate(counts):
@@ -695,13 +892,20 @@ def category_names(spec: ShapesSpec) -> list[str]:
     return [f"{texture} {hue} {shape}" for shape, texture, hue in choose_classes(spec)]
 
 
-# ------------------------------------------------------------------------------------------------------------ to disk
-def _draw_file(task: tuple[ShapesSpec, list[tuple[str, str, str]], list[int], str, int, str]
-               ) -> tuple[list[dict], list[int]]:
+# ---- to disk
+
+
+def _draw_file(
+    task: tuple[ShapesSpec, list[tuple[str, str, str]], list[int], str, int, str],
+) -> tuple[list[dict], list[int]]:
     spec, classes, present, split, index, path = task
     image, labels, not_exhaustive = draw_image(spec, classes, present, split, index)
-    quality = int(np.random.default_rng([spec.seed, 3, ("train", "val").index(split), index]).integers(86, 96))
-    ok, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    quality = int(
+        np.random.default_rng([spec.seed, 3, ("train", "val").index(split), index]).integers(86, 96)
+    )
+    ok, data = cv2.imencode(
+        ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
+    )
     if not ok:
         raise ShapesError(f"{path}: opencv could not encode the JPEG.")
     Path(path).write_bytes(data.tobytes())
@@ -709,8 +913,12 @@ def _draw_file(task: tuple[ShapesSpec, list[tuple[str, str, str]], list[int], st
 
 
 def _marker(spec: ShapesSpec) -> dict:
-    return {"generator": "rio.shapes", "synthetic": True, "drawing_version": DRAWING_VERSION,
-            "spec": dataclasses.asdict(spec)}
+    return {
+        "generator": "rio.shapes",
+        "synthetic": True,
+        "drawing_version": DRAWING_VERSION,
+        "spec": dataclasses.asdict(spec),
+    }
 
 
 def _is_complete(folder: Path, spec: ShapesSpec) -> bool:
@@ -725,20 +933,29 @@ def _is_complete(folder: Path, spec: ShapesSpec) -> bool:
     if not isinstance(found, dict) or found.get("generator") != "rio.shapes":
         if folder.is_dir() and not any(folder.iterdir()):
             return False
-        raise ShapesError(f"{folder} exists and was not drawn by rio.shapes (no valid spec.json in it); choose another "
-                          "folder (DETECTRON2_DATASETS) or move it away.")
+        raise ShapesError(
+            f"{folder} exists and was not drawn by rio.shapes (no valid spec.json in it); choose another "
+            "folder (DETECTRON2_DATASETS) or move it away."
+        )
     if found != _marker(spec):
         old, new = found.get("spec", {}), dataclasses.asdict(spec)
         differs = [f"{k}: there {old.get(k)!r}, asked {v!r}" for k, v in new.items() if old.get(k) != v]
         if found.get("drawing_version") != DRAWING_VERSION:
             differs.append(f"drawing_version: there {found.get('drawing_version')!r}, here {DRAWING_VERSION}")
-        raise ShapesError(f"{folder} was drawn otherwise ({'; '.join(differs)}); remove it to have it drawn anew, or "
-                          "give the new spec another name.")
+        raise ShapesError(
+            f"{folder} was drawn otherwise ({'; '.join(differs)}); remove it to have it drawn anew, or "
+            "give the new spec another name."
+        )
     counts = {"train": spec.train_images, "val": spec.val_images}
-    return all((folder / f"{s}.json").is_file() and len(list((folder / s).glob("*.jpg"))) == n for s, n in counts.items())
+    return all(
+        (folder / f"{s}.json").is_file() and len(list((folder / s).glob("*.jpg"))) == n
+        for s, n in counts.items()
+    )
 
 
-def generate(root: str | os.PathLike, spec: ShapesSpec, *, workers: int | None = None, progress: bool = True) -> Path:
+def generate(
+    root: str | os.PathLike, spec: ShapesSpec, *, workers: int | None = None, progress: bool = True
+) -> Path:
     """Draws the data set below root, unless it is there; the folder appears when it is whole.
 
     Args:
@@ -760,8 +977,8 @@ def generate(root: str | os.PathLike, spec: ShapesSpec, *, workers: int | None =
     target = root / spec.name
     if _is_complete(target, spec):
         return target
-    # Two trainings may start side by side and both want the set: the second waits for the first. The lock dies with
-    # its process, so nothing stale is left behind.
+    # Two trainings may start side by side and both want the set: the second waits for the first. The lock
+    # dies with its process, so nothing stale is left behind.
     with open(root / f".{spec.name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if _is_complete(target, spec):
@@ -782,18 +999,28 @@ def _draw_all(folder: Path, spec: ShapesSpec, workers: int | None, progress: boo
     for number, split in enumerate(("train", "val")):
         (folder / split).mkdir()
         size = (spec.train_images, spec.val_images)[number]
-        plans[split] = plan_images(counts[number], size, spec.num_frequent, np.random.default_rng([spec.seed, 4, number]))
-        tasks += [(spec, classes, held, split, i, str(folder / split / f"{i + 1:06d}.jpg"))
-                  for i, held in enumerate(plans[split])]
+        plans[split] = plan_images(
+            counts[number], size, spec.num_frequent, np.random.default_rng([spec.seed, 4, number])
+        )
+        tasks += [
+            (spec, classes, held, split, i, str(folder / split / f"{i + 1:06d}.jpg"))
+            for i, held in enumerate(plans[split])
+        ]
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers < 1:
         raise ShapesError(f"workers = {workers}; expected 1 or more, or None for one a usable core.")
-    bar = tqdm(total=len(tasks), desc=f"drawing {spec.name} ({spec.image_size} px)", unit="image", disable=not progress)
+    bar = tqdm(
+        total=len(tasks),
+        desc=f"drawing {spec.name} ({spec.image_size} px)",
+        unit="image",
+        disable=not progress,
+    )
     drawn = []
     with bar:
-        # Threads, not processes: NumPy and OpenCV compute outside the interpreter's lock; spawned processes would run
-        # an unguarded script of the user's a second time, forked ones can hang beside torch's threads.
+        # Threads, not processes: NumPy and OpenCV compute outside the interpreter's lock; spawned processes
+        # would run an unguarded script of the user's a second time, forked ones can hang beside torch's
+        # threads.
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
             try:
                 for result in pool.map(_draw_file, tasks):
@@ -802,7 +1029,7 @@ def _draw_all(folder: Path, spec: ShapesSpec, workers: int | None, progress: boo
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    by_split = {"train": drawn[:spec.train_images], "val": drawn[spec.train_images:]}
+    by_split = {"train": drawn[: spec.train_images], "val": drawn[spec.train_images :]}
     categories = _categories(spec, by_split["train"])
     for split, results in by_split.items():
         _write_json(folder / f"{split}.json", _lvis_json(spec, split, plans[split], results, categories))
@@ -817,27 +1044,66 @@ def _categories(spec: ShapesSpec, train: list[tuple[list[dict], list[int]]]) -> 
         np.add.at(instances, ids, 1)
         images[sorted(set(ids))] += 1
     groups = np.where(images <= RARE_MAX_IMAGES, "r", np.where(images <= COMMON_MAX_IMAGES, "c", "f"))
-    return [{"id": k + 1, "name": name, "synset": f"{name.replace(' ', '_')}.n.01", "synonyms": [name.replace(" ", "_")],
-             "def": f"a synthetic, drawn toy: {name}", "frequency": str(groups[k]), "image_count": int(images[k]),
-             "instance_count": int(instances[k])} for k, name in enumerate(category_names(spec))]
+    return [
+        {
+            "id": k + 1,
+            "name": name,
+            "synset": f"{name.replace(' ', '_')}.n.01",
+            "synonyms": [name.replace(" ", "_")],
+            "def": f"a synthetic, drawn toy: {name}",
+            "frequency": str(groups[k]),
+            "image_count": int(images[k]),
+            "instance_count": int(instances[k]),
+        }
+        for k, name in enumerate(category_names(spec))
+    ]
 
 
-def _lvis_json(spec: ShapesSpec, split: str, plan: list[list[int]], results: list[tuple[list[dict], list[int]]],
-               categories: list[dict]) -> dict:
+def _lvis_json(
+    spec: ShapesSpec,
+    split: str,
+    plan: list[list[int]],
+    results: list[tuple[list[dict], list[int]]],
+    categories: list[dict],
+) -> dict:
     rng = np.random.default_rng([spec.seed, 5, ("train", "val").index(split)])
     images, annotations = [], []
     for i, (held, (labels, not_exhaustive)) in enumerate(zip(plan, results)):
         absent = np.setdiff1d(np.arange(spec.num_classes), held)
         verified = absent[rng.random(absent.size) < spec.negative_share]
-        images.append({"id": i + 1, "file_name": f"{i + 1:06d}.jpg", "width": spec.image_size, "height": spec.image_size,
-                       "neg_category_ids": (verified + 1).tolist(),
-                       "not_exhaustive_category_ids": [k + 1 for k in not_exhaustive]})
+        images.append(
+            {
+                "id": i + 1,
+                "file_name": f"{i + 1:06d}.jpg",
+                "width": spec.image_size,
+                "height": spec.image_size,
+                "neg_category_ids": (verified + 1).tolist(),
+                "not_exhaustive_category_ids": [k + 1 for k in not_exhaustive],
+            }
+        )
         for label in labels:
-            annotations.append({"id": len(annotations) + 1, "image_id": i + 1, "category_id": label["class_id"] + 1,
-                                "bbox": label["bbox"], "area": label["area"], "segmentation": label["segmentation"]})
-    info = {"description": f"rio shapes {spec.name!r} {split}: synthetic pictures with a long tail, LVIS v1 format",
-            "version": str(DRAWING_VERSION), "synthetic": True}
-    return {"info": info, "licenses": [], "categories": categories, "images": images, "annotations": annotations}
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": i + 1,
+                    "category_id": label["class_id"] + 1,
+                    "bbox": label["bbox"],
+                    "area": label["area"],
+                    "segmentation": label["segmentation"],
+                }
+            )
+    info = {
+        "description": f"rio shapes {spec.name!r} {split}: synthetic pictures, long tail, LVIS v1 format",
+        "version": str(DRAWING_VERSION),
+        "synthetic": True,
+    }
+    return {
+        "info": info,
+        "licenses": [],
+        "categories": categories,
+        "images": images,
+        "annotations": annotations,
+    }
 
 
 def _write_json(path: Path, content: dict) -> None:
@@ -846,9 +1112,27 @@ def _write_json(path: Path, content: dict) -> None:
 
 SPECS: dict[str, ShapesSpec] = {
     # Small enough for three trainings in some minutes on two CPU cores.
-    "demo": ShapesSpec("shapes_demo", image_size=128, train_images=400, val_images=160, num_classes=30, num_rare=11,
-                       num_common=13, seed=1),
+    "demo": ShapesSpec(
+        "shapes_demo",
+        image_size=128,
+        train_images=400,
+        val_images=160,
+        num_classes=30,
+        num_rare=11,
+        num_common=13,
+        seed=1,
+    ),
     # For a GPU.
-    "bench": ShapesSpec("shapes_bench", image_size=192, train_images=6000, val_images=1500, num_classes=100, num_rare=36,
-                        num_common=34, seed=2, max_image_frequency=0.3, min_image_count=1),
+    "bench": ShapesSpec(
+        "shapes_bench",
+        image_size=192,
+        train_images=6000,
+        val_images=1500,
+        num_classes=100,
+        num_rare=36,
+        num_common=34,
+        seed=2,
+        max_image_frequency=0.3,
+        min_image_count=1,
+    ),
 }

@@ -1,4 +1,5 @@
 """The demo's backbone: shapes, TensorFlow padding, freezing, and weights that load checked or not at all."""
+
 from __future__ import annotations
 
 import hashlib
@@ -17,7 +18,9 @@ try:
     B.weights_file()
 except B.WeightsNotFoundError:
     HAS_WEIGHTS = False
-needs_weights = pytest.mark.skipif(not HAS_WEIGHTS, reason="the package with the weights (extra `demo`) is not installed")
+needs_weights = pytest.mark.skipif(
+    not HAS_WEIGHTS, reason="the package with the weights (extra `demo`) is not installed"
+)
 
 
 def _cfg(**overrides):
@@ -33,10 +36,17 @@ def _cfg(**overrides):
 def test_fpn_gives_p2_to_p4_at_their_strides():
     backbone = build_backbone(_cfg())
     shapes = backbone.output_shape()
-    assert {k: (v.channels, v.stride) for k, v in shapes.items()} == {"p2": (64, 4), "p3": (64, 8), "p4": (64, 16)}
+    assert {k: (v.channels, v.stride) for k, v in shapes.items()} == {
+        "p2": (64, 4),
+        "p3": (64, 8),
+        "p4": (64, 16),
+    }
     features = backbone(torch.zeros(2, 3, 64, 96))
     assert {k: tuple(v.shape) for k, v in features.items()} == {
-        "p2": (2, 64, 16, 24), "p3": (2, 64, 8, 12), "p4": (2, 64, 4, 6)}
+        "p2": (2, 64, 16, 24),
+        "p3": (2, 64, 8, 12),
+        "p4": (2, 64, 4, 6),
+    }
 
 
 def test_blocks_behind_the_last_feature_are_not_built():
@@ -45,7 +55,9 @@ def test_blocks_behind_the_last_feature_are_not_built():
     assert set(B.EfficientNetLite0(("res3",))(torch.zeros(1, 3, 32, 32))) == {"res3"}
 
 
-@pytest.mark.parametrize("size, stride, kernel, out", [(8, 2, 3, 4), (7, 2, 3, 4), (8, 2, 5, 4), (7, 1, 5, 7), (1, 2, 3, 1)])
+@pytest.mark.parametrize(
+    "size, stride, kernel, out", [(8, 2, 3, 4), (7, 2, 3, 4), (8, 2, 5, 4), (7, 1, 5, 7), (1, 2, 3, 1)]
+)
 def test_same_padding_has_tensorflows_output_size(size, stride, kernel, out):
     conv = B.SameConv2d(1, 1, kernel, stride, bias=False)
     assert conv(torch.zeros(1, 1, size, size + 1)).shape == (1, 1, out, -(-(size + 1) // stride))
@@ -134,8 +146,8 @@ def test_weights_fill_the_whole_bottom_up(norm):
 
 @needs_weights
 def test_features_of_the_pretrained_net_have_not_moved():
-    # A ramp through the loaded net: padding, eps, skips and the order of blocks all show in these numbers. With the
-    # package's own classification head, this net names real photographs sensibly (checked by hand).
+    # A ramp through the loaded net: padding, eps, skips and the order of blocks all show in these numbers.
+    # With the package's own classification head, this net names real photographs sensibly (checked by hand).
     model = _Detector().eval()
     B.load_resolved(model, B.resolve_weights("efficientnet-lite0"))
     y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")

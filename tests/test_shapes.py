@@ -1,4 +1,7 @@
-"""The embedded set: the tail it promises, labels that fit the pictures, the same bytes every time, nothing overwritten."""
+"""The embedded set: the tail it promises, labels that fit the pictures, the same bytes every time, nothing
+overwritten.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -14,8 +17,19 @@ from pycocotools import mask as coco_mask
 
 from rio import shapes as S
 
-TINY = S.ShapesSpec("tiny", image_size=48, train_images=110, val_images=10, num_classes=6, num_rare=2, num_common=2,
-                    seed=3, max_image_frequency=0.95, val_classes_per_image=3.0, supersampling=2)
+TINY = S.ShapesSpec(
+    "tiny",
+    image_size=48,
+    train_images=110,
+    val_images=10,
+    num_classes=6,
+    num_rare=2,
+    num_common=2,
+    seed=3,
+    max_image_frequency=0.95,
+    val_classes_per_image=3.0,
+    supersampling=2,
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +42,11 @@ def _load(folder: Path, split: str) -> dict:
 
 
 def _digest(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-            for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 @pytest.mark.parametrize("name", ["demo", "bench"])
@@ -39,7 +56,10 @@ def test_tail_has_the_promised_groups(name):
     train, val = S.image_counts(spec)
     assert (np.diff(train) <= 0).all() and train[-1] == spec.min_image_count
     assert ((train > 100).sum(), ((train > 10) & (train <= 100)).sum(), (train <= 10).sum()) == (
-        spec.num_frequent, spec.num_common, spec.num_rare)
+        spec.num_frequent,
+        spec.num_common,
+        spec.num_rare,
+    )
     # flattened: the rarest is at least 20 times less underrepresented in validation than in training
     assert (val[-1] / val[0]) / (train[-1] / train[0]) > 10 and val.min() >= 5
 
@@ -56,8 +76,8 @@ def test_categories_are_distinct_and_a_rare_one_shares_two_of_three_attributes()
     spec = S.SPECS["bench"]
     classes = S.choose_classes(spec)
     assert len(set(classes)) == len(set(S.category_names(spec))) == spec.num_classes
-    more_frequent = classes[:-spec.num_rare]
-    for rare in classes[-spec.num_rare:]:
+    more_frequent = classes[: -spec.num_rare]
+    for rare in classes[-spec.num_rare :]:
         assert max(sum(a == b for a, b in zip(rare, other)) for other in more_frequent) == 2
     shape, texture, hue = classes[0]
     assert S.category_names(spec)[0] == f"{texture} {hue} {shape}"
@@ -90,7 +110,9 @@ def test_files_are_lvis_and_agree_with_themselves(tiny):
     assert [images[k + 1] for k in range(TINY.num_classes)] == S.image_counts(TINY)[0].tolist()
     assert [c["image_count"] for c in train["categories"]] == [images[k + 1] for k in range(TINY.num_classes)]
     instances = Counter(a["category_id"] for a in train["annotations"])
-    assert [c["instance_count"] for c in train["categories"]] == [instances[k + 1] for k in range(TINY.num_classes)]
+    assert [c["instance_count"] for c in train["categories"]] == [
+        instances[k + 1] for k in range(TINY.num_classes)
+    ]
     assert "".join(c["frequency"] for c in train["categories"]) == "ffccrr"
     assert val["categories"] == train["categories"]  # as in LVIS
 
@@ -120,7 +142,9 @@ def test_polygons_are_the_visible_pixels(monkeypatch):
     def watch(mask, scale=1.0, tolerance=0.5):
         polygons = original(mask, scale, tolerance)
         if polygons:
-            runs = coco_mask.merge(coco_mask.frPyObjects([(np.array(p) * scale).tolist() for p in polygons], *mask.shape))
+            runs = coco_mask.merge(
+                coco_mask.frPyObjects([(np.array(p) * scale).tolist() for p in polygons], *mask.shape)
+            )
             drawn = coco_mask.decode(runs).astype(bool)
             overlaps.append((drawn & mask).sum() / (drawn | mask).sum())
         return polygons
@@ -224,13 +248,22 @@ def test_another_spec_of_the_same_name_is_refused(tiny):
         S.generate(tiny.parent, dataclasses.replace(TINY, image_size=64), progress=False)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"train_images": 50}, "train_images = 50"), ({"num_rare": 5, "num_common": 1}, "num_classes"),
-    ({"image_size": 8}, "image_size = 8"), ({"num_classes": 900}, "num_classes = 900"), ({"name": "a/b"}, "name"),
-    ({"min_image_count": 11}, "min_image_count"), ({"max_image_frequency": 0.0}, "max_image_frequency"),
-    ({"val_images": 0}, "val_images"), ({"negative_share": 1.5}, "negative_share"),
-    ({"val_classes_per_image": 9.0}, "val_classes_per_image"), ({"supersampling": 0}, "supersampling"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"train_images": 50}, "train_images = 50"),
+        ({"num_rare": 5, "num_common": 1}, "num_classes"),
+        ({"image_size": 8}, "image_size = 8"),
+        ({"num_classes": 900}, "num_classes = 900"),
+        ({"name": "a/b"}, "name"),
+        ({"min_image_count": 11}, "min_image_count"),
+        ({"max_image_frequency": 0.0}, "max_image_frequency"),
+        ({"val_images": 0}, "val_images"),
+        ({"negative_share": 1.5}, "negative_share"),
+        ({"val_classes_per_image": 9.0}, "val_classes_per_image"),
+        ({"supersampling": 0}, "supersampling"),
+    ],
+)
 def test_impossible_specs_name_the_field(change, message, tmp_path):
     with pytest.raises(S.ShapesError, match=message):
         S.generate(tmp_path, dataclasses.replace(TINY, **change), progress=False)
