@@ -299,11 +299,16 @@ def check_sdist(path: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Where the source release and the wheel are kept: $RIO_CACHE, else rio/ in the user's cache folder."""
-    named = os.environ.get("RIO_CACHE")
+    """Where the source release and the wheel are kept: wheels/ in $RIO_CACHE, else in rio/ of the user's cache.
+
+    rio.annotations keeps its columns beside it; with RIO_CACHE=off nothing leaves the checkout.
+    """
+    named = os.environ.get("RIO_CACHE", "")
+    if named == "off":
+        return REPOSITORY / "build" / "wheels"
     if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rio"
+        return Path(named).expanduser() / "wheels"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rio" / "wheels"
 
 
 def fetch_sdist(folder: Path) -> Path:

@@ -254,7 +254,12 @@ def test_the_wheel_is_never_packed_twice(tmp_path, monkeypatch):
     monkeypatch.setenv("RIO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(install, "fetch_sdist", lambda folder: calls.append(folder) or sdist)
     assert install.detectron2_wheel() == install.detectron2_wheel()
-    assert calls == [tmp_path / "cache"]
+    assert calls == [tmp_path / "cache" / "wheels"]
+
+
+def test_without_a_cache_nothing_leaves_the_checkout(monkeypatch):
+    monkeypatch.setenv("RIO_CACHE", "off")
+    assert install.cache_folder().is_relative_to(install.REPOSITORY)
 
 
 def test_real_source_release():
