@@ -29,15 +29,25 @@ A skipped image takes its annotations with it (kind ``image_skipped``). Everythi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+import math
 import os
 import re
+import sys
+import time
+import uuid
+import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, NoReturn
 
 import msgspec
 import numpy as np
@@ -47,7 +57,9 @@ __all__ = [
     "AnnotationFileNotFoundError",
     "Annotations",
     "BOX_TOLERANCE",
+    "CACHE_MIN_BYTES",
     "Skipped",
+    "cache_folder",
     "category_id_to_class_id",
     "check_same_categories",
     "frequency_groups",
@@ -57,6 +69,8 @@ __all__ = [
     "rle_counts",
     "training_image_indices",
 ]
+
+logger = logging.getLogger(__name__)
 
 BOX_TOLERANCE = 1.0
 """How far (px) a box may stick out of its image: annotation tools round, and detectron2 clips anyway."""
@@ -303,7 +317,14 @@ class Annotations:
     def __getstate__(self) -> dict[str, Any]:
         # The cached lists are rebuilt from the flat columns: no need to send them to a worker.
         names = {field.name for field in dataclasses.fields(self)}
-        return {name: value for name, value in self.__dict__.items() if name in names}
+        state = {name: value for name, value in self.__dict__.items() if name in names}
+        if _is_starting_a_process():  # on this machine, now: it maps what this one has mapped
+            state = {name: _by_reference(value) for name, value in state.items()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            self.__dict__[name] = _mapped(*value) if isinstance(value, _MappedColumn) else value
 
     def __repr__(self) -> str:
         return (
@@ -567,6 +588,9 @@ class _RLE(msgspec.Struct, gc=False):
     counts: str | list[Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]]
 
 
+_Segmentation = list[list[float]] | _RLE | None
+
+
 class _BoxFile(msgspec.Struct, gc=False):
     images: list[_Image]
     categories: list[_Category]
@@ -655,6 +679,7 @@ def load_annotations(
     on_error: Literal["raise", "skip"] = "raise",
     segmentations: bool = True,
     require_annotations: bool = True,
+    cache: bool | None = None,
 ) -> Annotations:
     """Read an LVIS (v0.5, v1) or COCO annotation file.
 
@@ -662,6 +687,10 @@ def load_annotations(
     LVIS (`Annotations.federated`) if its images have ``neg_category_ids``. An image's file name is the last
     two parts of ``coco_url`` (``train2017/000000155379.jpg``) for LVIS, as detectron2 does, and where there
     is no ``file_name``; it is ``file_name`` otherwise.
+
+    A large file is read once: its columns are then kept in `cache_folder`, under what the file holds, not where
+    it lies, and mapped from there, read-only, by every process. A file that changed is read again; an entry that
+    is damaged is made anew.
 
     Args:
         path: The JSON file.
@@ -671,7 +700,8 @@ def load_annotations(
         segmentations: Read masks; without them loading is faster and takes less memory (and leaves them
             unchecked).
         require_annotations: False lets a file without the key "annotations" (LVIS's test sets) count as one
-            with no annotation.
+            with no annotation. Such files are not cached.
+        cache: True or False to use the cache or not; None uses it for files of `CACHE_MIN_BYTES` and more.
 
     Returns:
         The file as columns.
@@ -682,20 +712,48 @@ def load_annotations(
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error: expected 'raise' or 'skip', found {on_error!r}")
-    path = os.fspath(path)
+    path, root = os.fspath(path), None if image_root is None else os.fspath(image_root)
+    folder = cache_folder() if cache is not False and require_annotations else None
+    if folder is not None and (cache or _is_large(path)):
+        return _load_cached(path, root, check_images, on_error, segmentations, folder)
+    return _load(path, root, check_images, on_error, segmentations, require_annotations)
+
+
+def _is_large(path: str) -> bool:
+    try:
+        return os.stat(path).st_size >= CACHE_MIN_BYTES
+    except OSError:
+        return False  # reading it says what is wrong
+
+
+def _load(
+    path: str,
+    root: str | None,
+    check_images: bool,
+    on_error: str,
+    segmentations: bool,
+    require_annotations: bool,
+    digest: _Digest | None = None,
+) -> Annotations:
+    """The columns of the JSON file; `digest` is fed all of its bytes."""
     problems = _Problems(path, on_error)
-    data = _read(path)
-    images, annotations, categories = _decode(data, problems, segmentations)
-    if annotations is None:
-        if require_annotations:
-            problems.fatal(_KIND_BY_MISSING, "file", "annotations", "a list", "no such key")
-        annotations = []
+    plain = _read_plain(path, segmentations, digest)
+    if plain is not None:
+        images, rows, categories = plain
+    else:
+        images, objects, categories = _decode(_read(path, digest), problems, segmentations)
+        if objects is None:
+            if require_annotations:
+                problems.fatal(_KIND_BY_MISSING, "file", "annotations", "a list", "no such key")
+            objects = []
+        rows = _Rows.of(objects, _Masks(objects) if segmentations else _NoMasks())
+        del objects
 
     category_columns = _category_columns(categories, problems)
     category_ids = category_columns["category_ids"]
-    root = None if image_root is None else os.fspath(image_root)
     image_columns, gone = _image_columns(images, category_ids, problems, root, check_images)
-    columns = _annotation_columns(annotations, image_columns, gone, category_ids, problems, segmentations)
+    del images
+    columns = _annotation_columns(rows, image_columns, gone, category_ids, problems)
 
     counted = ~columns["iscrowd"]
     classes = columns["annotation_class"][counted].astype(np.int64)
@@ -717,7 +775,7 @@ def load_annotations(
     )
 
 
-def _read(path: str) -> memoryview:
+def _read(path: str, digest: _Digest | None) -> memoryview:
     try:
         data = memoryview(Path(path).read_bytes())
     except FileNotFoundError:
@@ -731,8 +789,13 @@ def _read(path: str) -> memoryview:
         raise AnnotationError(
             path, "file", "-", "a JSON file", "a folder", "give the path of the JSON file in it", kind="json"
         ) from None
-    has_byte_order_mark = bytes(data[:3]) == b"\xef\xbb\xbf"  # as Windows tools write
-    return data[3:] if has_byte_order_mark else data
+    if digest is not None:
+        digest.restart()
+        digest.update(data)
+    return data[3:] if bytes(data[:3]) == _BYTE_ORDER_MARK else data
+
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # as Windows tools write
 
 
 def _decode(
@@ -956,20 +1019,15 @@ def _file_name(image: _Image, federated: bool, problems: _Problems) -> str | Non
 
 
 def _annotation_columns(
-    objects: Sequence[_Box],
+    rows: _Rows,
     images: dict[str, Any],
     gone: set[int],
     category_ids: np.ndarray,
     problems: _Problems,
-    segmentations: bool,
 ) -> dict[str, Any]:
-    n = len(objects)
-    ids = np.fromiter((o.id for o in objects), np.int64, n)
-    image_ids = np.fromiter((o.image_id for o in objects), np.int64, n)
-    class_of = np.fromiter((o.category_id for o in objects), np.int64, n)
-    boxes = np.fromiter((v for o in objects for v in o.bbox), np.float64, 4 * n).reshape(n, 4)
-    areas = np.fromiter((np.nan if o.area is None else o.area for o in objects), np.float64, n)
-    iscrowd = np.fromiter((bool(o.iscrowd) for o in objects), np.bool_, n)
+    ids, image_ids, class_of = rows.ids, rows.image_ids, rows.category_ids
+    boxes, areas, iscrowd = rows.boxes, rows.areas, rows.iscrowd
+    n = len(ids)
 
     def record(row: int) -> str:
         return f"annotation {ids[row]} (image {image_ids[row]})"
@@ -1041,11 +1099,7 @@ def _annotation_columns(
 
     order = np.flatnonzero(keep)
     order = order[np.argsort(image_index[order], kind="stable")]
-    masks = _Masks(problems)
-    if segmentations:
-        order = masks.read(objects, order, record, width, height, iscrowd)
-    else:
-        masks.annotation_polygons = [0] * (len(order) + 1)
+    order, masks = rows.masks.read(order, record, width, height, iscrowd, problems)
     image_index = image_index[order]
     image_offsets = np.searchsorted(image_index, np.arange(len(images["image_ids"]) + 1))
     return {
@@ -1056,18 +1110,67 @@ def _annotation_columns(
         "areas": areas[order],
         "iscrowd": iscrowd[order],
         "image_offsets": image_offsets.astype(np.int64),
-        "polygon_xy": np.frombuffer(masks.xy, dtype=np.float64) if masks.xy else np.zeros(0),
-        "polygon_offsets": np.array(masks.polygon_offsets, dtype=np.int64),
-        "annotation_polygons": np.array(masks.annotation_polygons, dtype=np.int64),
-        "rles": masks.rles,
+        **masks,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """The file's annotations as arrays, in the file's order, checked by type only."""
+
+    ids: np.ndarray
+    image_ids: np.ndarray
+    category_ids: np.ndarray
+    boxes: np.ndarray  # (n, 4)
+    areas: np.ndarray  # NaN where the file has none
+    iscrowd: np.ndarray
+    masks: _Masks | _FlatMasks | _NoMasks
+
+    @staticmethod
+    def of(objects: Sequence[_Box], masks: _Masks | _FlatMasks | _NoMasks) -> _Rows:
+        n = len(objects)
+        xywh = itertools.chain.from_iterable([o.bbox for o in objects])
+        return _Rows(
+            ids=np.fromiter([o.id for o in objects], np.int64, n),
+            image_ids=np.fromiter([o.image_id for o in objects], np.int64, n),
+            category_ids=np.fromiter([o.category_id for o in objects], np.int64, n),
+            boxes=np.fromiter(xywh, np.float64, 4 * n).reshape(n, 4),
+            areas=np.fromiter([np.nan if o.area is None else o.area for o in objects], np.float64, n),
+            iscrowd=np.fromiter([bool(o.iscrowd) for o in objects], np.bool_, n),
+            masks=masks,
+        )
+
+    @staticmethod
+    def join(parts: list[_Rows], masks: _FlatMasks | _NoMasks) -> _Rows:
+        names = [field.name for field in dataclasses.fields(_Rows) if field.name != "masks"]
+        if not parts:
+            return _Rows.of([], masks)
+        return _Rows(
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names}, masks=masks
+        )
+
+
+class _NoMasks:
+    """Segmentations were not asked for."""
+
+    def read(self, order: np.ndarray, *_: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        return order, _without_masks(len(order))
+
+
+def _without_masks(num_annotations: int) -> dict[str, Any]:
+    return {
+        "polygon_xy": np.zeros(0),
+        "polygon_offsets": np.zeros(1, dtype=np.int64),
+        "annotation_polygons": np.zeros(num_annotations + 1, dtype=np.int64),
+        "rles": {},
     }
 
 
 class _Masks:
-    """Segmentations, decoded one annotation at a time into flat arrays."""
+    """Segmentations of a file with something wrong in it, decoded and judged one annotation at a time."""
 
-    def __init__(self, problems: _Problems) -> None:
-        self.problems = problems
+    def __init__(self, objects: Sequence[_Object]) -> None:
+        self.objects = objects
         self.xy = array("d")
         self.polygon_offsets = array("q", [0])
         self.annotation_polygons: Sequence[int] = array("q", [0])
@@ -1075,37 +1178,37 @@ class _Masks:
 
     def read(
         self,
-        objects: Sequence[_Object],
         order: np.ndarray,
         record: Callable[[int], str],
         width: np.ndarray,
         height: np.ndarray,
         iscrowd: np.ndarray,
-    ) -> np.ndarray:
-        """Decode the rows of `order`; returns the rows that stay."""
-        decoder = msgspec.json.Decoder(list[list[float]] | _RLE | None)
+        problems: _Problems,
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Decode the rows of `order`; returns the rows that stay and their columns."""
+        decoder = msgspec.json.Decoder(_Segmentation)
         kept: list[int] = []
         without: list[tuple[int, int]] = []  # (position in kept, row) of objects that have no mask
         for row in order.tolist():
-            raw = objects[row].segmentation
+            raw = self.objects[row].segmentation
             try:
                 segmentation = decoder.decode(raw) if memoryview(raw).nbytes else None
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 message, _, where = str(error).partition(" - at `$")
-                _invalid(f"{message} - at `$.segmentation{where or '`'}", record(row), self.problems.reject)
+                _invalid(f"{message} - at `$.segmentation{where or '`'}", record(row), problems.reject)
                 continue
             if not segmentation:
                 if not iscrowd[row]:
                     without.append((len(kept), row))
             elif isinstance(segmentation, _RLE):
                 size = (int(height[row]), int(width[row]))
-                if not self._check_rle(segmentation, size, record(row)):
+                if not _check_rle(segmentation, size, record(row), problems):
                     continue
                 self.rles[len(kept)] = {"size": list(segmentation.size), "counts": segmentation.counts}
             else:
                 bad = next((p for p in segmentation if len(p) < 6 or len(p) % 2), None)
                 if bad is not None:
-                    self.problems.reject(
+                    problems.reject(
                         "polygon", record(row), "segmentation",
                         "polygons of an even number of at least 6 coordinates", f"one of {len(bad)}",
                     )  # fmt: skip
@@ -1116,39 +1219,22 @@ class _Masks:
             kept.append(row)
             self.annotation_polygons.append(len(self.polygon_offsets) - 1)
         if without and (self.rles or len(self.polygon_offsets) > 1):
-            kept = self._drop_maskless(kept, without, record)
-        return np.array(kept, dtype=np.int64)
-
-    def _check_rle(self, rle: _RLE, size: tuple[int, int], record: str) -> bool:
-        if rle.size != size:
-            self.problems.reject(
-                "rle_size", record, "segmentation.size", f"the image's [height, width] {list(size)}",
-                str(list(rle.size)), "encode the mask at the image's size",
-            )  # fmt: skip
-            return False
-        pixels = size[0] * size[1]
-        try:
-            runs = rle_counts(rle.counts)
-            total = int(runs.sum())
-            found = f"{total}"
-        except ValueError as error:
-            total, found = -1, str(error)
-        # pycocotools does not check this and would read or write outside its memory.
-        if total != pixels or pixels >= 2**32:
-            self.problems.reject(
-                "rle", record, "segmentation.counts", f"runs that sum up to the image's {pixels} px", found
-            )
-            return False
-        return True
+            kept = self._drop_maskless(kept, without, record, problems)
+        return np.array(kept, dtype=np.int64), {
+            "polygon_xy": np.frombuffer(self.xy, dtype=np.float64) if self.xy else np.zeros(0),
+            "polygon_offsets": np.array(self.polygon_offsets, dtype=np.int64),
+            "annotation_polygons": np.array(self.annotation_polygons, dtype=np.int64),
+            "rles": self.rles,
+        }
 
     def _drop_maskless(
-        self, kept: list[int], without: list[tuple[int, int]], record: Callable[[int], str]
+        self,
+        kept: list[int],
+        without: list[tuple[int, int]],
+        record: Callable[[int], str],
+        problems: _Problems,
     ) -> list[int]:
-        for _, row in without:
-            self.problems.reject(
-                "no_segmentation", record(row), "segmentation",
-                "a mask, as the file's other annotations have", "none", more=len(without) - 1,
-            )  # fmt: skip
+        _reject_maskless([row for _, row in without], record, problems)
         lost = {position for position, _ in without}
         # An annotation without a mask holds no polygon: only its own offset has to go.
         self.annotation_polygons = [0] + [
@@ -1157,6 +1243,853 @@ class _Masks:
         stay = [position for position in range(len(kept)) if position not in lost]
         self.rles = {new: self.rles[old] for new, old in enumerate(stay) if old in self.rles}
         return [kept[position] for position in stay]
+
+
+def _reject_maskless(rows: list[int], record: Callable[[int], str], problems: _Problems) -> None:
+    for row in rows:
+        problems.reject(
+            "no_segmentation", record(row), "segmentation",
+            "a mask, as the file's other annotations have", "none", more=len(rows) - 1,
+        )  # fmt: skip
+
+
+def _check_rle(rle: _RLE, size: tuple[int, int], record: str, problems: _Problems) -> bool:
+    if rle.size != size:
+        problems.reject(
+            "rle_size", record, "segmentation.size", f"the image's [height, width] {list(size)}",
+            str(list(rle.size)), "encode the mask at the image's size",
+        )  # fmt: skip
+        return False
+    pixels = size[0] * size[1]
+    try:
+        runs = rle_counts(rle.counts)
+        total = int(runs.sum())
+        found = f"{total}"
+    except ValueError as error:
+        total, found = -1, str(error)
+    # pycocotools does not check this and would read or write outside its memory.
+    if total != pixels or pixels >= 2**32:
+        problems.reject(
+            "rle", record, "segmentation.counts", f"runs that sum up to the image's {pixels} px", found
+        )
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Reading a file piece by piece
+# ------------------------------------------------------------------------------------------------------------
+#
+# LVIS's file is 1 GB. A file in which nothing is wrong is read through a window of some MB and becomes arrays at once:
+# a fraction of the memory. Whatever such reading does not understand makes `_read_plain` return None, and the file is
+# then read as a whole, by the code above, which finds out what is wrong and says so. So the reading below may give up,
+# but what it accepts is right: pieces are decoded from left to right, and a piece that decodes as whole records from
+# where the last one ended cannot end anywhere but behind a record.
+
+_WINDOW = 8 << 20
+"""Bytes decoded at a time."""
+_LONGEST = 256 << 20
+"""Bytes of a record, or of a value that nobody asks for, from which on the file is none of those meant here."""
+_RECORD_BORDER = re.compile(rb"\}\s*,\s*\{")
+_LIST_END = re.compile(rb"\}\s*\]")
+_KEY = re.compile(rb'\s*("(?:[^"\\\x00-\x1f]|\\.)*")\s*:\s*')
+_SPACE = re.compile(rb"\s*")
+
+
+class _Unplain(Exception):
+    """The file is not for reading piece by piece."""
+
+
+class _Window:
+    """The part of a file that is being looked at: `data[at:]`, followed by what `file` still holds."""
+
+    def __init__(self, file: BinaryIO, digest: _Digest | None) -> None:
+        self.file, self.digest = file, digest
+        self.data, self.at, self.complete = b"", 0, False
+
+    def fill(self, size: int) -> None:
+        """Have `size` bytes to look at, or all that are left."""
+        missing = size - (len(self.data) - self.at)
+        if missing <= 0 or self.complete:
+            return
+        more = self.file.read(missing)
+        self.complete = len(more) < missing
+        if self.digest is not None:
+            self.digest.update(more)
+        self.data = b"".join((memoryview(self.data)[self.at :], more))
+        self.at = 0
+
+    def skip_space(self) -> bytes:
+        """The next byte that is no white space."""
+        while True:
+            self.fill(1 << 16)
+            self.at = _SPACE.match(self.data, self.at).end()
+            if self.at < len(self.data) or self.complete:
+                return self.data[self.at : self.at + 1]
+
+    def take(self, byte: bytes) -> None:
+        if self.skip_space() != byte:
+            raise _Unplain
+        self.at += 1
+
+    def take_key(self) -> str:
+        self.fill(1 << 16)
+        match = _KEY.match(self.data, self.at)
+        if not match:
+            raise _Unplain
+        self.at = match.end()
+        return msgspec.json.decode(match[1], type=str)
+
+    def skip_value(self) -> None:
+        """Past any value, e.g. that of "info"; Python's parser says where it ends, ours whether it is valid."""
+        size = 1 << 16
+        while True:
+            self.fill(size)
+            text = self.data[self.at : self.at + size].decode("latin-1")  # a byte a character
+            try:
+                end = json.JSONDecoder().raw_decode(text)[1]
+            except ValueError:
+                end = len(text)
+            if end < len(text):
+                msgspec.json.decode(memoryview(self.data)[self.at : self.at + end])
+                self.at += end
+                return
+            if size > _LONGEST or (self.complete and self.at + len(text) == len(self.data)):
+                raise _Unplain
+            size *= 4
+
+    def records(self, kind: type) -> Iterator[list[Any]]:
+        """The objects of the list that begins here, in portions; ends behind the list."""
+        decoder = msgspec.json.Decoder(list[kind])
+        self.take(b"[")
+        if self.skip_space() == b"]":
+            self.at += 1
+            return
+        size = _WINDOW
+        while True:
+            self.fill(size)
+            stop = min(self.at + size, len(self.data))
+            last = stop == len(self.data) and self.complete
+            end = None if last else self._last_border(stop)
+            if end is not None:
+                try:
+                    portion = self._decode(decoder, end)
+                except msgspec.ValidationError:
+                    raise
+                except msgspec.DecodeError:
+                    pass  # the list ends before
+                else:
+                    yield portion
+                    self.take(b",")
+                    size = _WINDOW
+                    continue
+            for match in itertools.islice(_LIST_END.finditer(self.data, self.at, stop), 4):
+                try:
+                    portion = self._decode(decoder, match.start() + 1)
+                except msgspec.ValidationError:
+                    raise
+                except msgspec.DecodeError:
+                    continue  # in a text, or the end of a list within a record
+                yield portion
+                self.take(b"]")
+                return
+            if last or size > _LONGEST:
+                raise _Unplain
+            size *= 2
+
+    def _last_border(self, stop: int) -> int | None:
+        """Behind the last record that is followed by another one before `stop`."""
+        for start in (max(stop - (1 << 18), self.at), self.at):
+            end = None
+            for match in _RECORD_BORDER.finditer(self.data, start, stop):
+                end = match.start() + 1
+            if end is not None:
+                return end
+        return None
+
+    def _decode(self, decoder: msgspec.json.Decoder, end: int) -> list[Any]:
+        portion = decoder.decode(b"".join((b"[", memoryview(self.data)[self.at : end], b"]")))
+        self.at = end
+        return portion
+
+
+def _read_plain(
+    path: str, segmentations: bool, digest: _Digest | None
+) -> tuple[list[_Image], _Rows, list[_Category]] | None:
+    """The file's three lists if every record is well-formed, else None."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return _read_pieces(_Window(file, digest), segmentations)
+    except (OSError, _Unplain, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None  # the same file read as a whole gives the error, or is fine
+
+
+def _read_pieces(window: _Window, segmentations: bool) -> tuple[list[_Image], _Rows, list[_Category]]:
+    lists: dict[str, Any] = {}
+    window.fill(1 << 16)
+    if window.data.startswith(_BYTE_ORDER_MARK):
+        window.at = len(_BYTE_ORDER_MARK)
+    window.take(b"{")
+    seen: set[str] = set()
+    while True:
+        key = window.take_key()
+        if key in seen:
+            raise _Unplain
+        seen.add(key)
+        if key == "images":
+            lists[key] = list(itertools.chain.from_iterable(window.records(_Image)))
+        elif key == "categories":
+            lists[key] = list(itertools.chain.from_iterable(window.records(_Category)))
+        elif key == "annotations":
+            masks = _FlatMasks() if segmentations else _NoMasks()
+            parts = []
+            for objects in window.records(_Object if segmentations else _Box):
+                parts.append(_Rows.of(objects, masks))
+                if segmentations:
+                    masks.add([o.segmentation for o in objects])
+                del objects  # before the next portion is decoded
+            lists[key] = _Rows.join(parts, masks)
+            del parts
+        else:
+            window.skip_value()
+        if window.skip_space() == b"}":
+            break
+        window.take(b",")
+    window.at += 1
+    if window.skip_space() != b"" or len(lists) != 3:
+        raise _Unplain
+    return lists["images"], lists["annotations"], lists["categories"]
+
+
+class _FlatMasks:
+    """Segmentations in the file's order as flat arrays: nothing is wrong with any polygon."""
+
+    def __init__(self) -> None:
+        self.hundredths = bytearray()  # int32: what LVIS and COCO write, exactly; grows in place
+        self.exact: list[np.ndarray] | None = None  # float64 from the first number on that is something else
+        self.lengths: list[np.ndarray] = []  # coordinates a polygon
+        self.counts: list[np.ndarray] = []  # polygons an annotation
+        self.rles: dict[int, _RLE] = {}  # by row
+        self.rows = 0
+        self.decoder = msgspec.json.Decoder(_Segmentation)
+
+    def add(self, raws: list[msgspec.Raw]) -> None:
+        """The next annotations' segmentations, as they are in the file."""
+        flat = _flat_polygons(raws)
+        if flat is None:
+            flat = _flat_polygons([self._polygons_only(row, raw) for row, raw in enumerate(raws)])
+        if flat is None:
+            flat = self._decode_each(raws)
+        values, lengths, counts = flat
+        self.lengths.append(lengths)
+        self.counts.append(counts)
+        self.rows += len(raws)
+        if self.exact is None and values.dtype == np.int32:
+            self.hundredths += values.tobytes()
+            return
+        if self.exact is None:
+            self.exact = [np.frombuffer(self.hundredths, dtype=np.int32) / 100.0]
+            self.hundredths = bytearray()
+        self.exact.append(values / 100.0 if values.dtype == np.int32 else values)
+
+    def _polygons_only(self, row: int, raw: msgspec.Raw) -> msgspec.Raw | bytes:
+        """Takes what is no list out: RLEs and null."""
+        view = memoryview(raw)
+        if not len(view) or view[0] == ord("["):
+            return raw
+        segmentation = self.decoder.decode(raw)
+        if isinstance(segmentation, _RLE):
+            self.rles[self.rows + row] = segmentation
+        return b""
+
+    def _decode_each(self, raws: list[msgspec.Raw]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Numbers of more than two decimals, negative ones and the like."""
+        polygons, counts = [], np.zeros(len(raws), dtype=np.int64)
+        for row, raw in enumerate(raws):
+            if (self.rows + row) not in self.rles and memoryview(raw).nbytes:
+                of_row = self.decoder.decode(raw) or []
+                polygons += of_row
+                counts[row] = len(of_row)
+        lengths = np.fromiter(map(len, polygons), np.int64, len(polygons))
+        _check_lengths(lengths)
+        return np.fromiter(itertools.chain.from_iterable(polygons), np.float64), lengths, counts
+
+    def read(
+        self,
+        order: np.ndarray,
+        record: Callable[[int], str],
+        width: np.ndarray,
+        height: np.ndarray,
+        iscrowd: np.ndarray,
+        problems: _Problems,
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """The masks of the rows of `order`; returns the rows that stay and their columns."""
+        counts = np.concatenate([*self.counts, np.zeros(0, dtype=np.int64)])
+        if self.rles:
+            has_rle = np.zeros(len(counts), dtype=bool)
+            has_rle[list(self.rles)] = True
+            fits = np.ones(len(counts), dtype=bool)
+            for row in order[has_rle[order]].tolist():
+                size = (int(height[row]), int(width[row]))
+                fits[row] = _check_rle(self.rles[row], size, record(row), problems)
+            order = order[fits[order]]
+            masked = (counts > 0) | has_rle
+        else:
+            masked = counts > 0
+        if masked[order].any():
+            maskless = ~masked & ~iscrowd
+            _reject_maskless(order[maskless[order]].tolist(), record, problems)
+            order = order[~maskless[order]]
+
+        first_polygon = _offsets(counts)
+        offsets = _offsets(np.concatenate([*self.lengths, np.zeros(0, dtype=np.int64)]))
+        polygons = _ranges(first_polygon[order], counts[order])
+        rles = {
+            new: {"size": list(self.rles[row].size), "counts": self.rles[row].counts}
+            for new, row in enumerate(order.tolist() if self.rles else [])
+            if row in self.rles
+        }
+        return order, {
+            "polygon_xy": self._take(offsets[first_polygon[order]], offsets[first_polygon[order + 1]]),
+            "polygon_offsets": _offsets(np.diff(offsets)[polygons]),
+            "annotation_polygons": _offsets(counts[order]),
+            "rles": rles,
+        }
+
+    def _take(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+        """The coordinates of all ranges, one after the other, as float64."""
+        if self.exact is None:
+            values = np.frombuffer(self.hundredths, dtype=np.int32)
+        else:
+            values = np.concatenate(self.exact)
+        # Annotations of an image stand together in the file as a rule: few copies.
+        first = np.flatnonzero(np.concatenate([[True], starts[1:] != stops[:-1]])) if len(starts) else starts
+        last = np.concatenate([first[1:], [len(starts)]])[: len(first)] - 1
+        xy = np.empty(int((stops - starts).sum()))
+        at = 0
+        for start, stop in zip(starts[first].tolist(), stops[last].tolist(), strict=True):
+            xy[at : at + stop - start] = values[start:stop]
+            at += stop - start
+        if self.exact is None:
+            xy /= 100.0  # n / 100 is the float64 nearest to the decimal fraction: division rounds correctly
+        return xy
+
+
+_DIGITS_AND_SPACE = b"0123456789. \t\r\n"
+
+
+def _flat_polygons(raws: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Lists of polygons in JSON -> hundredths (P,) int32, coordinates a polygon (Q,), polygons a row (n,).
+
+    Valid JSON is asked for. None where a number is not 0..9999.99 of at most two decimals, or anything is no list:
+    then the caller has it decoded the ordinary way.
+
+    Raises:
+        _Unplain: Not a list of lists of an even number of at least 6 numbers.
+    """
+    text = b"\0".join(raws)  # no valid JSON holds a NUL
+    skeleton = text.translate(None, _DIGITS_AND_SPACE)
+    if skeleton.translate(None, b"[],\0"):
+        return None
+    marks = np.frombuffer(skeleton, dtype=np.uint8)
+    opening, closing = marks == ord("["), marks == ord("]")
+    depth = np.cumsum(opening.view(np.int8) - closing.view(np.int8), dtype=np.int32)
+    if len(depth) and depth.max() > 2:
+        raise _Unplain
+    opens = np.flatnonzero(opening & (depth == 2))
+    closes = np.flatnonzero(closing & (depth == 1))
+    lengths = closes - opens  # only commas lie between the two
+    _check_lengths(lengths)
+    values = _hundredths(text)
+    if values is None:
+        return None
+    if len(values) != lengths.sum():
+        raise _Unplain  # numbers outside polygons
+    rows = np.searchsorted(np.flatnonzero(marks == 0), opens)
+    return values, lengths, np.bincount(rows, minlength=len(raws))
+
+
+def _check_lengths(lengths: np.ndarray) -> None:
+    if len(lengths) and (lengths.min() < 6 or (lengths & 1).any()):
+        raise _Unplain
+
+
+def _hundredths(text: bytes) -> np.ndarray | None:
+    """All numbers of a text as (P,) int32 hundredths, or None where one is not 0..9999.99 of at most two decimals.
+
+    A hundred million numbers are most of an LVIS file; as Python floats they take three times as long as this, which
+    treats the last eight characters of each as one 64-bit word.
+    """
+    text = b"\0\0\0\0\0\0\0\0" + text + b"\0"
+    characters = np.frombuffer(text, dtype=np.uint8)
+    digit = (characters - np.uint8(ord("0"))) < 10
+    dot = characters == ord(".")
+    ends = np.flatnonzero(digit[:-1] & ~(digit | dot)[1:])  # each number's last character
+    words = np.ndarray((len(text) - 7,), dtype="<u8", buffer=text, strides=(1,))
+    values = np.empty(len(ends), dtype=np.int32)
+    decimals = 0
+    for start in range(0, len(ends), 1 << 14):
+        block = _words_to_hundredths(words[ends[start : start + (1 << 14)] - 7])
+        if block is None:
+            return None
+        values[start : start + (1 << 14)] = block[0]
+        decimals += block[1]
+    return values if decimals == np.count_nonzero(dot) else None  # else one has three decimals or more
+
+
+def _words_to_hundredths(word: np.ndarray) -> tuple[np.ndarray, int] | None:
+    """(n,) uint64, each the 8 characters that end with a number, the first in the lowest byte -> its hundredths.
+
+    Also how many have one or two decimals; None if any has more than four digits before the point.
+    """
+    two = ((word >> 40) & 0xFF) == ord(".")  # ddddd.dd
+    one = ((word >> 48) & 0xFF) == ord(".")  # dddddd.d
+    # To bytes 1 to 5 before the point, bytes 6 and 7 behind it.
+    aligned = np.where(
+        two,
+        (word & 0xFFFF_0000_0000_0000) | ((word & 0x0000_00FF_FFFF_FFFF) << 8),
+        np.where(
+            one,
+            (word & 0x0000_FFFF_FFFF_FFFF) | ((word >> 56) << 48) | (0x30 << 56),
+            (word >> 16) | (0x3030 << 48),
+        ),
+    )
+    digits = aligned ^ 0x3030_3030_3030_3030  # 0..9 where there is a digit
+    other = (((digits & 0x7F7F_7F7F_7F7F_7F7F) + 0x7676_7676_7676_7676) | digits) & 0x0000_8080_8080_8080
+    if not (other & 0x0000_8080_8080_8000).all():
+        return None
+    other |= other >> 8  # what stands before the number's first character belongs to another one
+    other |= other >> 16
+    other |= other >> 32
+    digits &= ~((other >> 7) * 0xFF)
+    pairs = (digits * 10 + (digits >> 8)) & 0x00FF_00FF_00FF_00FF
+    fours = (pairs * 100 + (pairs >> 16)) & 0x0000_FFFF_0000_FFFF
+    eight = (fours * 10_000 + (fours >> 32)) & 0xFFFF_FFFF
+    return eight, int(np.count_nonzero(two)) + int(np.count_nonzero(one))
+
+
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    """(n,) lengths -> (n + 1,) int64 offsets."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The indices start, start + 1, ... of all ranges, one after the other."""
+    ends = np.cumsum(lengths)
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Columns kept on disk
+# ------------------------------------------------------------------------------------------------------------
+
+CACHE_MIN_BYTES = 16 << 20
+"""JSON files from this size on are cached; smaller ones are read in a moment."""
+
+_FORMAT = 1  # of the entries; part of their names: an older or newer one is never looked at
+_MAGIC = b"RIOCOLS\n"
+_ALIGNMENT = 64
+_COPIED_BYTES = 1 << 20  # columns below this size are read into memory, the others mapped
+_SETTLED_SECONDS = 2.0  # a file changed within the clock's tick keeps its time stamps: trust older ones only
+_LOCK_SECONDS = 300.0
+_MASK_COLUMNS = frozenset({"polygon_xy", "polygon_offsets", "annotation_polygons"})
+_said: set[str] = set()
+
+
+class _Digest:
+    """What a file holds, as a short text: its size, the CRC-32 of all and the SHA-256 of its two ends.
+
+    One changed byte, or any up to 4 in a row, always changes it; two other files of the same size and ends share one
+    with a chance of 1 : 4 billion. A cryptographic hash of all would take three times as long. This is asked only
+    about a file that has moved or was touched; whether a file at its place changed, its time stamps tell.
+    """
+
+    _END = 1 << 20
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.size, self.crc, self.head, self.tail = 0, 0, b"", b""
+
+    def update(self, data: bytes | memoryview) -> None:
+        self.size += len(data)
+        self.crc = zlib.crc32(data, self.crc)
+        if len(self.head) < self._END:
+            self.head += bytes(data[: self._END - len(self.head)])
+        end = bytes(data[-self._END :])
+        self.tail = end if len(end) == self._END else (self.tail + end)[-self._END :]
+
+    def text(self) -> str:
+        ends = hashlib.sha256(self.head + self.tail).hexdigest()[:24]
+        return f"{self.size}-{self.crc:08x}-{ends}"
+
+
+class _Column(msgspec.Struct):
+    name: str
+    dtype: Literal["<i8", "<i4", "<f8", "|b1", "<U1"]
+    shape: list[int]
+    offset: int
+    crc: int
+
+
+class _Footer(msgspec.Struct):
+    """The end of an entry, behind its columns."""
+
+    format: int
+    source: str  # `_Digest.text` of the JSON
+    kind: str
+    federated: bool
+    has_declared_frequency: bool
+    category_names: list[str]
+    file_names: str  # joined by NUL, which none of them holds
+    rles: dict[int, dict[str, list[int] | str]]
+    skipped: list[tuple[str, str, str]]
+    columns: list[_Column]
+
+
+class _BrokenEntry(Exception):
+    """An entry of the cache that is not what it should be; the text says why."""
+
+
+def cache_folder() -> Path | None:
+    """Where columns are kept: RIO_CACHE, or ``~/.cache/rio``; None where RIO_CACHE is "off".
+
+    Everything in it can be deleted at any time.
+    """
+    named = os.environ.get("RIO_CACHE", "")
+    if named.strip().lower() == "off":
+        return None
+    return Path(named).expanduser() if named else Path(os.path.expanduser("~"), ".cache", "rio")
+
+
+def _load_cached(
+    path: str, root: str | None, check_images: bool, on_error: str, segmentations: bool, folder: Path
+) -> Annotations:
+    """The columns from the cache, else from the JSON file and into the cache."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return _load(path, root, check_images, on_error, segmentations, True)  # has the words for it
+    found = _look_up(path, status, folder, on_error, segmentations)
+    if found is None:
+        with _lock(folder / f"{_stamp(status)}.lock") as waited:
+            if waited:
+                found = _look_up(path, status, folder, on_error, segmentations)
+            if found is None:
+                logger.info("%s: reading %.1f GB, once", path, status.st_size / 1e9)
+                digest = _Digest()
+                # Images that may be missing today are no property of the file: look for them afterwards.
+                read = _load(path, root, False, on_error, segmentations, True, digest)
+                try:
+                    found = _keep(read, folder, path, status, digest.text(), segmentations)
+                except OSError as error:
+                    _say_without_cache(folder, error)
+                found = found or read
+    annotations = dataclasses.replace(found, path=path, image_root=root)
+    if check_images and len(missing_images(annotations)):
+        # Raises, or leaves those images out.
+        return _load(path, root, True, on_error, segmentations, True)
+    return annotations
+
+
+def _say_without_cache(folder: Path, error: OSError) -> None:
+    text = (
+        f"cache folder {folder}: {error.strerror or error}: columns are not kept, annotation files are read anew "
+        "each time. Remedy: set RIO_CACHE to a folder that can be written, or to 'off'"
+    )
+    if text not in _said:
+        _said.add(text)
+        logger.warning(text)
+
+
+def _look_up(
+    path: str, status: os.stat_result, folder: Path, on_error: str, segmentations: bool
+) -> Annotations | None:
+    try:
+        source = _source_of(path, status, folder)
+        return None if source is None else _find(folder, source, on_error, segmentations)
+    except OSError as error:
+        _say_without_cache(folder, error)
+        return None
+
+
+def _stamp(status: os.stat_result) -> str:
+    """A file's place and time stamps. Its change time cannot be set back as its modification time can."""
+    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return f"stamp-v{_FORMAT}-{hashlib.sha256(repr(identity).encode()).hexdigest()[:32]}"
+
+
+def _is_settled(status: os.stat_result) -> bool:
+    # Windows has no change time (st_ctime is when the file was made).
+    return os.name != "nt" and max(status.st_mtime, status.st_ctime) < time.time() - _SETTLED_SECONDS
+
+
+def _source_of(path: str, status: os.stat_result, folder: Path) -> str | None:
+    """The file's digest, where that can lead to an entry: from an earlier time, else from the content."""
+    stamp = folder / _stamp(status)
+    if _is_settled(status):
+        try:
+            source = stamp.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            source = ""
+        if re.fullmatch(rf"{status.st_size}-[0-9a-f]{{8}}-[0-9a-f]{{24}}", source):
+            return source
+    if not any(folder.glob(f"{status.st_size}-*.columns")):
+        return None  # no entry comes from a file of this size
+    digest = _Digest()
+    with open(path, "rb", buffering=0) as file:
+        while data := file.read(1 << 22):
+            digest.update(data)
+    with contextlib.suppress(OSError):  # a cache that can be read only will do
+        _note(stamp, path, digest.text(), status)
+    return digest.text()
+
+
+def _same_file(path: str, status: os.stat_result) -> bool:
+    return _stamp(os.stat(path)) == _stamp(status)
+
+
+def _note(stamp: Path, path: str, source: str, status: os.stat_result) -> None:
+    if _is_settled(status) and _same_file(path, status):
+        _write_atomically(stamp, [source.encode("ascii")])
+
+
+def _entry(folder: Path, source: str, kind: str) -> Path:
+    return folder / f"{source}-{kind}-v{_FORMAT}.columns"
+
+
+def _find(folder: Path, source: str, on_error: str, segmentations: bool) -> Annotations | None:
+    """The entry that answers: one made without a skipped record serves "raise" and "skip" alike."""
+    contents = ("masks",) if segmentations else ("boxes", "masks")
+    for state in ("whole", "skipped") if on_error == "skip" else ("whole",):
+        for content in contents:
+            # Where records were skipped, which ones depends on whether masks were looked at.
+            if state == "skipped" and content != contents[0]:
+                continue
+            kind = f"{content}-{state}"
+            entry = _entry(folder, source, kind)
+            try:
+                return _read_entry(entry, source, kind, segmentations)
+            except FileNotFoundError:
+                continue
+            except _BrokenEntry as error:
+                logger.warning("cache entry %s: %s; it is made anew", entry, error)
+    return None
+
+
+def _keep(
+    annotations: Annotations, folder: Path, path: str, status: os.stat_result, source: str, segmentations: bool
+) -> Annotations | None:
+    """Writes an entry; returns it as mapped columns, or None where it could not be kept."""
+    if not _same_file(path, status) or not source.startswith(f"{status.st_size}-"):
+        return None  # the JSON was written to while it was read
+    whole = all(skip.kind == "empty_box" for skip in annotations.skipped)  # these are left out in either case
+    kind = f"{'masks' if segmentations else 'boxes'}-{'whole' if whole else 'skipped'}"
+    entry = _entry(folder, source, kind)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _remove_leftovers(folder)
+    _write_atomically(entry, _pack(annotations, source, kind))
+    _note(folder / _stamp(status), path, source, status)
+    logger.info("%s: columns kept in %s", path, entry)
+    try:
+        return _read_entry(entry, source, kind, segmentations)
+    except (FileNotFoundError, _BrokenEntry) as error:
+        logger.warning("cache entry %s: %s right after writing it; not used", entry, error)
+        return None
+
+
+def _pack(annotations: Annotations, source: str, kind: str) -> list[bytes | np.ndarray]:
+    """An entry's parts, in order: columns, footer, the footer's length and checksum, magic."""
+    parts: list[bytes | memoryview] = []
+    columns: list[_Column] = []
+    at = 0
+    for field in dataclasses.fields(annotations):
+        value = getattr(annotations, field.name)
+        if not isinstance(value, np.ndarray):
+            continue
+        array = np.ascontiguousarray(value.astype(value.dtype.newbyteorder("<"), copy=False))
+        data = memoryview(array.reshape(-1).view(np.uint8)) if array.nbytes else b""
+        columns.append(_Column(field.name, array.dtype.str, list(array.shape), at, zlib.crc32(data)))
+        padding = -array.nbytes % _ALIGNMENT
+        parts += [data, b"\0" * padding]
+        at += array.nbytes + padding
+    footer = _Footer(
+        format=_FORMAT, source=source, kind=kind, federated=annotations.federated,
+        has_declared_frequency=annotations.declared_frequency is not None,
+        category_names=annotations.category_names, file_names="\0".join(annotations.file_names),
+        rles=annotations.rles, skipped=[tuple(skip) for skip in annotations.skipped], columns=columns,
+    )  # fmt: skip
+    text = msgspec.msgpack.encode(footer)
+    return [*parts, text, len(text).to_bytes(8, "little"), zlib.crc32(text).to_bytes(8, "little"), _MAGIC]
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What a process that was killed while writing left behind."""
+    for left in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if left.stat().st_mtime < time.time() - 86_400:
+                left.unlink()
+
+
+def _write_atomically(path: Path, parts: Iterable[Any]) -> None:
+    """All or nothing, for readers and after a crash alike."""
+    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
+    try:
+        with open(temporary, "xb", buffering=0) as file:
+            for part in parts:
+                view = memoryview(part)
+                while len(view):  # an unbuffered write may write less
+                    view = view[file.write(view) :]
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _read_entry(entry: Path, source: str, kind: str, segmentations: bool) -> Annotations:
+    """An entry as columns, large ones mapped: processes share them, and memory holds what is used of them.
+
+    Raises:
+        FileNotFoundError: There is none.
+        _BrokenEntry: It is cut off, damaged, or no entry at all.
+    """
+    with open(entry, "rb", buffering=0) as file:
+        footer, size = _read_footer(file, source, kind)
+        names = {column.name for column in footer.columns}
+        if names != set(_column_names(footer.has_declared_frequency)):
+            raise _BrokenEntry("its columns are others")
+        arrays = {}
+        for column in footer.columns:
+            if segmentations or column.name not in _MASK_COLUMNS:
+                arrays[column.name] = _read_column(file, entry, column, size)
+    if not segmentations:
+        arrays |= _without_masks(len(arrays["annotation_ids"]))
+        arrays["rles"] = {}
+    file_names = footer.file_names.split("\0") if len(arrays["image_ids"]) else []
+    return Annotations(
+        path="", image_root=None, federated=footer.federated, file_names=file_names,
+        category_names=footer.category_names, skipped=[Skipped(*skip) for skip in footer.skipped],
+        **({"declared_frequency": None, "rles": footer.rles} | arrays),
+    )  # fmt: skip
+
+
+def _column_names(has_declared_frequency: bool) -> list[str]:
+    others = {"path", "image_root", "file_names", "category_names", "rles", "federated", "skipped"}
+    if not has_declared_frequency:
+        others.add("declared_frequency")
+    return [field.name for field in dataclasses.fields(Annotations) if field.name not in others]
+
+
+def _read_footer(file: BinaryIO, source: str, kind: str) -> tuple[_Footer, int]:
+    """The footer, and how many bytes lie before it."""
+    size = os.fstat(file.fileno()).st_size
+    tail = 16 + len(_MAGIC)
+    file.seek(max(size - tail, 0))
+    end = file.read(tail)
+    if len(end) < tail or not end.endswith(_MAGIC):
+        raise _BrokenEntry("cut off, or no entry of this cache")
+    length, crc = (int.from_bytes(end[i : i + 8], "little") for i in (0, 8))
+    if not 0 < length <= size - tail:
+        raise _BrokenEntry("damaged")
+    file.seek(size - tail - length)
+    text = file.read(length)
+    if len(text) < length or zlib.crc32(text) != crc:
+        raise _BrokenEntry("damaged")
+    try:
+        footer = msgspec.msgpack.decode(text, type=_Footer)
+    except msgspec.DecodeError as error:
+        raise _BrokenEntry(f"not understood ({error})") from None
+    if (footer.format, footer.source, footer.kind) != (_FORMAT, source, kind):
+        raise _BrokenEntry("the entry of another file")
+    return footer, size - tail - length
+
+
+def _read_column(file: BinaryIO, entry: Path, column: _Column, size: int) -> np.ndarray:
+    dtype, offset = np.dtype(column.dtype), column.offset
+    nbytes = math.prod(column.shape) * dtype.itemsize
+    if min(column.shape) < 0 or offset < 0 or offset + nbytes > size:
+        raise _BrokenEntry(f"column {column.name} lies outside")
+    copy = bytearray() if nbytes < _COPIED_BYTES else None
+    # Read, not mapped, to be checked: pages read so do not count as this process's memory.
+    file.seek(offset)
+    crc, left = 0, nbytes
+    buffer = memoryview(bytearray(min(max(nbytes, 1), 1 << 20)))
+    while left:
+        count = file.readinto(buffer[: min(left, len(buffer))])
+        if not count:
+            raise _BrokenEntry("cut off")
+        crc = zlib.crc32(buffer[:count], crc)
+        if copy is not None:
+            copy += buffer[:count]
+        left -= count
+    if crc != column.crc:
+        raise _BrokenEntry(f"column {column.name} is damaged")
+    if copy is not None:
+        return np.frombuffer(copy, dtype=dtype).reshape(column.shape)
+    return _mapped(str(entry), column.dtype, offset, tuple(column.shape))
+
+
+def _mapped(entry: str, dtype: str, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+    """A column of an entry, read-only. As an ordinary array: `np.memmap`'s own indexing is slow."""
+    return np.memmap(entry, dtype=dtype, mode="r", offset=offset, shape=shape).view(np.ndarray)
+
+
+def _by_reference(value: Any) -> Any:
+    """A mapped column as where it lies, for a process started here; anything else as it is."""
+    base = getattr(value, "base", None)
+    if isinstance(value, np.ndarray) and isinstance(base, np.memmap) and base.nbytes == value.nbytes:
+        return _MappedColumn(str(base.filename), base.dtype.str, base.offset, value.shape)
+    return value
+
+
+class _MappedColumn(NamedTuple):
+    """Where a mapped column lies. An entry's name says what it holds: whoever writes it writes the same."""
+
+    entry: str
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+
+
+def _is_starting_a_process() -> bool:
+    context = sys.modules.get("multiprocessing.context")
+    return context is not None and context.get_spawning_popen() is not None
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[bool]:
+    """One process reads the JSON, the others wait for its entry: True for those that waited.
+
+    Without a lock, where there can be none, each reads it: slower, and as right.
+    """
+    try:
+        import fcntl
+
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = open(path, "ab")
+    except (ImportError, OSError):  # Windows; a folder that cannot be written
+        yield False
+        return
+    with file:
+        waited = False
+        give_up = time.monotonic() + _LOCK_SECONDS
+        while time.monotonic() < give_up:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go when the file is closed, or at exit
+                break
+            except BlockingIOError:
+                waited = True
+                time.sleep(0.05)
+            except OSError:
+                break
+        try:
+            yield waited
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
 
 def _positions(ascending: np.ndarray, ids: np.ndarray) -> np.ndarray:

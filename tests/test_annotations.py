@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
+import math
+import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
@@ -14,10 +19,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rio import annotations as module
 from rio.annotations import (
     AnnotationError,
     AnnotationFileNotFoundError,
     Annotations,
+    cache_folder,
     category_id_to_class_id,
     check_same_categories,
     frequency_groups,
@@ -511,6 +518,450 @@ def test_broken_bytes_are_only_our_error(tmp_path_factory, junk, position):
         load_annotations(path, on_error="skip")
     except AnnotationError as error:
         assert "Remedy: " in str(error)
+
+
+# -------------------------------------------------------------------------------------- reading piece by piece
+
+
+def assert_equal_columns(a: Annotations, b: Annotations) -> None:
+    for field in dataclasses.fields(Annotations):
+        mine, other = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(mine, np.ndarray):
+            assert mine.dtype == other.dtype and np.array_equal(mine, other), field.name
+        else:
+            assert mine == other, field.name
+
+
+def read_as_a_whole(monkeypatch, path, **kwargs) -> Annotations:
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_read_plain", lambda *_: None)
+        return load_annotations(path, cache=False, **kwargs)
+
+
+def many(number: int, seed: int = 0, decimals: int = 2) -> dict[str, Any]:
+    """`number` annotations like LVIS's in a fifth as many images, in no order."""
+    rng = np.random.default_rng(seed)
+    data = lvis()
+    data["images"] = [
+        {"id": int(i), "width": 640, "height": 480, "coco_url": f"http://images.example.org/train2017/{i}.jpg",
+         "neg_category_ids": rng.choice([5, 11, 90], 2).tolist(), "not_exhaustive_category_ids": []}
+        for i in rng.permutation(number // 5 + 1)
+    ]  # fmt: skip
+    data["annotations"] = [
+        {"id": i, "image_id": int(rng.integers(number // 5 + 1)), "category_id": int(rng.choice([5, 11, 90])),
+         "bbox": [1.5, 2, 30.25, 40], "area": 7.5, "segmentation": [
+             np.round(rng.uniform(0, 640, 2 * rng.integers(3, 9)), decimals).tolist()
+             for _ in range(rng.integers(1, 3))
+         ]}
+        for i in range(number)
+    ]  # fmt: skip
+    return data
+
+
+SPELLINGS = {
+    "compact": {"separators": (",", ":")},
+    "as json.dumps": {},
+    "indented": {"indent": 2},
+    "spaced": {"separators": (" \t,\r\n ", "  :\n")},
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("window", [1, 1000, 1 << 23])
+def test_pieces_give_what_the_whole_gives(tmp_path, monkeypatch, spelling, window):
+    data = {"info": {"a": [{"}, {": "]}"}]}, **many(200), "licenses": [{"id": 1}], "version": 1.5}
+    data["annotations"][7]["segmentation"] = {"size": [480, 640], "counts": [300_000, 7_200]}
+    data["annotations"][8]["segmentation"] = None
+    data["annotations"][8]["iscrowd"] = data["annotations"][7]["iscrowd"] = 1
+    data["annotations"][9]["note"] = 'a quote \\" and },{ }] within'
+    path = write(tmp_path / "set.json", json.dumps(data, **SPELLINGS[spelling]))
+    monkeypatch.setattr(module, "_WINDOW", window)
+    for segmentations in (True, False):
+        assert module._read_plain(str(path), segmentations, None) is not None
+        assert_equal_columns(
+            load_annotations(path, segmentations=segmentations),
+            read_as_a_whole(monkeypatch, path, segmentations=segmentations),
+        )
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [0, 0.1, 0.25, 7, 7.0, 12.5],
+        [9999.99, 9999.9, 9999, 10.01, 0.01, 100],
+        [10000.5, 1, 2, 3, 4, 5],  # more digits than a word holds
+        [1.125, 1, 2, 3, 4, 5],
+        [1e2, 1.5e-1, 2, 3, 4, 5],
+        [-0.5, -0.0, 2, 3, 4, 5],
+        [0.1 + 0.2, 1 / 3, 2, 3, 4, 5],
+    ],
+    ids=str,
+)
+def test_every_spelling_of_a_number_is_the_same_float(tmp_path, monkeypatch, numbers):
+    data = many(30)
+    data["annotations"][11]["segmentation"] = [numbers, [1, 2, 3, 4, 5, 6.5]]
+    path = write(tmp_path / "set.json", data)
+    a = load_annotations(path)
+    row = a.annotation_ids.tolist().index(11)
+    assert a.segmentation(row) == [numbers, [1, 2, 3, 4, 5, 6.5]]
+    assert [math.copysign(1, v) for v in a.segmentation(row)[0]] == [math.copysign(1, v) for v in numbers]
+    assert_equal_columns(a, read_as_a_whole(monkeypatch, path))
+
+
+def test_numbers_change_their_kind_between_pieces(tmp_path, monkeypatch):
+    data = many(100)
+    data["annotations"] += [a | {"id": a["id"] + 100} for a in many(50, 1, decimals=9)["annotations"]]
+    data["annotations"] += [a | {"id": a["id"] + 200, "image_id": 0} for a in many(50, 2)["annotations"]]
+    path = write(tmp_path / "set.json", data)
+    monkeypatch.setattr(module, "_WINDOW", 2000)
+    assert module._read_plain(str(path), True, None) is not None
+    assert_equal_columns(load_annotations(path), read_as_a_whole(monkeypatch, path))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, 999_999), min_size=1), st.sampled_from(["", " ", "\n", "\t "]), st.data())
+def test_hundredths_are_read_exactly(numbers, space, data):
+    texts = []
+    for n in numbers:
+        spellings = [f"{n // 100}.{n % 100:02d}"]
+        if n % 10 == 0:
+            spellings.append(f"{n // 100}.{n % 100 // 10}")
+        if n % 100 == 0:
+            spellings.append(str(n // 100))
+        texts.append(data.draw(st.sampled_from(spellings)))
+    text = "[" + f",{space}".join(texts) + "]"
+    values = module._hundredths(text.encode())
+    assert values.tolist() == numbers
+    assert (values / 100.0).tolist() == [float(v) for v in json.loads(text)]
+
+
+def test_what_pieces_cannot_read_is_left_to_the_whole(tmp_path):
+    def plain(text: str) -> bool:
+        return module._read_plain(str(write(tmp_path / "x.json", text)), True, None) is not None
+
+    text = json.dumps(coco())
+    assert plain(text) and plain(f" {text}\n ") and plain("\ufeff" + text)
+    assert not plain(text + "x") and not plain(text[:-1]) and not plain(f"[{text}]") and not plain("")
+    assert not plain('{"images": [], ' + text[1:])  # a key twice
+    assert not plain('{"info": NaN, ' + text[1:]) and not plain('{"info": {, ' + text[1:])
+    assert not plain(text.replace('"annotations"', '"objects"')) and plain('{"\\u00e9": 1, ' + text[1:])
+    assert not plain(text.replace("[[10.0, 10.0,", "[[[10.0], 10.0,"))
+    for segmentation in ("5", "[5, [1, 2, 3, 4, 5, 6]]", "[[]]", "[[1, 2, 3, 4, 5]]", "[[1, 2, 3, 4]]", '"x"',
+                         "[[1, 2, 3, 4, 5, 6], 7]", "[[1, 2, 3, 4, 5, null]]", "[{}]", "[[[1, 2], [3, 4]]]"):  # fmt: skip
+        data = coco()
+        data["annotations"][1]["segmentation"] = "HERE"
+        assert not plain(json.dumps(data).replace('"HERE"', segmentation)), segmentation
+
+
+# --------------------------------------------------------------------------------------------------- the cache
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache folder; files count as old enough to trust their time stamps at once."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("RIO_CACHE", str(folder))
+    monkeypatch.setattr(module, "_SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(module, "_COPIED_BYTES", 256)  # so that small files' columns are mapped too
+    monkeypatch.setattr(module, "_said", set())
+    return folder
+
+
+def entries(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.columns"))
+
+
+def no_reading(monkeypatch) -> None:
+    def fail(*_: Any) -> None:
+        raise AssertionError("the JSON file was read")
+
+    monkeypatch.setattr(module, "_load", fail)
+
+
+@pytest.mark.parametrize("segmentations", [True, False])
+@pytest.mark.parametrize("make", [coco, lvis, lambda: many(60)], ids=["coco", "lvis", "many"])
+def test_the_cache_gives_the_same_columns(tmp_path, cache, monkeypatch, make, segmentations):
+    path = write(tmp_path / "set.json", make())
+    plain = load_annotations(path, image_root="x", segmentations=segmentations, cache=False)
+    assert not cache.exists()
+    first = load_annotations(path, image_root="x", segmentations=segmentations, cache=True)
+    assert len(entries(cache)) == 1 and not list(cache.glob("*.lock")) and not list(cache.glob(".*"))
+    no_reading(monkeypatch)
+    second = load_annotations(path, image_root="x", segmentations=segmentations, cache=True)
+    for a in (first, second):
+        assert_equal_columns(a, plain)
+        assert [a.segmentation(i) for i in range(a.num_annotations)] == [
+            plain.segmentation(i) for i in range(plain.num_annotations)
+        ]
+    other_root = load_annotations(path, image_root="y", segmentations=segmentations, cache=True)
+    assert other_root.image_path(0) == os.path.join("y", plain.file_names[0])
+
+
+def test_columns_are_mapped_and_read_only(tmp_path, cache):
+    a = load_annotations(write(tmp_path / "set.json", many(60)), cache=True)
+    assert isinstance(a.polygon_xy.base, np.memmap) and type(a.polygon_xy) is np.ndarray
+    with pytest.raises(ValueError, match="read-only"):
+        a.polygon_xy[0] = 1
+    assert a.image_count.flags.writeable  # small ones are copies
+
+
+def test_small_files_are_not_cached_unless_asked(tmp_path, cache, monkeypatch):
+    path = write(tmp_path / "set.json", coco())
+    load_annotations(path)
+    assert not cache.exists()
+    monkeypatch.setattr(module, "CACHE_MIN_BYTES", path.stat().st_size)
+    load_annotations(path)
+    assert len(entries(cache)) == 1
+
+
+def test_where_the_cache_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RIO_CACHE", raising=False)
+    assert cache_folder() == tmp_path / ".cache" / "rio"
+    monkeypatch.setenv("RIO_CACHE", "~/elsewhere")
+    assert cache_folder() == tmp_path / "elsewhere"
+    monkeypatch.setenv("RIO_CACHE", "off")
+    assert cache_folder() is None
+    load_annotations(write(tmp_path / "set.json", coco()), cache=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set.json"]
+
+
+def test_a_changed_file_is_read_again_even_with_its_size_and_time(tmp_path, cache):
+    data = coco()
+    path = write(tmp_path / "set.json", data)
+    before = path.stat()
+    assert load_annotations(path, cache=True).boxes[1].tolist() == [10, 10, 20, 15]
+    data["annotations"][0]["bbox"] = [10, 10, 20, 14]
+    write(path, data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (before.st_size, before.st_mtime_ns, before.st_ino)
+    assert load_annotations(path, cache=True).boxes[1].tolist() == [10, 10, 20, 14]
+    assert len(entries(cache)) == 2
+
+
+def test_a_change_within_the_clocks_tick_is_noticed(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(module, "_SETTLED_SECONDS", 2.0)  # the real value: a new file's stamps are not trusted
+    monkeypatch.setattr(module, "_stamp", lambda status: "stamp-always-the-same")
+    data = coco()
+    path = write(tmp_path / "set.json", data)
+    load_annotations(path, cache=True)
+    data["annotations"][0]["bbox"] = [10, 10, 20, 14]
+    assert load_annotations(write(path, data), cache=True).boxes[1].tolist() == [10, 10, 20, 14]
+
+
+def test_the_same_content_elsewhere_is_a_hit(tmp_path, cache, monkeypatch):
+    path = write(tmp_path / "set.json", many(60))
+    plain = load_annotations(path, cache=True)
+    (tmp_path / "moved").mkdir()
+    moved = tmp_path / "moved" / "other.json"
+    moved.write_bytes(path.read_bytes())
+    no_reading(monkeypatch)
+    a = load_annotations(moved, cache=True)
+    assert a.path == str(moved) and np.array_equal(a.polygon_xy, plain.polygon_xy) and len(entries(cache)) == 1
+    # From now on its time stamps are known too: the content is not looked at again.
+    monkeypatch.setattr(module._Digest, "update", None)
+    assert load_annotations(moved, cache=True).num_annotations == 60
+
+
+def test_a_file_written_to_while_it_is_read_is_not_kept(tmp_path, cache, monkeypatch):
+    path = write(tmp_path / "set.json", coco())
+    read = module._load
+
+    def slow(*args: Any) -> Annotations:
+        annotations = read(*args)
+        path.write_text(path.read_text() + " ")
+        return annotations
+
+    monkeypatch.setattr(module, "_load", slow)
+    assert load_annotations(path, cache=True).num_annotations == 4
+    assert not entries(cache)
+
+
+def test_entries_by_what_was_asked(tmp_path, cache, monkeypatch):
+    data = coco()
+    path = write(tmp_path / "set.json", data)
+    load_annotations(path, cache=True)
+    with monkeypatch.context() as patch:
+        no_reading(patch)
+        load_annotations(path, cache=True, on_error="skip")  # nothing had to be skipped: the same entry
+        boxes = load_annotations(path, cache=True, segmentations=False)  # it holds the boxes too
+    assert_equal_columns(boxes, load_annotations(path, segmentations=False, cache=False))
+
+    data["annotations"][0]["bbox"] = [90, 10, 20, 15]
+    data["annotations"][1]["segmentation"] = [[1, 2, 3, 4]]
+    write(path, data)
+    for segmentations in (True, False):
+        kwargs = {"on_error": "skip", "segmentations": segmentations}
+        plain = load_annotations(path, cache=False, **kwargs)
+        assert len(plain.skipped) == 1 + segmentations
+        assert_equal_columns(load_annotations(path, cache=True, **kwargs), plain)
+        with monkeypatch.context() as patch:
+            no_reading(patch)
+            assert_equal_columns(load_annotations(path, cache=True, **kwargs), plain)
+        with pytest.raises(AnnotationError):  # an entry with records skipped is none for "raise"
+            load_annotations(path, cache=True, segmentations=segmentations)
+
+
+def test_missing_images_are_looked_for_behind_the_cache(tmp_path, cache):
+    path = write(tmp_path / "set.json", coco())
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (images / name).touch()
+    kwargs = {"image_root": images, "check_images": True, "cache": True}
+    assert load_annotations(path, **kwargs).num_images == 2 == load_annotations(path, **kwargs).num_images
+    (images / "b.jpg").unlink()
+    with pytest.raises(AnnotationError, match="image 7"):
+        load_annotations(path, **kwargs)
+    assert load_annotations(path, on_error="skip", **kwargs).annotation_ids.tolist() == [102]
+    (images / "b.jpg").touch()
+    assert load_annotations(path, **kwargs).num_images == 2
+
+
+def test_a_broken_file_is_never_cached(tmp_path, cache):
+    path = write(tmp_path / "set.json", json.dumps(coco())[:-40])
+    for _ in range(2):
+        with pytest.raises(AnnotationError, match="truncated"):
+            load_annotations(path, cache=True)
+    assert not entries(cache)
+    with pytest.raises(AnnotationFileNotFoundError):
+        load_annotations(tmp_path / "none.json", cache=True)
+    with pytest.raises(AnnotationError, match="a folder"):
+        load_annotations(tmp_path, cache=True)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["empty", "cut off", "foreign", "another file's", "short", *range(0, 100, 7)],
+    ids=str,
+)
+def test_a_broken_entry_is_made_anew(tmp_path, cache, caplog, damage):
+    path = write(tmp_path / "set.json", many(60))
+    plain = load_annotations(path, cache=True)
+    (entry,) = entries(cache)
+    good = entry.read_bytes()
+    if damage == "empty":
+        bad = b""
+    elif damage == "cut off":
+        bad = good[: len(good) // 2]
+    elif damage == "foreign":
+        bad = np.random.default_rng(0).bytes(len(good))
+    elif damage == "another file's":
+        load_annotations(write(tmp_path / "other.json", coco()), cache=True)
+        bad = next(e for e in entries(cache) if e != entry).read_bytes()
+    elif damage == "short":
+        bad = good[:10]
+    else:  # one bit, anywhere
+        place = len(good) * damage // 100
+        bad = good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :]
+    del plain  # its columns are mapped
+    entry.unlink()
+    entry.write_bytes(bad)
+    with caplog.at_level(logging.WARNING, logger="rio.annotations"):
+        again = load_annotations(path, cache=True)
+    assert_equal_columns(again, load_annotations(path, cache=False))
+    if entry.read_bytes() != bad:
+        assert "it is made anew" in caplog.text and str(entry) in caplog.text and entry.read_bytes() == good
+    else:
+        assert isinstance(damage, int)  # the bit lay between two columns, where nothing is
+
+
+@pytest.mark.parametrize("how", ["a file in the way", "cannot be written"])
+def test_without_a_folder_it_works_and_says_so_once(tmp_path, cache, monkeypatch, caplog, how):
+    path = write(tmp_path / "set.json", coco())
+    if how == "a file in the way":
+        cache.write_text("")
+    else:
+        def full(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(module, "_write_atomically", full)
+    with caplog.at_level(logging.WARNING, logger="rio.annotations"):
+        for _ in range(3):
+            assert_equal_columns(load_annotations(path, cache=True), load_annotations(path, cache=False))
+    assert len(caplog.records) == 1 and "Remedy: set RIO_CACHE" in caplog.text
+
+
+def test_a_cache_that_can_only_be_read_is_used(tmp_path, cache, monkeypatch):
+    path = write(tmp_path / "set.json", coco())
+    load_annotations(path, cache=True)
+    for stamp in cache.glob("stamp-*"):
+        stamp.unlink()
+    no_reading(monkeypatch)
+
+    def read_only(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(module, "_write_atomically", read_only)
+    assert load_annotations(path, cache=True).num_annotations == 4
+
+
+def test_a_crash_while_writing_leaves_no_entry(tmp_path, cache, monkeypatch):
+    path = write(tmp_path / "set.json", coco())
+
+    def crash(handle: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, "fsync", crash)
+        with pytest.raises(KeyboardInterrupt):
+            load_annotations(path, cache=True)
+    assert list(cache.iterdir()) == []
+    old = cache / ".killed.tmp"
+    old.write_bytes(b"x")
+    os.utime(old, (0, 0))
+    load_annotations(path, cache=True)
+    assert not old.exists() and len(entries(cache)) == 1
+
+
+READ = """
+import sys, numpy as np
+from rio import annotations as module
+module._SETTLED_SECONDS = -1.0
+loads = []
+load = module._load
+module._load = lambda *args: (loads.append(1), load(*args))[1]
+a = module.load_annotations(sys.argv[1], cache=True)
+print(len(loads), a.num_annotations, float(a.polygon_xy.sum()))
+"""
+
+
+def test_processes_at_once_share_one_reading(tmp_path, cache, repository):
+    path = write(tmp_path / "set.json", many(2000))
+    expected = load_annotations(path, cache=False)
+    running = [
+        subprocess.Popen([sys.executable, "-c", READ, str(path)], stdout=subprocess.PIPE, text=True, cwd=repository)
+        for _ in range(4)
+    ]
+    results = [process.communicate(timeout=60)[0].split() for process in running]
+    assert all(process.returncode == 0 for process in running)
+    assert {(int(n), float(total)) for _, n, total in results} == {(2000, float(expected.polygon_xy.sum()))}
+    # A process that looks before another's entry is there, and locks after, reads it too; none of them is wrong.
+    assert 1 <= sum(int(reads) for reads, *_ in results) <= 4
+    assert len(entries(cache)) == 1 and not list(cache.glob(".*.tmp"))
+
+
+def _describe(annotations: Annotations, queue) -> None:
+    mapped = isinstance(annotations.polygon_xy.base, np.memmap)
+    queue.put((mapped, float(annotations.polygon_xy.sum()), annotations.frequency.tolist()))
+
+
+def test_a_started_process_maps_the_columns_a_pickle_holds_them(tmp_path, cache):
+    a = load_annotations(write(tmp_path / "set.json", many(60)), cache=True)
+    a = dataclasses.replace(a, frequency=np.array(["f", "f", "r"]))
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_describe, args=(a, queue))
+    process.start()
+    assert queue.get(timeout=60) == (True, float(a.polygon_xy.sum()), ["f", "f", "r"])
+    process.join()
+
+    text = pickle.dumps(a)
+    for entry in entries(cache):
+        entry.unlink()
+    again = pickle.loads(text)
+    assert np.array_equal(again.polygon_xy, a.polygon_xy) and again.segmentation(0) == a.segmentation(0)
 
 
 # --------------------------------------------------------------------------------------------- pure functions

@@ -36,7 +36,7 @@ class Tail(NamedTuple):
 def log_linear_tail() -> Tail:
     """LVIS v1's tail to a few percent: log image count falls linearly with the rank, faster among the first few."""
     rank = np.arange(CATEGORIES) / (CATEGORIES - 1)
-    image_count = np.exp(6.7 - 6.15 * rank + 1.6 * np.exp(-rank / 0.06)).clip(1, 1_977).astype(np.int64)
+    image_count = np.exp(6.8 - 6.2 * rank + 1.9 * np.exp(-rank / 0.1)).clip(1, 1_977).astype(np.int64)
     per_image = 1.0 + 8.0 * np.exp(-6.0 * rank)  # frequent things come in numbers
     instance_count = np.maximum(np.round(image_count * per_image).astype(np.int64), image_count)
     instance_count = _sum_to(instance_count, image_count, ANNOTATIONS)
@@ -86,7 +86,7 @@ def generate(path: str | os.PathLike[str], scale: float = 1.0, seed: int = 0, ta
     """
     tail, num_images = scaled(tail or default_tail(), scale)
     rng = np.random.default_rng(seed)
-    image_ids = np.sort(rng.choice(581_929, num_images, replace=False)) + 1
+    image_ids = rng.choice(581_929, num_images, replace=False) + 1  # as in LVIS: in any order, annotations by image
     width = rng.choice([640, 640, 640, 500, 480, 427], num_images)
     height = np.where(width == 640, rng.choice([480, 427, 425, 640], num_images), 640)
     image_of, class_of = _who_is_where(rng, tail, num_images)
