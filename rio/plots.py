@@ -687,6 +687,163 @@ def ap_by_group(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP
 
 
 @_styled
+def ap_by_image_count(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP (%)") -> Axes:
+    """AP of every category against its training images, arm by arm.
+
+    Each category is a point an arm, in the colour of its frequency group, paler for earlier arms; the arms of a category
+    are joined. Lines are the running means of the arms.
+
+    Args:
+        table: one row a category and arm: category_id, frequency, image_count, arm, AP in percent (NaN is left out).
+        ax: where to draw; a new figure if None.
+        label: of the y axis.
+
+    Raises:
+        PlotError: a column is missing, or no category has an AP.
+    """
+    _need(table, ("category_id", "frequency", "image_count", "arm", "AP"), "rio.widgets.results.Runs.per_category")
+    table = table[table["AP"].notna()]
+    if len(table) == 0:
+        raise PlotError("table, column 'AP': expected a category with ground truth, found none.")
+    ax = _axes(ax, 6.4, 3.5)
+    ink, quiet, _ = _ink()
+    arms = list(dict.fromkeys(table["arm"]))
+    depths = np.linspace(0.32, 1.0, len(arms)) if len(arms) > 1 else np.array([1.0])
+    few = table["category_id"].nunique() <= 100
+    x_of = np.maximum(table["image_count"], 0.7)
+    if few and len(arms) > 1:
+        ends = table.assign(x=x_of).groupby("category_id").agg(x=("x", "first"), low=("AP", "min"), high=("AP", "max"))
+        ax.vlines(ends["x"], ends["low"], ends["high"], color=quiet, linewidth=0.6, zorder=1)
+    for arm, depth in zip(arms, depths, strict=True):
+        rows = table[table["arm"] == arm]
+        colors = [tint(COLORS[g], depth) for g in rows["frequency"]]
+        ax.scatter(np.maximum(rows["image_count"], 0.7), rows["AP"], s=30 if few else 7, color=colors, linewidth=0,
+                   zorder=2 + depth, alpha=1.0 if few else 0.5)  # fmt: skip
+        rows = rows.sort_values("image_count")
+        window = max(len(rows) // 6, 3)
+        mean = rows["AP"].rolling(window, min_periods=max(window // 2, 1), center=True).mean()
+        ax.plot(np.maximum(rows["image_count"], 0.7), mean, color=tint(ink, depth), label=str(arm), linewidth=1.8,
+                zorder=4 + depth)  # fmt: skip
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(FuncFormatter(_plain_number))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    low = min(0.0, table["AP"].min())
+    ax.set(xlabel="training images with the category", ylabel=label, ylim=(low - 2, min(table["AP"].max() * 1.08 + 2, 104)))
+    ax.grid(axis="y")
+    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=min(len(arms), 4), borderaxespad=0.1, handlelength=1.4,
+              columnspacing=1.2)  # fmt: skip
+    return ax
+
+
+@_styled
+def ap_difference(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """What one arm gains over another, category by category, from the most to the least frequent; group means beside.
+
+    Args:
+        table: one row a category: name, frequency, image_count, difference (percentage points, NaN is left out);
+            `attrs` may name arm, baseline and kind.
+        ax: where to draw; a new figure if None.
+
+    Raises:
+        PlotError: a column is missing, or there is no difference to draw.
+    """
+    _need(table, ("name", "frequency", "image_count", "difference"), "rio.widgets.results.Runs.difference")
+    rows = table[table["difference"].notna()].sort_values("image_count", ascending=False, kind="stable")
+    if len(rows) == 0:
+        raise PlotError("table, column 'difference': expected a category that both arms were judged on, found none.")
+    ax = _axes(ax, 6.4, 3.3)
+    ink, quiet, _ = _ink()
+    x = np.arange(len(rows))
+    few = len(rows) <= 60
+    ax.bar(x, rows["difference"], width=0.78 if few else 1.0, color=rows["frequency"].map(COLORS), linewidth=0, zorder=2)
+    ax.axhline(0, color=quiet, linewidth=0.9, zorder=3)
+    for group in GROUPS:
+        own = (rows["frequency"] == group).to_numpy()
+        if own.any():
+            mean = rows["difference"][own].mean()
+            ax.hlines(mean, x[own].min() - 0.4, x[own].max() + 0.4, color=ink, linewidth=1.4, zorder=4)
+            ax.text(x[own].mean(), 1.0, f"{GROUP_NAMES[group]}: {mean:+.1f}", transform=ax.get_xaxis_transform(), ha="center",
+                    va="bottom", fontsize=8.5, fontweight="bold")  # fmt: skip
+    kind, arm, baseline = (table.attrs.get(k, "") for k in ("kind", "arm", "baseline"))
+    ax.set_ylabel(f"{kind or 'AP'}, difference in points")
+    if arm and baseline:
+        ax.set_title(f"{arm} minus {baseline}", pad=22)
+    if len(rows) <= 45:
+        ax.set_xticks(x, [_short(n) for n in rows["name"]], rotation=90, fontsize=7)
+    else:
+        ax.set_xticks([])
+        ax.set_xlabel(f"{len(rows):,} categories, from most to least frequent")
+    ax.tick_params(axis="x", length=0)
+    ax.set_xlim(-0.8, len(rows) - 0.2)
+    ax.margins(y=0.08)
+    ax.grid(axis="y")
+    return ax
+
+
+KIND_COLORS = {
+    "correct": "#2E8B6F",
+    "classification": "#CC6677",
+    "localisation": "#DDCC77",
+    "both": "#AA4499",
+    "duplicate": "#88CCEE",
+    "background": "#8C6BB1",
+    "missed": "#9AA1AC",
+}
+
+
+@_styled
+def errors_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """What becomes of a hundred objects of each frequency group, and what is predicted beside them, arm by arm.
+
+    To the right of 0: correct predictions and those of each kind of error. To the left: objects that nothing found.
+
+    Args:
+        table: one row an arm, frequency and kind: arm, frequency, kind, per_100 (for 100 objects of the group), objects.
+        ax: where to draw; a new figure if None.
+
+    Raises:
+        PlotError: a column is missing.
+    """
+    _need(table, ("arm", "frequency", "kind", "per_100", "objects"), "rio.widgets.results.Runs.errors")
+    arms = list(dict.fromkeys(table["arm"]))
+    groups = [g for g in GROUPS if g in set(table["frequency"])]
+    ax = _axes(ax, 6.8, 0.9 + 0.27 * len(groups) * (len(arms) + 1.2))
+    ink, quiet, _ = _ink()
+    kinds = [k for k in KIND_COLORS if k in set(table["kind"])]
+    values = table.set_index(["frequency", "arm", "kind"])["per_100"]
+    ticks, names, y = [], [], 0.0
+    for group in groups:
+        objects = int(table.loc[table["frequency"] == group, "objects"].iloc[0])
+        ax.text(0.0, y, f"{GROUP_NAMES[group]}, {_counted(objects, 'object')}", transform=ax.get_yaxis_transform(),
+                ha="left", va="center", fontweight="bold", color=ink, fontsize=9)  # fmt: skip
+        for arm in arms:
+            y += 1
+            left = 0.0
+            for kind in kinds:
+                width = float(values.get((group, arm, kind), 0.0))
+                if not width > 0:
+                    continue
+                start = -width if kind == "missed" else left
+                ax.barh(y, width, left=start, height=0.78, color=KIND_COLORS[kind], linewidth=0)
+                if width >= 7:
+                    ax.text(start + width / 2, y, f"{width:.0f}", ha="center", va="center", fontsize=8,
+                            color=_on(KIND_COLORS[kind]), clip_on=True)  # fmt: skip
+                left += 0.0 if kind == "missed" else width
+            ticks.append(y)
+            names.append(str(arm))
+        y += 1.35
+    ax.axvline(0, color=quiet, linewidth=0.9)
+    ax.set(ylim=(y - 0.7, -0.7), yticks=ticks, yticklabels=names, xlabel="for 100 objects of the group")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):g}"))
+    ax.tick_params(axis="y", length=0, labelcolor=ink)
+    ax.spines["left"].set_visible(False)
+    handles = [Patch(facecolor=KIND_COLORS[k], label=k) for k in sorted(kinds, key=lambda k: k != "missed")]
+    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=7, handlelength=0.9, handleheight=0.9,
+              columnspacing=1.0, handletextpad=0.4, borderaxespad=0.2)  # fmt: skip
+    return ax
+
+
+@_styled
 def loss_curves(
     table: pd.DataFrame | Iterable[Mapping[str, float]],
     ax: Axes | None = None,
