@@ -1286,8 +1286,8 @@ def _check_rle(rle: _RLE, size: tuple[int, int], record: str, problems: _Problem
 # but what it accepts is right: pieces are decoded from left to right, and a piece that decodes as whole records from
 # where the last one ended cannot end anywhere but behind a record.
 
-_WINDOW = 8 << 20
-"""Bytes decoded at a time."""
+_WINDOW = 1 << 20
+"""Bytes decoded at a time: their records stay in the processor's cache until they are columns."""
 _LONGEST = 256 << 20
 """Bytes of a record, or of a value that nobody asks for, from which on the file is none of those meant here."""
 _RECORD_BORDER = re.compile(rb"\}\s*,\s*\{")

@@ -1,0 +1,285 @@
+"""Annotation files: from LVIS-size JSON to counts, and to a training loader, against `lvis` and detectron2.
+
+    python -m tests.benchmarks.bench_data [--scale 0.05]
+
+Every measurement is a fresh process with one thread. CPU time is user + system of the process and its loader workers,
+imports apart; memory is the peak of the resident set, or, with workers, of the proportional set (PSS, shared pages
+counted once) summed over the processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks import lvis_size
+
+WORKERS = 4
+BATCH_SIZE, BATCHES = 16, 50
+REPEAT_THRESHOLD = 0.001
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What is measured: each runs in a process of its own, and returns what its peer must return as well
+# ------------------------------------------------------------------------------------------------------------
+
+
+def counts_ours(path: str) -> Callable[[], Any]:
+    from rio.annotations import load_annotations
+
+    def run() -> Any:
+        annotations = load_annotations(path, segmentations=False)
+        return [int(annotations.image_count.sum()), int(annotations.instance_count.sum())]
+
+    return run
+
+
+def counts_lvis(path: str) -> Callable[[], Any]:
+    from lvis import LVIS
+
+    def run() -> Any:
+        truth = LVIS(path)  # with its indices of annotations by image and category
+        images = {k: {a["image_id"] for a in annotations} for k, annotations in _by_category(truth).items()}
+        return [sum(map(len, images.values())), len(truth.anns)]
+
+    return run
+
+
+def _by_category(truth: Any) -> dict[int, list[dict[str, Any]]]:
+    by_category: dict[int, list[dict[str, Any]]] = {}
+    for annotation in truth.anns.values():
+        by_category.setdefault(annotation["category_id"], []).append(annotation)
+    return by_category
+
+
+def training_ours(path: str) -> Callable[[], Any]:
+    from rio.annotations import load_annotations
+    from rio.datasets import records
+    from rio.sampler import BatchSampler, TrainingSampler, aspect_ratio_groups
+    from rio.trainer import TrainingLoader, TrainingSamples
+
+    def run() -> Any:
+        annotations = load_annotations(path, image_root="images")
+        sampler = TrainingSampler(
+            annotations=annotations, method="rfs", repeat_threshold=REPEAT_THRESHOLD, seed=0
+        )
+        batches = BatchSampler(sampler, batch_size=BATCH_SIZE, groups=aspect_ratio_groups(annotations))
+        loader = TrainingLoader(TrainingSamples(records(annotations), _count, 0), batches, WORKERS)
+        _draw(loader)
+        loader.close()
+        return float(sampler.repeat_factors.astype("float64").sum())
+
+    return run
+
+
+def training_detectron2(path: str) -> Callable[[], Any]:
+    from detectron2.data import build_detection_train_loader
+    from detectron2.data.datasets.lvis import load_lvis_json
+    from detectron2.data.samplers import RepeatFactorTrainingSampler
+
+    def run() -> Any:
+        dicts = load_lvis_json(path, "images")
+        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(dicts, REPEAT_THRESHOLD)
+        loader = build_detection_train_loader(
+            dicts, mapper=_count, sampler=RepeatFactorTrainingSampler(factors, seed=0),
+            total_batch_size=BATCH_SIZE, num_workers=WORKERS,
+        )  # fmt: skip
+        del dicts  # as its own train loader does
+        _draw(loader)
+        return float(factors.double().sum())
+
+    return run
+
+
+def _count(record: dict[str, Any]) -> dict[str, Any]:
+    """In the place of a mapper that reads the image: touches all of the record."""
+    coordinates = sum(len(polygon) for a in record["annotations"] for polygon in a["segmentation"])
+    return {"width": record["width"], "height": record["height"], "coordinates": coordinates}
+
+
+def _draw(loader: Any) -> None:
+    batches = iter(loader)
+    for _ in range(BATCHES):
+        assert len(next(batches)) == BATCH_SIZE
+
+
+def notebook(path: str) -> Callable[[], Any]:
+    def run() -> Any:  # notebook 01 up to its first figure, the imports included
+        from rio import plots, widgets
+
+        data = widgets.open_dataset(path)
+        with tempfile.TemporaryFile() as file:
+            plots.count_by_group(data.table).figure.savefig(file, format="svg")
+
+    return run
+
+
+def import_rio(path: str) -> Callable[[], Any]:
+    def run() -> Any:
+        import rio  # noqa: F401
+
+    return run
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Measuring
+# ------------------------------------------------------------------------------------------------------------
+
+
+def _child(what: str, path: str) -> None:
+    """Runs one measurement; the last line printed is its figures."""
+    run = globals()[what](path)
+    before, begin = _cpu_seconds(), time.monotonic()
+    answer = run()
+    wall = time.monotonic() - begin
+    with open("/proc/self/status", encoding="ascii") as file:
+        peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+    cpu = _cpu_seconds()
+    print(json.dumps({"answer": answer, "cpu_s": cpu - before, "wall_s": wall, "peak_gib": peak / 2**20}))
+
+
+def _cpu_seconds() -> float:
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)  # children count once they have ended
+    return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, kinds))
+
+
+def measure(what: str, path: Path, cache: Path, *, tree: bool = False) -> dict[str, Any]:
+    """The figures of one measurement.
+
+    Args:
+        what: One of the functions above.
+        path: The annotation file.
+        cache: RIO_CACHE.
+        tree: Take the memory of all processes together.
+    """
+    environment = os.environ | {"RIO_CACHE": str(cache), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.bench_data", "--child", what, "--path", str(path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        cwd=Path(__file__).resolve().parents[2],
+    )  # fmt: skip
+    peak = [0]
+    if tree:
+        threading.Thread(target=_watch, args=(process, peak), daemon=True).start()
+    out, errors = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"{what} ended with code {process.returncode}:\n{errors[-3000:]}")
+    figures = json.loads(out.splitlines()[-1])
+    figures["peak_gib"] = max(figures["peak_gib"], peak[0] / 2**20)
+    return figures
+
+
+def _watch(process: subprocess.Popen[str], peak: list[int]) -> None:
+    while process.poll() is None:
+        peak[0] = max(peak[0], sum(map(_pss, _family(process.pid))))
+        time.sleep(0.2)
+
+
+def _family(pid: int) -> list[int]:
+    pids = [pid]
+    for parent in pids:  # grows while it is gone through
+        try:
+            children = Path(f"/proc/{parent}/task/{parent}/children").read_text()
+        except OSError:
+            continue
+        pids += map(int, children.split())
+    return pids
+
+
+def _pss(pid: int) -> int:
+    """KiB."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+
+
+def run(scale: float = 1.0) -> list[dict[str, Any]]:
+    """The rows of the table; `tests.benchmarks.__main__` says what is in one."""
+    path = lvis_size.cached(scale)
+    cache = Path(tempfile.mkdtemp(prefix="rio-benchmark-cache-"))
+    try:
+        cold = measure("counts_ours", path, cache)
+        warm = measure("counts_ours", path, cache)
+        first_figure = measure("notebook", path, cache)
+        for entry in cache.iterdir():
+            entry.unlink()
+        train_cold = measure("training_ours", path, cache, tree=True)
+        train_warm = measure("training_ours", path, cache, tree=True)
+        instant = measure("import_rio", path, cache)
+    finally:
+        shutil.rmtree(cache)
+    lvis = measure("counts_lvis", path, cache)
+    detectron2 = measure("training_detectron2", path, cache, tree=True)
+    assert cold["answer"] == warm["answer"] == lvis["answer"], "ours and lvis count differently"
+    assert train_cold["answer"] == train_warm["answer"] == detectron2["answer"], "repeat factors differ"
+    size = f"{path.stat().st_size / 1e9:.2g} GB JSON"
+    ready = f"{size} -> training batches, RFS, {WORKERS} workers"
+    return [
+        row(f"{size} -> columns and counts, cold", cold, "8x less CPU, 4x less memory", "lvis.LVIS", lvis, (8, 4)),
+        row("the same, cached", warm, "1 s, 0.4 GB", "lvis.LVIS", lvis, most=(1.0, 0.4)),
+        row(f"{ready}, cold", train_cold, "5x less CPU, 4x less memory", "detectron2", detectron2, (5, 4)),
+        row("the same, cached", train_warm, "3 s", "detectron2", detectron2, most=(3.0, None)),
+        row("import rio", instant, "0.2 s", most=(0.2, None)),
+        row("notebook 01's first figure, cached", first_figure, "3 s", most=(3.0, None)),
+    ]
+
+
+def row(
+    what: str,
+    ours: dict[str, Any],
+    reach: str,
+    peer: str = "",
+    theirs: dict[str, Any] | None = None,
+    least: tuple[float, float] | None = None,
+    most: tuple[float, float | None] | None = None,
+) -> dict[str, Any]:
+    """One row of the table; `least` are ratios of CPU and memory, `most` CPU seconds and GB, to be reached."""
+    cpu_ratio = theirs["cpu_s"] / ours["cpu_s"] if theirs else None
+    memory_ratio = theirs["peak_gib"] / ours["peak_gib"] if theirs else None
+    met = True
+    if least:
+        met = cpu_ratio >= least[0] and memory_ratio >= least[1]
+    if most:
+        met = ours["cpu_s"] <= most[0] and (most[1] is None or ours["peak_gib"] * 2**30 <= most[1] * 1e9)
+    return {
+        "what": what,
+        "peer": peer,
+        "ours_cpu_s": ours["cpu_s"],
+        "peer_cpu_s": theirs["cpu_s"] if theirs else None,
+        "cpu_ratio": cpu_ratio,
+        "ours_peak_gib": ours["peak_gib"],
+        "peer_peak_gib": theirs["peak_gib"] if theirs else None,
+        "memory_ratio": memory_ratio,
+        "reach": reach,
+        "met": met,
+        "ours_wall_s": ours["wall_s"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--scale", type=float, default=1.0, help="share of LVIS's 100,170 images")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--path", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        return _child(args.child, args.path)
+    for line in run(args.scale):
+        print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()
