@@ -719,7 +719,8 @@ def ap_by_image_count(table: pd.DataFrame, ax: Axes | None = None, *, label: str
         colors = [tint(COLORS[g], depth) for g in rows["frequency"]]
         ax.scatter(np.maximum(rows["image_count"], 0.7), rows["AP"], s=30 if few else 7, color=colors, linewidth=0,
                    zorder=2 + depth, alpha=1.0 if few else 0.5)  # fmt: skip
-        rows = rows.sort_values("image_count")
+        # One value an image count: categories that share one would make the line jump up and down.
+        rows = rows.groupby("image_count", as_index=False)["AP"].mean()
         window = max(len(rows) // 6, 3)
         mean = rows["AP"].rolling(window, min_periods=max(window // 2, 1), center=True).mean()
         ax.plot(np.maximum(rows["image_count"], 0.7), mean, color=tint(ink, depth), label=str(arm), linewidth=1.8,
@@ -814,8 +815,8 @@ def errors_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ticks, names, y = [], [], 0.0
     for group in groups:
         objects = int(table.loc[table["frequency"] == group, "objects"].iloc[0])
-        ax.text(0.0, y, f"{GROUP_NAMES[group]}, {_counted(objects, 'object')}", transform=ax.get_yaxis_transform(),
-                ha="left", va="center", fontweight="bold", color=ink, fontsize=9)  # fmt: skip
+        ax.text(-0.012, y, f"{GROUP_NAMES[group]}, {_counted(objects, 'object')}", transform=ax.get_yaxis_transform(),
+                ha="right", va="center", fontweight="bold", color=ink, fontsize=9)  # fmt: skip
         for arm in arms:
             y += 1
             left = 0.0

@@ -121,10 +121,9 @@ class Balance:
         length = {arm: float(self.factors(arm, settings).sum(dtype=np.float64)) for arm in ARMS}
         return compared.assign(epoch_length=compared["arm"].map(length), categories=self.data.annotations.num_classes)
 
-    def effective(self, arm: str, level: str) -> float:
-        """Effective number of classes of an arm at a level."""
-        compared = self.compare()
-        return float(compared.query("arm == @arm and level == @level")["effective_classes"].iloc[0])
+    def effective(self) -> pd.DataFrame:
+        """Effective number of classes: a row an arm, a column a level (images, instances, rois)."""
+        return self.compare().pivot(index="arm", columns="level", values="effective_classes").reindex(list(ARMS))
 
     # --------------------------------------------------------------------------------------------------- advisor
 
@@ -361,7 +360,7 @@ class _Panel:
         low, high = float(positive.min()) * 0.6, float(positive.max()) * 1.5
         x = list(range(len(order)))
         series = [
-            {"name": NONE, "kind": "bars", "x": x, "y": _listed(seen[NONE]), "color": "var(--f)", "dim": True,
+            {"name": f"{NONE} (bars)", "kind": "bars", "x": x, "y": _listed(seen[NONE]), "color": "var(--quiet)", "dim": True,
              "groups": self._of.data.annotations.frequency[order].tolist()}
         ]  # fmt: skip
         series += [

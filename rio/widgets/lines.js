@@ -9,7 +9,7 @@ export default {
       const spec = model.get("spec");
       if (!spec || !spec.series) return;
       legend.replaceChildren(...spec.series.filter((s) => s.legend !== false).map((s) =>
-        element("span", {}, element("i", { class: s.kind === "points" ? "rio-dot" : "rio-line", style: `${s.kind === "points" ? "background" : "border-top-color"}:${s.color};border-top-style:${s.dash ? "dashed" : "solid"}` }), s.name)));
+        element("span", {}, element("i", { class: { points: "rio-dot", bars: "rio-block" }[s.kind] || "rio-line", style: `${s.kind === "line" ? "border-top-color" : "background"}:${s.color};border-top-style:${s.dash ? "dashed" : "solid"}` }), s.name)));
       drawChart(box, spec, {
         onHover: (i) => [
           ...(spec.notes ? [element("div", { class: "rio-quiet" }, spec.notes[i])] : []),
