@@ -19,18 +19,20 @@ FIND_PYTHON = python=; for candidate in $(1); do \
 		echo 'rio needs Python 3.11 or 3.12; tried: $(1). Name one: make PYTHON=/path/to/python3.12' >&2; exit 1; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lab bench wheelhouse constraints clean distclean
+.PHONY: help install demo test test-fast lab app screenshots bench wheelhouse constraints clean distclean
 
 help:
 	@echo 'make demo        train three detectors on the embedded data set, on the CPU; ends with an HTML report'
 	@echo 'make test        run the tests (make test-fast: without the slow ones; TEST_WORKERS=$(TEST_WORKERS))'
 	@echo 'make lab         open the notebooks in JupyterLab'
+	@echo 'make app         look at predictions in a browser: RUN=output/demo/rio-seed1  PORT=8866  (this machine only)'
 	@echo 'make bench       the larger embedded study (GPU)'
 	@echo 'make install     make $(VENV) and install all into it; the others do it as needed'
 	@echo '                 PYTHON=python3.12  VENV=.venv  EXTRAS=$(EXTRAS)'
 	@echo '                 WHEELHOUSE=dir  without a network;  SYSTEM_SITE_PACKAGES=1  use the torch that python has'
 	@echo 'make wheelhouse  PYTHON=3.12 [PLATFORM=manylinux_2_28_x86_64] [WHEELHOUSE=wheelhouse]: collect every wheel'
 	@echo '                 but those of torch, for a machine without a network'
+	@echo 'make screenshots draw notebooks/images/ anew, from real runs (needs chromium and playwright)'
 	@echo 'make constraints pin the versions of $(VENV) in constraints.txt'
 	@echo 'make clean       remove what was built and cached here (make distclean: $(VENV) too); data and runs stay'
 
@@ -49,8 +51,15 @@ test: install
 test-fast: install
 	@OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -n $(TEST_WORKERS) --dist loadfile -m 'not slow and not browser' $(PYTEST_ARGS)
 
+# Loopback only, each with a token of its own in the address that it prints.
 lab: install
-	@cd notebooks && '$(abspath $(VENV))/bin/python' -m jupyter lab
+	@cd notebooks && '$(abspath $(VENV))/bin/python' -m jupyter lab --ServerApp.ip=127.0.0.1 $(LAB_ARGS)
+
+app: install
+	@'$(VENV)/bin/python' -m rio.widgets.app $(if $(RUN),--run '$(RUN)') $(if $(PORT),--port $(PORT)) $(APP_ARGS)
+
+screenshots: install
+	@'$(VENV)/bin/python' -m tests.screenshots
 
 bench: install
 	@'$(VENV)/bin/python' -m rio study configs/studies/bench.yaml

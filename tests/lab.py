@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -106,7 +107,9 @@ def server(command: list[str], url: str, folder: Path, environment: dict[str, st
                 time.sleep(0.3)
         yield url
     finally:
-        process.terminate()
+        # The whole session: a server's kernels are its children, and an app's server is one.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:
@@ -137,18 +140,19 @@ def jupyter_lab(root: Path, folder: Path, **extra: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def voila(notebook: Path, folder: Path, **extra: str) -> Iterator[str]:
-    """A notebook as a web page.
+def app(folder: Path, *arguments: str, **extra: str) -> Iterator[str]:
+    """What `make app` serves.
 
     Yields:
-        Its address.
+        Its address with the token, as it prints it.
     """
     port = free_port()
-    command = [
-        sys.executable, "-m", "voila", str(notebook), "--no-browser", "--Voila.ip=127.0.0.1", f"--port={port}",
-    ]  # fmt: skip
-    with server(command, f"http://127.0.0.1:{port}/voila/static/voila.js", folder, _environment(folder, extra)):
-        yield f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "rio.widgets.app", "--no-browser", f"--port={port}", *arguments]
+    with server(command, f"http://127.0.0.1:{port}/login", folder, _environment(folder, extra)):
+        printed = re.search(r"http://\S+token=\w+", (folder / "server.log").read_text())
+        if printed is None:
+            raise RuntimeError(f"{command}: expected an address with a token in its output")
+        yield printed[0]
 
 
 @contextlib.contextmanager
@@ -177,6 +181,20 @@ def browser_page(width: int = 1360, height: int = 900, scale: float = 1.0) -> It
 def _note(page: Any, message: Any) -> None:
     if message.type == "error" and not FOREIGN.search(message.text):
         page.problems.append(f"console: {message.text[:500]}")
+
+
+def copy_with(folder: Path, name: str, **parameters: Any) -> Path:
+    """A copy of a notebook with other values behind its `parameters` cell, as papermill and nbmake inject them."""
+    notebook = json.loads((NOTEBOOKS / name).read_text(encoding="utf-8"))
+    place = next(i for i, cell in enumerate(notebook["cells"]) if "parameters" in cell["metadata"].get("tags", []))
+    injected = {
+        "cell_type": "code", "execution_count": None, "id": "injected", "outputs": [],
+        "metadata": {"tags": ["injected-parameters"]}, "source": "\n".join(f"{k} = {v!r}" for k, v in parameters.items()),
+    }  # fmt: skip
+    notebook["cells"].insert(place + 1, injected)
+    target = folder / name
+    target.write_text(json.dumps(notebook), encoding="utf-8")
+    return target
 
 
 RUN_ALL = """async () => {

@@ -30,9 +30,10 @@ class DatasetError(ValueError):
 
 
 def project_root() -> Path:
-    """The repository that the notebook lies in: the nearest folder above with rio's configs; else where we are."""
+    """The repository that the notebook lies in: the nearest folder above with rio's configs; else the one that rio was
+    imported from, for a notebook that was copied elsewhere; else where we are."""
     here = Path.cwd().resolve()
-    for folder in (here, *here.parents):
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
         if (folder / "configs" / "base").is_dir() and (folder / "rio").is_dir():
             return folder
     return here

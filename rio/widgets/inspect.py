@@ -596,8 +596,8 @@ class Inspector(ipywidgets.VBox):
             value=max(threshold, lowest), min=lowest, max=0.95, step=0.01, description="score ≥",
             readout_format=".2f", layout={"width": "280px"}, style={"description_width": "52px"},
         )  # fmt: skip
-        self.previous_button = ipywidgets.Button(icon="arrow-left", tooltip="previous (←)", layout={"width": "40px"})
-        self.next_button = ipywidgets.Button(icon="arrow-right", tooltip="next (→)", layout={"width": "40px"})
+        self.previous_button = ipywidgets.Button(description="←", tooltip="previous", layout={"width": "44px"})
+        self.next_button = ipywidgets.Button(description="→", tooltip="next", layout={"width": "44px"})
         self.viewer = Viewer()
         self.item = ipywidgets.HTML()
         self.why = ipywidgets.HTML()

@@ -507,7 +507,7 @@ STYLE = """
 .rio-training .rio-tile { min-width: 96px; padding: 6px 12px 7px; } .rio-training .rio-tile .rio-value { font-size: 19px; }
 .rio-trouble { border-left: 4px solid #b3323f; background: color-mix(in srgb, #b3323f 9%, transparent); padding: 8px 12px;
   border-radius: 0 6px 6px 0; margin: 6px 0; max-width: 90ch; }
-.rio-training img { max-width: 980px; }
+.rio-training img { max-width: 1120px; width: 100%; }
 """
 
 
@@ -734,10 +734,8 @@ class TrainingPanel(ipywidgets.VBox):
             self.figure.layout.display = "none"
 
     def _status_html(self, state: str, table: pd.DataFrame) -> str:
-        if self._trouble:
-            return f'<div class="rio-view"><div class="rio-trouble">{html.escape(self._trouble)}</div></div>'
         done, last = self.run.progress(table)
-        parts = []
+        parts = [f'<div class="rio-trouble">{html.escape(self._trouble)}</div>'] if self._trouble else []
         if state in ("failed", "stopped"):
             kind = "rio-trouble" if state == "failed" else "rio-quiet"
             parts.append(f'<div class="{kind}">{html.escape(self.run.explain())}</div>')

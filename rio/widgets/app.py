@@ -1,0 +1,92 @@
+"""Notebook 05 as a web page on this machine, served by voila: ``make app``, or ``python -m rio.widgets.app --run FOLDER``.
+
+Bound to the loopback interface, opened by a token; nothing is fetched from elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rio.widgets import _data
+
+NOTEBOOK = "05_inspect_predictions.ipynb"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until Ctrl-C.
+
+    Args:
+        argv: the words after ``python -m rio.widgets.app``; None takes the process's own.
+
+    Returns:
+        Exit code.
+    """
+    parser = argparse.ArgumentParser(prog="python -m rio.widgets.app", description="Look at predictions in a browser.")
+    parser.add_argument("--run", metavar="DIR", help="a finished run (default: output/demo/rio-seed1)")
+    parser.add_argument("--results", metavar="JSON", help="or a results file; with --dataset")
+    parser.add_argument("--dataset", metavar="JSON@DIR", help="its ground truth and image folder")
+    parser.add_argument("--train", metavar="JSON@DIR", help="the training set: frequency groups and crops")
+    parser.add_argument("--threshold", type=float, default=0.3, metavar="S", help="score to begin with (default 0.3)")
+    parser.add_argument("--port", type=int, default=8866, metavar="N", help="default 8866")
+    parser.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
+    args = parser.parse_args(argv)
+    if (args.results is None) != (args.dataset is None):
+        parser.error("--results and --dataset: expected both or neither")
+    given = {"threshold": args.threshold}
+    given |= {name: _absolute(getattr(args, name)) for name in ("run", "results", "dataset", "train")}
+    source = _data.project_root() / "notebooks" / NOTEBOOK
+    if not source.is_file():
+        parser.error(f"{source}: no such notebook. Run this from a clone of the repository")
+    with tempfile.TemporaryDirectory(prefix="rio-app-") as folder:
+        copy = _copy(source, Path(folder), {name: value for name, value in given.items() if value is not None})
+        return _serve(copy, args.port, args.no_browser)
+
+
+def _absolute(name: str | None) -> str | None:
+    """A path, or both paths of "file.json@images", as seen from anywhere; names of data sets stay."""
+    if name is None:
+        return None
+    file, at, images = name.partition(".json@")
+    if at:
+        return f"{Path(file).expanduser().absolute()}{at}{Path(images).expanduser().absolute()}"
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() or "/" in name or name.endswith(".json") else name
+
+
+def _copy(source: Path, folder: Path, values: dict[str, object]) -> Path:
+    """The notebook with other values behind its `parameters` cell."""
+    notebook = json.loads(source.read_text(encoding="utf-8"))
+    place = next(i for i, cell in enumerate(notebook["cells"]) if "parameters" in cell["metadata"].get("tags", []))
+    text = "\n".join(f"{name} = {value!r}" for name, value in values.items())
+    cell = {"cell_type": "code", "execution_count": None, "id": "given", "metadata": {}, "outputs": [], "source": text}
+    notebook["cells"].insert(place + 1, cell)
+    copy = folder / source.name
+    copy.write_text(json.dumps(notebook), encoding="utf-8")
+    return copy
+
+
+def _serve(notebook: Path, port: int, no_browser: bool) -> int:
+    here = Path(__file__).resolve()
+    environment = dict(os.environ)
+    for name, folder in (("JUPYTER_PATH", here.parent / "web"), ("PYTHONPATH", here.parents[2])):
+        environment[name] = os.pathsep.join([str(folder), *filter(None, [environment.get(name)])])
+    command = [
+        sys.executable, "-m", "voila", str(notebook), "--token", "--template=rio", "--Voila.ip=127.0.0.1",
+        f"--port={port}", *(["--no-browser"] if no_browser else []),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, env=environment)
+    while True:
+        with contextlib.suppress(KeyboardInterrupt):  # the terminal tells voila too: it ends by itself
+            return process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
