@@ -140,7 +140,67 @@ def write_report(
             written=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z").lstrip("0"),
         )
     )
-    _write_atomically(path, page.lstrip())
+    _write_atomically(path, page.lstrip().encode())
+    return path
+
+
+def write_summary(
+    path: str | os.PathLike[str],
+    *,
+    runs: Mapping[str, str | os.PathLike[str]],
+    train: Annotations,
+    val: Annotations,
+) -> Path:
+    """Write the comparison as one picture for a slide or a README: the tail, AP by group, one image.
+
+    Args:
+        path: ends in .png, .svg or .pdf; replaced at once.
+        runs: as in `write_report`; the image shows ground truth, the first and the last arm.
+        train: training set.
+        val: validation set, as in `write_report`.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ReportError, FileNotFoundError, rio.evaluation.ResultsError: as `write_report`.
+    """
+    if not runs:
+        raise ReportError("runs: expected at least one arm and its run folder, found none. Train first.")
+    path = Path(path)
+    loaded = [_load(arm, Path(folder), val) for arm, folder in runs.items()]
+    # The image is chosen on ground truth alone, as the report's are.
+    index = ranked_examples(val, count=1)[0]
+    with Image.open(val.image_path(index)) as opened:
+        pixels = np.asarray(opened.convert("RGB"))
+    panels = [("ground truth", objects_of(val, index))]
+    for run in (loaded[0], loaded[-1])[: len(loaded)]:
+        found = predictions_of(run.results, val, index, score_threshold=PICTURE_SCORE)
+        panels.append((run.name, found))
+
+    with plots.style():
+        figure = plt.figure(figsize=(11, 6.1), layout="constrained")
+        try:
+            above, below = figure.subfigures(2, 1, height_ratios=(1.0, 1.45))
+            tail, ap = above.subplots(1, 2, width_ratios=(1, 1.15))
+            plots.sorted_tail(_count_table(train), tail)
+            tail.set_xticks([])  # the names would take half the picture; the report has them
+            tail.set_xlabel(f"{train.num_classes} categories")
+            frame = pd.DataFrame(
+                [{"arm": r.name} | {m: r.evaluation.metrics["bbox"][m] for m in METRICS} for r in loaded]
+            )
+            plots.ap_by_group(frame, ap, label="AP of boxes (%)")
+            for axes, (name, objects) in zip(below.subplots(1, len(panels)), panels, strict=True):
+                height, width = pixels.shape[:2]
+                axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+                figure.draw_without_rendering()  # labels are placed for the final size
+                _draw(axes, pixels, objects, font_size=7)
+                axes.set_title(name)
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=path.suffix[1:] or "png", dpi=160)
+        finally:
+            plt.close(figure)
+    _write_atomically(path, buffer.getvalue())
     return path
 
 
@@ -254,8 +314,8 @@ def _tiles(runs: list[_Run]) -> list[dict[str, str]]:
     ]
 
 
-def _data_section(train: Annotations, val: Annotations) -> dict[str, object]:
-    table = pd.DataFrame(
+def _count_table(train: Annotations) -> pd.DataFrame:
+    return pd.DataFrame(
         {
             "name": train.category_names,
             "frequency": train.frequency,
@@ -263,6 +323,10 @@ def _data_section(train: Annotations, val: Annotations) -> dict[str, object]:
             "instance_count": train.instance_count,
         }
     )
+
+
+def _data_section(train: Annotations, val: Annotations) -> dict[str, object]:
+    table = _count_table(train)
     kept = ~train.iscrowd
     rows = []
     total = max(int(train.instance_count.sum()), 1)
@@ -451,6 +515,14 @@ def _panel(pixels: np.ndarray, objects: Objects) -> str:
     figure = Figure(figsize=(width * scale / 200, height * scale / 200), dpi=200)
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="auto")
+    _draw(ax, pixels, objects, font_size=8)
+    ax.set_aspect("auto")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="jpeg", dpi=200, pil_kwargs={"quality": 86, "optimize": True})
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _draw(ax: Axes, pixels: np.ndarray, objects: Objects, *, font_size: float) -> None:
     plots.draw_objects(
         ax,
         pixels,
@@ -459,12 +531,8 @@ def _panel(pixels: np.ndarray, objects: Objects) -> str:
         objects.names,
         objects.groups,
         objects.scores,
-        font_size=8,
+        font_size=font_size,
     )
-    ax.set_aspect("auto")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="jpeg", dpi=200, pil_kwargs={"quality": 86, "optimize": True})
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _category_rows(runs: list[_Run], train: Annotations) -> list[dict[str, object]]:
@@ -561,12 +629,12 @@ def _environment() -> jinja2.Environment:
     )
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def _write_atomically(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         os.chmod(temporary, 0o644)  # mkstemp's 0600 would keep colleagues from reading the report
         os.replace(temporary, path)
     except BaseException:

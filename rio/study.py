@@ -299,22 +299,20 @@ def demo(output_dir: str | os.PathLike[str] = "output/demo", *, processes: int |
     outcome = run_study(study, output_dir, processes=processes)
     train, val = _annotations(study)
 
-    from rio.report import write_report  # the figures' libraries are needed at the end alone
+    from rio.report import write_report, write_summary  # the figures' libraries are needed at the end alone
 
     print("\nAverage precision on the validation images (percent), all / rare / common / frequent classes:\n")
     print(format_table(outcome.table) + "\n")
     folders = {arm: outcome.folders[arm, study.seeds[0]] for arm in study.arms}
-    report = write_report(
-        Path(output_dir) / "report.html",
-        title="RIO on the embedded long-tailed set",
-        runs=folders,
-        train=train,
-        val=val.with_frequency_of(train),
-    )
+    shown = {"runs": folders, "train": train, "val": val.with_frequency_of(train)}
+    title = "RIO on the embedded long-tailed set"
+    report = write_report(Path(output_dir) / "report.html", title=title, **shown)
+    summary = write_summary(Path(output_dir) / "summary.png", **shown)
     minutes = f"{outcome.seconds / 60:.1f} minutes"
     memory = "" if outcome.peak_gib is None else f", at most {outcome.peak_gib:.1f} GiB of memory"
     print(f"Done in {minutes}{memory}.")
     print(f"Report:      {report.resolve()}   <- open this first, in any browser")
+    print(f"One picture: {summary.resolve()}")
     print(f"Runs:        {Path(output_dir).resolve()}   (tensorboard --logdir shows their curves)")
     print("Next:        notebooks/, or train on your own data: see README, 'Your own data'", flush=True)
     return report

@@ -13,7 +13,7 @@ from PIL import Image
 
 from rio.annotations import load_annotations
 from rio.evaluation import evaluate
-from rio.report import ReportError, write_report
+from rio.report import ReportError, write_report, write_summary
 
 EVIL = "<script>alert('x')</script>"
 
@@ -289,3 +289,17 @@ def test_no_runs_and_no_folder(study, tmp_path):
         write_report(tmp_path / "r.html", title="x", runs={}, train=train, val=val)
     with pytest.raises(FileNotFoundError, match="no run folder"):
         write_report(tmp_path / "r.html", title="x", runs={"rio": tmp_path / "gone"}, train=train, val=val)
+
+
+def test_the_summary_shows_every_arm_in_one_picture(study, tmp_path):
+    _, runs, train, val, _ = study
+    svg = write_summary(tmp_path / "summary.svg", runs=runs, train=train, val=val).read_text("utf-8")
+    # Matplotlib's SVG holds text as outlines with the words as comments.
+    for words in ("No resampling", "RFS", "RIO", "ground truth", "3 categories", "APr"):
+        assert f"<!-- {words} -->" in svg
+    picture = write_summary(tmp_path / "summary.png", runs=runs, train=train, val=val)
+    with Image.open(picture) as opened:
+        assert opened.width > opened.height > 600
+    with pytest.raises(ReportError, match="at least one arm"):
+        write_summary(tmp_path / "none.png", runs={}, train=train, val=val)
+    assert not (tmp_path / "none.png").exists()
