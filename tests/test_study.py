@@ -34,7 +34,7 @@ def _write(path: Path, **content) -> Path:
 
 def test_the_projects_own_studies_load(repository):
     found = load_study(repository / "configs" / "studies" / "demo.yaml")
-    assert list(found.arms) == ["none", "rfs", "rio"] and found.processes == 2 and found.seeds == (1,)
+    assert list(found.arms) == ["none", "rfs", "rio"] and found.processes == 3 and found.seeds == (1,)
     assert found.arms["none"] == ["MODEL.RIO.SAMPLER", "none", "MODEL.RIO.BANK_ENABLED", "False"]
     assert os.path.samefile(found.config, tiny_shapes.DEMO_CONFIG)
 
