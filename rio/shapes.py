@@ -1014,7 +1014,7 @@ def _draw_all(folder: Path, spec: ShapesSpec, workers: int | None, progress: boo
         total=len(tasks),
         desc=f"drawing {spec.name} ({spec.image_size} px)",
         unit="image",
-        disable=not progress,
+        disable=None if progress else True,
     )
     drawn = []
     with bar:
