@@ -487,36 +487,32 @@ def image_or_object(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ink, quiet, _ = _ink()
     low = min(wide["images"].min(), wide["rois"].min())
     high = max(wide["images"].max(), wide["rois"].max())
-    pad = max(0.16 * (high - low), 0.5)
+    pad = max(0.14 * (high - low), 0.5)
     ax.axline((low, low), slope=1, color=quiet, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-    steps = [("none", "RFS", COLORS["f"], "repeat images"), ("bank", "RFS + bank", COLORS["f"], None),
-             ("none", "bank", COLORS["r"], "replay objects"), ("RFS", "RFS + bank", COLORS["r"], "replay objects")]  # fmt: skip
-    for start, end, color, text in steps:
+    steps = [("none", "RFS", "f"), ("bank", "RFS + bank", "f"), ("none", "bank", "r"), ("RFS", "RFS + bank", "r")]
+    for start, end, group in steps:
         if start not in wide.index or end not in wide.index:
             continue
         a, b = wide.loc[start, ["images", "rois"]].to_numpy(float), wide.loc[end, ["images", "rois"]].to_numpy(float)
         if np.hypot(*(b - a)) < 0.02 * (high - low):
             continue
-        ax.annotate("", b, a, zorder=2, arrowprops={"arrowstyle": "-|>,head_width=0.28,head_length=0.5", "color": color,
-                    "linewidth": 2.2 if text else 1.4, "shrinkA": 6, "shrinkB": 7,
-                    "linestyle": "-" if text else (0, (3, 2))})  # fmt: skip
-        if text:
-            upright = abs(b[0] - a[0]) < abs(b[1] - a[1]) * 0.2
-            ax.annotate(text, (a + b) / 2, xytext=(-7, 0) if upright else (4, -9), textcoords="offset points",
-                        color=color, fontsize=9, fontweight="bold", rotation=90 if upright else 0,
-                        ha="right" if upright else "left", va="center" if upright else "top")  # fmt: skip
+        ax.annotate("", b, a, zorder=2, arrowprops={"arrowstyle": "-|>,head_width=0.28,head_length=0.5",
+                    "color": COLORS[group], "linewidth": 2.2, "shrinkA": 6, "shrinkB": 7})  # fmt: skip
+    for group, text in (("f", "repeat images (RFS)"), ("r", "replay objects (bank)")):
+        ax.plot([], [], color=COLORS[group], linewidth=2.4, marker=">" if group == "f" else "^", label=text)
+    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=2, borderaxespad=0.1, handlelength=1.4)
     halo = [withStroke(linewidth=3, foreground=tint("white", 0.0))]
     main = {"none", "bank", "RFS", "RFS + bank"}
     for arm, row in wide.iterrows():
         own = arm in main
         ax.scatter(row["images"], row["rois"], s=70 if own else 42, color=ink if own else quiet, zorder=4,
                    linewidth=0 if own else 1.2, marker="o" if own else "D")  # fmt: skip
-        above = arm in ("bank", "RFS + bank")
-        ax.annotate(str(arm), (row["images"], row["rois"]), xytext=(0, 9) if above else (9, -1),
-                    textcoords="offset points", ha="center" if above else "left", va="bottom" if above else "center",
+        left = arm == "bank"  # the others have their arrows there
+        ax.annotate(str(arm), (row["images"], row["rois"]), xytext=(-9 if left else 9, 2 if left else -1),
+                    textcoords="offset points", ha="right" if left else "left", va="center",
                     fontsize=9.5 if own else 8.5, fontweight="bold" if own else "normal", color=ink if own else quiet,
                     path_effects=halo, zorder=5)  # fmt: skip
-    ax.set(xlim=(wide["images"].min() - pad, wide["images"].max() + 2.2 * pad),
+    ax.set(xlim=(wide["images"].min() - 1.3 * pad, wide["images"].max() + 2.2 * pad),
            ylim=(wide["rois"].min() - pad, wide["rois"].max() + pad))  # fmt: skip
     ax.set_xlabel("Image level: effective classes among the images shown, % of all")
     ax.set_ylabel("Object level: effective classes\namong the RoIs trained on, % of all")
@@ -626,11 +622,20 @@ def ap_by_group(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP
         raise PlotError(
             f"table, column 'arm': {twice!r} appears twice. Average its seeds first, or rename one."
         )
-    ax = _axes(ax, 1.6 + 1.35 * max(len(table), 3), 2.9)
+    ax = _axes(ax, min(1.6 + 1.35 * max(len(table), 3), 10.0), 2.9)
     ink, quiet, _ = _ink()
     hues = (ink, COLORS["r"], COLORS["c"], COLORS["f"])
     depths = np.linspace(0.32, 1.0, len(table)) if len(table) > 1 else np.array([1.0])
     width = 0.82 / len(table)
+    others = table["reported"].to_numpy(bool) if "reported" in table.columns else np.zeros(len(table), bool)
+
+    def fill(hue: str, i: int) -> dict[str, object]:
+        color = tint(hue, depths[i])
+        if others[i]:  # published, not run here: an outline, so that nobody takes it for a measurement
+            return {"facecolor": tint(hue, 0.07), "edgecolor": tint(hue, max(depths[i], 0.5)), "linewidth": 1.0, "hatch": "////",
+                    "hatch_linewidth": 0.5}  # fmt: skip
+        return {"facecolor": color, "linewidth": 0}
+
     for i, (_, row) in enumerate(table.iterrows()):
         for x, (metric, hue) in enumerate(zip(metrics, hues, strict=True)):
             at = x + (i - (len(table) - 1) / 2) * width
@@ -646,7 +651,7 @@ def ap_by_group(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP
                     color=quiet,
                 )
                 continue
-            ax.bar(at, value, width=width * 0.92, color=tint(hue, depths[i]), linewidth=0)
+            ax.bar(at, value, width=width * 0.92, **fill(hue, i))
             top = value
             if f"{metric}_low" in table.columns:
                 low, high = row[f"{metric}_low"], row[f"{metric}_high"]
@@ -671,7 +676,7 @@ def ap_by_group(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP
     ax.grid(axis="y")
     ax.spines["left"].set_visible(False)
     ax.tick_params(axis="y", length=0)
-    handles = [Patch(facecolor=tint(ink, d), label=str(a)) for d, a in zip(depths, table["arm"], strict=True)]
+    handles = [Patch(label=str(arm), **fill(ink, i)) for i, arm in enumerate(table["arm"])]
     ax.legend(
         handles=handles,
         loc="lower left",
@@ -808,7 +813,7 @@ def errors_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     _need(table, ("arm", "frequency", "kind", "per_100", "objects"), "rio.widgets.results.Runs.errors")
     arms = list(dict.fromkeys(table["arm"]))
     groups = [g for g in GROUPS if g in set(table["frequency"])]
-    ax = _axes(ax, 6.8, 0.9 + 0.27 * len(groups) * (len(arms) + 1.2))
+    ax = _axes(ax, 7.6, 0.9 + 0.27 * len(groups) * (len(arms) + 1.2))
     ink, quiet, _ = _ink()
     kinds = [k for k in KIND_COLORS if k in set(table["kind"])]
     values = table.set_index(["frequency", "arm", "kind"])["per_100"]
@@ -1140,7 +1145,8 @@ def objects_per_image(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         np.geomspace(16, most + 1, 22)) - 0.5])  # fmt: skip
     for column, color, filled in (("objects", COLORS["f"], True), ("categories", ink, False)):
         share, _ = np.histogram(table[column], edges)
-        ax.stairs(100 * share / len(table), edges, fill=filled, color=tint(color, 0.55) if filled else color,
+        # Wider bins would stand out: their height is for each number of objects in them.
+        ax.stairs(100 * share / len(table) / np.diff(edges), edges, fill=filled, color=tint(color, 0.55) if filled else color,
                   linewidth=0 if filled else 1.4, zorder=2 if filled else 3)  # fmt: skip
         mean = table[column].mean()
         at = 0.97 if filled else 0.83

@@ -10,6 +10,7 @@ import base64
 import functools
 import html
 import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -30,7 +31,8 @@ class NotebookError(Exception):
 
     def _render_traceback_(self) -> list[str]:
         # IPython asks an exception for the lines it wants shown.
-        return [str(self)]
+        # JupyterLab breaks long lines within words, so they are broken between them here.
+        return textwrap.wrap(str(self), 112, break_long_words=False, break_on_hyphens=False)
 
 
 def sentences(function: Callable[P, T]) -> Callable[P, T]:

@@ -49,7 +49,7 @@ function ticks(axis, most = 6) {
   }
   const rough = (high - low) / most;
   const power = 10 ** Math.floor(Math.log10(rough || 1));
-  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough) || 1;
+  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.9) || 1;
   const out = [];
   for (let v = Math.ceil(low / step) * step; v <= high + step * 1e-9; v += step) out.push(+v.toPrecision(12));
   return out;

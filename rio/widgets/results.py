@@ -32,7 +32,7 @@ NAMES = {"none": "no resampling", "rfs": "RFS", "rio": "RIO (RFS + bank)"}
 IOU_NAMES = {"bbox": "box AP", "segm": "mask AP"}
 _T95 = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t, 97.5 %, n - 1
 
-# Numbers of the literature, as published (percent): data set, kind, method, AP, APr, APc, APf.
+# Numbers of the literature, as published (percent), Mask R-CNN with R-50-FPN: data set, kind, method, AP, APr, APc, APf.
 _REPORTED = [
     ("lvis_v0.5_val", "segm", "Mask R-CNN R50 1x", 21.2, 3.2, 21.1, 28.7),
     ("lvis_v0.5_val", "segm", "RFS R50 1x", 24.4, 16.0, 24.0, 28.3),
@@ -40,13 +40,9 @@ _REPORTED = [
     ("lvis_v0.5_val", "segm", "EQL + RFS R50", 26.1, 17.2, 27.3, 28.2),
     ("lvis_v0.5_val", "segm", "Forest R-CNN R50", 25.6, 18.3, 26.4, 27.6),
     ("lvis_v0.5_val", "segm", "RIO R50", 26.0, 18.9, 26.2, 28.5),
-    ("lvis_v0.5_val", "segm", "RIO R101", 27.7, 20.1, 28.3, 30.0),
-    ("lvis_v0.5_val", "segm", "RIO X101", 28.9, 19.5, 29.7, 31.6),
     ("lvis_v0.5_val", "bbox", "RFS R50 1x", 23.6, None, None, None),
     ("lvis_v0.5_val", "bbox", "Forest R-CNN R50", 25.9, 16.9, 26.1, 29.2),
     ("lvis_v0.5_val", "bbox", "RIO R50", 25.7, 17.2, 25.1, 29.8),
-    ("lvis_v0.5_val", "bbox", "RIO R101", 27.3, 19.1, 26.8, 31.2),
-    ("lvis_v0.5_val", "bbox", "RIO X101", 28.6, 19.0, 28.0, 33.0),
     ("lvis_v1_val", "segm", "Mask R-CNN R50 1x", 16.1, 0.0, 12.0, 27.4),
     ("lvis_v1_val", "segm", "RFS R50 1x", 22.2, 11.5, 21.2, 28.0),
     ("lvis_v1_val", "segm", "EQLv2 R50 1x", 23.7, 14.9, 22.8, 28.6),
@@ -210,11 +206,12 @@ class Runs:
 
         Args:
             iou_type: "bbox" or "segm".
-            reported: add the literature's numbers where the runs were evaluated on the same LVIS validation set.
+            reported: put the literature's numbers before, where the runs were evaluated on the same LVIS validation set.
 
         Returns:
             arm, AP, APr, APc, APf (mean over seeds) and, for arms of several seeds, METRIC_low and METRIC_high: the 95 %
             interval of the mean (Student's t) from three seeds on, lowest and highest of two. NaN where absent.
+            `reported` marks the literature's.
 
         Raises:
             NotebookError: no run has this kind of AP.
@@ -230,18 +227,19 @@ class Runs:
                 if len(self.folders) > len(self.arms):
                     row[f"{metric}_low"], row[f"{metric}_high"] = _interval(column.to_numpy())
             rows.append(row)
-        table = pd.DataFrame(rows)
-        return pd.concat([self.reported(iou_type), table], ignore_index=True) if reported else table
+        table = pd.DataFrame(rows).assign(reported=False)
+        others = self.reported(iou_type) if reported else pd.DataFrame()
+        return table if others.empty else pd.concat([others, table], ignore_index=True)
 
     def reported(self, iou_type: str = "bbox") -> pd.DataFrame:
-        """Published numbers on the same validation set, marked "(reported)"; empty for any other set."""
+        """Published numbers of R-50 models on the same validation set, marked "(reported)"; empty for any other set."""
         name = next((n for n in ("lvis_v0.5_val", "lvis_v1_val") if n in str(self._truth_name)), None)
         rows = [
             {"arm": f"{method} (reported)", **dict(zip(METRICS, values, strict=True))}
             for dataset, kind, method, *values in _REPORTED
             if dataset == name and kind == iou_type
         ]
-        return pd.DataFrame(rows, columns=["arm", *METRICS]).astype(dict.fromkeys(METRICS, float))
+        return pd.DataFrame(rows, columns=["arm", *METRICS]).astype(dict.fromkeys(METRICS, float)).assign(reported=True)
 
     @_theme.sentences
     def per_category(self, iou_type: str = "bbox") -> pd.DataFrame:
@@ -295,17 +293,17 @@ class Runs:
     @cached_property
     def _anew(self) -> dict[tuple[str, str], Evaluation]:
         """Every run evaluated again from its results file: this has the precision-recall arrays."""
-        kinds = self.iou_types[:1]
+        kinds = self.iou_types
         return {key: evaluate(self.truth, self._results(key), iou_types=kinds, allow_empty=True) for key in self.folders}
 
     @_theme.sentences
     def recomputed(self) -> pd.DataFrame:
-        """AP in evaluation.json against AP evaluated anew from instances_results.json, run by run."""
-        kind = self.iou_types[0]
+        """AP in evaluation.json against AP evaluated anew from instances_results.json, run by run and kind by kind."""
         rows = [
-            {"run": folder.name, "stored": self.evaluations[key].metrics[kind]["AP"], "recomputed": self._anew[key].metrics[kind]["AP"]}
-            for key, folder in self.folders.items()
-        ]
+            {"run": folder.name, "kind": IOU_NAMES[kind], "stored": self.evaluations[key].metrics[kind]["AP"],
+             "recomputed": self._anew[key].metrics[kind]["AP"]}
+            for key, folder in self.folders.items() for kind in self.iou_types
+        ]  # fmt: skip
         return pd.DataFrame(rows)
 
     @_theme.sentences
@@ -338,16 +336,18 @@ class Runs:
         return table.sort_values("kind", key=lambda s: s.map(order), kind="stable").reset_index(drop=True)
 
     @_theme.sentences
-    def curves(self, category: str | None = None) -> ipywidgets.VBox:
+    def curves(self, category: str | None = None, *, iou_type: str = "bbox") -> ipywidgets.VBox:
         """Precision against recall of a category at IoU 0.5, all arms; the category can be chosen.
 
         Args:
             category: name of the first one; None: the rarest that has objects to be found.
+            iou_type: "bbox" or "segm".
 
         Raises:
             NotebookError: no such category, or results of another data set.
         """
-        return _Curves(self, category).view
+        self._check(iou_type)
+        return _Curves(self, category, iou_type).view
 
     # ------------------------------------------------------------------------------------------------ for a paper
 
@@ -444,8 +444,8 @@ def _escape_latex(text: str) -> str:
 class _Curves:
     """Precision-recall curves with a choice of category."""
 
-    def __init__(self, runs: Runs, category: str | None) -> None:
-        self._runs, truth = runs, runs.truth
+    def __init__(self, runs: Runs, category: str | None, iou_type: str) -> None:
+        self._runs, self._kind, truth = runs, iou_type, runs.truth
         runs._anew  # noqa: B018  faults of the results files come up here
         judged = np.flatnonzero(truth.instance_count > 0)
         order = judged[np.argsort(runs._image_count[judged], kind="stable")]
@@ -469,7 +469,7 @@ class _Curves:
         runs, k = self._runs, int(self.choice.value)
         category_id = int(runs.truth.category_ids[k])
         series, said = [], []
-        kind = runs.iou_types[0]
+        kind = self._kind
         recall = np.linspace(0, 1, 101).tolist()
         for i, arm in enumerate(runs.arms):
             own = [e for (a, _), e in runs._anew.items() if a == arm]
