@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,10 @@ from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.data.datasets.lvis import load_lvis_json
 from detectron2.structures import BoxMode
 from PIL import Image
+from tiny_shapes import draw
+from torch.utils.data import DataLoader
 
+import rio.annotations
 from rio import datasets
 from rio.annotations import AnnotationError, load_annotations
 from rio.datasets import (
@@ -37,6 +41,9 @@ from rio.datasets import (
     target_class_ids,
     training_image_indices,
 )
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `tests.benchmarks` from wherever pytest was started
+from tests.benchmarks import lvis_size  # noqa: E402
 
 
 @pytest.fixture
@@ -360,6 +367,71 @@ def test_records_equal_detectron2s_on_lvis(shared_dir, catalogs, tmp_path):
     for mine, their in zip(ours, theirs, strict=True):
         assert list(mine) == list(their) and mine == their
         assert [list(a) for a in mine["annotations"]] == [list(a) for a in their["annotations"]]
+
+
+def like_load_lvis_json(ours: datasets.Records, theirs: list[dict]) -> bool:
+    """Values, and the order of keys, record by record; theirs may hold images and annotations in any order."""
+    theirs = sorted(theirs, key=lambda record: record["image_id"])
+    pairs = list(zip(ours, theirs, strict=True))
+    return all(
+        list(mine) == list(their) and mine == their
+        and [list(a) for a in mine["annotations"]] == [list(a) for a in their["annotations"]]
+        for mine, their in pairs
+    )  # fmt: skip
+
+
+@pytest.fixture
+def tiny_cache(monkeypatch, tmp_path):
+    """Any file is cached, large or small, and its columns mapped."""
+    monkeypatch.setenv("RIO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(rio.annotations, "CACHE_MIN_BYTES", 0)
+    monkeypatch.setattr(rio.annotations, "_COPIED_BYTES", 64)
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_records_equal_detectron2s_on_the_embedded_kind_of_set(catalogs, tiny_cache, tmp_path, split):
+    folder = draw(tmp_path)
+    data = json.loads((folder / f"{split}.json").read_text())
+    for image in data["images"]:  # theirs wants to know where an image was downloaded from
+        image["coco_url"] = f"http://images.example.org/{split}/{image['file_name'].split('/')[-1]}"
+    theirs = load_lvis_json(str(write(tmp_path / "theirs.json", data)), f"{folder}/")
+    for record in theirs:
+        record["file_name"] = record["file_name"].replace(f"{folder}/{split}/", f"{folder}/")
+    for _ in range(2):  # from the file, then from the cache
+        annotations = load_annotations(folder / f"{split}.json", image_root=f"{folder}/")
+        assert like_load_lvis_json(records(annotations), theirs)
+    assert isinstance(annotations.polygon_xy.base, np.memmap) and len(list(tiny_cache.glob("*.columns"))) == 1
+
+
+def test_records_equal_detectron2s_on_a_file_like_lvis_v1(catalogs, tiny_cache, tmp_path):
+    # Several pieces of the file, images in no order, polygons of LVIS's lengths.
+    path = lvis_size.generate(tmp_path / "train.json", scale=0.002, tail=lvis_size.log_linear_tail())
+    assert path.read_bytes() == lvis_size.generate(
+        tmp_path / "again.json", scale=0.002, tail=lvis_size.log_linear_tail()
+    ).read_bytes()
+    theirs = load_lvis_json(str(path), "images/")
+    for _ in range(2):
+        annotations = load_annotations(path, image_root="images/")
+        assert like_load_lvis_json(records(annotations), theirs)
+    counts = {category["id"]: category for category in json.loads(path.read_text())["categories"]}
+    assert annotations.image_count.tolist() == [counts[k]["image_count"] for k in sorted(counts)]
+    assert annotations.instance_count.tolist() == [counts[k]["instance_count"] for k in sorted(counts)]
+
+
+def test_loader_workers_read_the_cached_columns(catalogs, tiny_cache, tmp_path):
+    path = lvis_size.generate(tmp_path / "train.json", scale=0.0005, tail=lvis_size.log_linear_tail())
+    load_annotations(path, image_root="images")
+    ours = records(load_annotations(path, image_root="images"))
+    for start in ("fork", "spawn"):
+        loader = DataLoader(
+            ours, batch_size=None, num_workers=2, multiprocessing_context=start, collate_fn=_as_it_is
+        )
+        assert list(loader) == list(ours)
+
+
+def _as_it_is(record: dict) -> dict:
+    return record
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

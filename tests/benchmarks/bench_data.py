@@ -70,7 +70,7 @@ def training_ours(path: str) -> Callable[[], Any]:
     from rio.trainer import TrainingLoader, TrainingSamples
 
     def run() -> Any:
-        annotations = load_annotations(path, image_root="images")
+        annotations = load_annotations(path, image_root="images/")
         sampler = TrainingSampler(
             annotations=annotations, method="rfs", repeat_threshold=REPEAT_THRESHOLD, seed=0
         )
@@ -89,7 +89,7 @@ def training_detectron2(path: str) -> Callable[[], Any]:
     from detectron2.data.samplers import RepeatFactorTrainingSampler
 
     def run() -> Any:
-        dicts = load_lvis_json(path, "images")
+        dicts = load_lvis_json(path, "images/")
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(dicts, REPEAT_THRESHOLD)
         loader = build_detection_train_loader(
             dicts, mapper=_count, sampler=RepeatFactorTrainingSampler(factors, seed=0),
