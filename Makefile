@@ -26,7 +26,7 @@ help:
 	@echo 'make test        run the tests (make test-fast: without the slow ones; TEST_WORKERS=$(TEST_WORKERS))'
 	@echo 'make lab         open the notebooks in JupyterLab'
 	@echo 'make app         look at predictions in a browser: RUN=output/demo/rio-seed1  PORT=8866  (this machine only)'
-	@echo 'make bench       the larger embedded study (GPU)'
+	@echo 'make bench       measure against the peers and write tests/benchmarks/RESULTS.md (BENCH_ARGS="--only data")'
 	@echo 'make install     make $(VENV) and install all into it; the others do it as needed'
 	@echo '                 PYTHON=python3.12  VENV=.venv  EXTRAS=$(EXTRAS)'
 	@echo '                 WHEELHOUSE=dir  without a network;  SYSTEM_SITE_PACKAGES=1  use the torch that python has'
@@ -62,7 +62,7 @@ screenshots: install
 	@'$(VENV)/bin/python' -m tests.screenshots
 
 bench: install
-	@'$(VENV)/bin/python' -m rio study configs/studies/bench.yaml
+	@OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m tests.benchmarks $(BENCH_ARGS)
 
 # PYTHON is here the version of the machine to serve; what runs this is any python that rio runs on.
 wheelhouse:

@@ -688,9 +688,9 @@ def load_annotations(
     two parts of ``coco_url`` (``train2017/000000155379.jpg``) for LVIS, as detectron2 does, and where there
     is no ``file_name``; it is ``file_name`` otherwise.
 
-    A large file is read once: its columns are then kept in `cache_folder`, under what the file holds, not where
-    it lies, and mapped from there, read-only, by every process. A file that changed is read again; an entry that
-    is damaged is made anew.
+    A large file is read once: its columns are then kept in `cache_folder`, under what the file holds, not
+    where it lies, and mapped from there, read-only, by every process. A file that changed is read again; an
+    entry that is damaged is made anew.
 
     Args:
         path: The JSON file.
@@ -1280,16 +1280,16 @@ def _check_rle(rle: _RLE, size: tuple[int, int], record: str, problems: _Problem
 # Reading a file piece by piece
 # ------------------------------------------------------------------------------------------------------------
 #
-# LVIS's file is 1 GB. A file in which nothing is wrong is read through a window of some MB and becomes arrays at once:
-# a fraction of the memory. Whatever such reading does not understand makes `_read_plain` return None, and the file is
-# then read as a whole, by the code above, which finds out what is wrong and says so. So the reading below may give up,
-# but what it accepts is right: pieces are decoded from left to right, and a piece that decodes as whole records from
-# where the last one ended cannot end anywhere but behind a record.
+# LVIS's file is 1 GB. A file in which nothing is wrong is read through a window of some MB and becomes arrays
+# at once: a fraction of the memory. Whatever such reading does not understand makes `_read_plain` return
+# None, and the file is then read as a whole, by the code above, which finds out what is wrong and says so. So
+# the reading below may give up, but what it accepts is right: pieces are decoded from left to right, and a
+# piece that decodes as whole records from where the last one ended cannot end anywhere but behind a record.
 
 _WINDOW = 1 << 20
 """Bytes decoded at a time: their records stay in the processor's cache until they are columns."""
 _LONGEST = 256 << 20
-"""Bytes of a record, or of a value that nobody asks for, from which on the file is none of those meant here."""
+"""Bytes of a record, or of a value nobody asks for, from which on a file is none of those meant here."""
 _RECORD_BORDER = re.compile(rb"\}\s*,\s*\{")
 _LIST_END = re.compile(rb"\}\s*\]")
 _KEY = re.compile(rb'\s*("(?:[^"\\\x00-\x1f]|\\.)*")\s*:\s*')
@@ -1341,7 +1341,7 @@ class _Window:
         return msgspec.json.decode(match[1], type=str)
 
     def skip_value(self) -> None:
-        """Past any value, e.g. that of "info"; Python's parser says where it ends, ours whether it is valid."""
+        """Past any value, e.g. that of "info"; Python's parser says where it ends, msgspec whether it is valid."""
         size = 1 << 16
         while True:
             self.fill(size)
@@ -1425,8 +1425,8 @@ def _read_plain(
 
 
 def _read_pieces(window: _Window, segmentations: bool) -> tuple[list[_Image], _Rows, list[_Category]]:
-    # glibc takes what a program frees as a sign of how much to keep for it. Without this untouched array, it would
-    # hand the memory of each piece's arrays back and fetch it again, page by page: a third of the time.
+    # glibc takes what a program frees as a sign of how much to keep for it. Without this untouched array, it
+    # would hand the memory of each piece's arrays back and fetch it again, page by page: a third of the time.
     np.empty(31 << 20, dtype=np.uint8)
 
     lists: dict[str, Any] = {}
@@ -1585,8 +1585,8 @@ _DIGITS_AND_SPACE = b"0123456789. \t\r\n"
 def _flat_polygons(raws: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Lists of polygons in JSON -> hundredths (P,) int32, coordinates a polygon (Q,), polygons a row (n,).
 
-    Valid JSON is asked for. None where a number is not 0..9999.99 of at most two decimals, or anything is no list:
-    then the caller has it decoded the ordinary way.
+    Valid JSON is asked for. None where a number is not 0..9999.99 of at most two decimals, or anything is no
+    list: then the caller has it decoded the ordinary way.
 
     Raises:
         _Unplain: Not a list of lists of an even number of at least 6 numbers.
@@ -1619,17 +1619,17 @@ def _check_lengths(lengths: np.ndarray) -> None:
 
 
 def _hundredths(text: bytes) -> np.ndarray | None:
-    """All numbers of a text as (P,) int32 hundredths, or None where one is not 0..9999.99 of at most two decimals.
+    """All numbers of a text as (P,) int32 hundredths; None where one is not 0..9999.99 of at most two decimals.
 
-    A hundred million numbers are most of an LVIS file; as Python floats they take three times as long as this, which
-    treats the last eight characters of each as one 64-bit word.
+    A hundred million numbers are most of an LVIS file; as Python floats they take three times as long as this,
+    which treats the last eight characters of each as one 64-bit word.
 
     Args:
         text: Numbers as JSON has them, none negative, between white space and ``,[]`` or NUL.
     """
     text = b"\0\0\0\0\0\0\0" + text + b"\0"
     characters = np.frombuffer(text, dtype=np.uint8)[7:]
-    in_number = (characters - np.uint8(ord("."))) < 12  # . / 0 .. 9; characters below wrap round to large ones
+    in_number = (characters - np.uint8(ord("."))) < 12  # . / 0 .. 9; what is below wraps round
     ends = np.flatnonzero(in_number[:-1] > in_number[1:])
     ending_here = np.ndarray((len(characters),), dtype="<u8", buffer=text, strides=(1,))
     values = np.empty(len(ends), dtype=np.int32)
@@ -1649,7 +1649,7 @@ _BLOCK = 1 << 14  # numbers, whose words stay in the processor's cache
 
 
 def _words_to_hundredths(words: np.ndarray) -> int | None:
-    """Turns the 8 characters that end with a number, the first in the lowest byte, into its hundredths, in place.
+    """Turns the 8 characters that end with a number, first in the lowest byte, into its hundredths, in place.
 
     Args:
         words: (n,) uint64.
@@ -1685,7 +1685,8 @@ def _words_to_hundredths(words: np.ndarray) -> int | None:
     clear |= np.uint64(0xFF << 40)
     np.invert(clear, out=clear)
     words &= clear
-    # Digits a b c d e . f g to two-digit numbers ab, cd, e0, fg in 16 bits each, to abcd and efg, to one number.
+    # Digits a b c d e . f g to two-digit numbers ab, cd, e0, fg in 16 bits each, to abcd and efg, to one
+    # number.
     np.right_shift(words, np.uint64(8), out=other)
     words *= np.uint64(10)
     words += other
@@ -1734,9 +1735,10 @@ _said: set[str] = set()
 class _Digest:
     """What a file holds, as a short text: its size, the CRC-32 of all and the SHA-256 of its two ends.
 
-    One changed byte, or any up to 4 in a row, always changes it; two other files of the same size and ends share one
-    with a chance of 1 : 4 billion. A cryptographic hash of all would take three times as long. This is asked only
-    about a file that has moved or was touched; whether a file at its place changed, its time stamps tell.
+    One changed byte, or any up to 4 in a row, always changes it; two other files of the same size and ends
+    share one with a chance of 1 : 4 billion. A cryptographic hash of all would take three times as long. This
+    is asked only about a file that has moved or was touched; whether a file at its place changed, its time
+    stamps tell.
     """
 
     _END = 1 << 20
@@ -1831,8 +1833,8 @@ def _load_cached(
 
 def _say_without_cache(folder: Path, error: OSError) -> None:
     text = (
-        f"cache folder {folder}: {error.strerror or error}: columns are not kept, annotation files are read anew "
-        "each time. Remedy: set RIO_CACHE to a folder that can be written, or to 'off'"
+        f"cache folder {folder}: {error.strerror or error}: columns are not kept, annotation files are read "
+        "anew each time. Remedy: set RIO_CACHE to a folder that can be written, or to 'off'"
     )
     if text not in _said:
         _said.add(text)
@@ -1915,7 +1917,12 @@ def _find(folder: Path, source: str, on_error: str, segmentations: bool) -> Anno
 
 
 def _keep(
-    annotations: Annotations, folder: Path, path: str, status: os.stat_result, source: str, segmentations: bool
+    annotations: Annotations,
+    folder: Path,
+    path: str,
+    status: os.stat_result,
+    source: str,
+    segmentations: bool,
 ) -> Annotations | None:
     """Writes an entry; returns it as mapped columns, or None where it could not be kept."""
     if not _same_file(path, status) or not source.startswith(f"{status.st_size}-"):
