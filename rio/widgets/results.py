@@ -145,8 +145,8 @@ class Runs:
                 config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
             except (yaml.YAMLError, UnicodeDecodeError) as error:
                 raise RunsError(f"{file}: expected the YAML a run writes, found {type(error).__name__}") from error
-            listed = ((config or {}).get("DATASETS") or {}).get(split) if isinstance(config or {}, dict) else None
-            for name in _listed(listed)[:1]:
+            sets = config.get("DATASETS") if isinstance(config, dict) else None
+            for name in _listed(sets.get(split) if isinstance(sets, dict) else None)[:1]:
                 names.setdefault(name, folder)
         if len(names) > 1:
             text = "; ".join(f"{folder} has {name}" for name, folder in names.items())

@@ -1,0 +1,233 @@
+"""Finished runs: which are found, what is refused, and that every number is the evaluation's own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `notebooks`)")
+
+import finished_runs
+import tiny_shapes
+
+from rio import plots, widgets
+from rio.widgets import results
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Three arms of two seeds on the tiny set."""
+    root = tmp_path_factory.mktemp("study")
+    return finished_runs.make(root / "runs", tiny_shapes.draw(root), seeds=(1, 2))
+
+
+@pytest.fixture(scope="module")
+def runs(study):
+    return widgets.open_runs(study)
+
+
+@pytest.fixture
+def copy(study, tmp_path):
+    return shutil.copytree(study, tmp_path / "runs")
+
+
+def refused(call, *args, **kwargs):
+    with pytest.raises(widgets.NotebookError) as caught:
+        call(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------- finding
+
+
+def test_finds_arms_and_seeds_baseline_first(runs):
+    assert runs.arms == ["none", "rfs", "rio"]
+    assert [seed for _, seed in runs.folders] == ["1", "2"] * 3
+    assert "6 finished runs" in runs._repr_html_()
+
+
+def test_takes_one_run_several_folders_or_names_for_them(study):
+    assert widgets.open_runs(study / "rio-seed1").arms == ["rio"]
+    assert len(widgets.open_runs([study / "rio-seed1", study / "rfs-seed2"]).folders) == 2
+    assert widgets.open_runs({"mine": study / "rio-seed2", "theirs": study / "none-seed1"}).arms == ["mine", "theirs"]
+
+
+def test_no_run_says_what_to_do(tmp_path, copy):
+    for where in (tmp_path / "nowhere", [], tmp_path):
+        assert "make demo" in refused(widgets.open_runs, where)
+    (copy / "rio-seed1" / "evaluation.json").unlink()
+    assert "Begun and not finished" in refused(widgets.open_runs, copy / "rio-seed1")
+
+
+def test_two_runs_of_one_name(study, copy):
+    assert "two runs are called" in refused(widgets.open_runs, [study / "rio-seed1", copy / "rio-seed1"])
+
+
+def test_runs_on_different_data(copy, tmp_path):
+    file = copy / "rio-seed1" / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    config["DATASETS"]["TEST"] = ["elsewhere.json@images"]
+    file.write_text(yaml.safe_dump(config))
+    assert "different data sets" in refused(widgets.open_runs, copy)
+
+
+def test_runs_on_different_categories(copy):
+    file = copy / "rio-seed1" / "evaluation.json"
+    content = json.loads(file.read_text())
+    content["per_category"] = {name: values[:-1] for name, values in content["per_category"].items()}
+    file.write_text(json.dumps(content))
+    assert "different categories" in refused(widgets.open_runs, copy)
+
+
+@pytest.mark.parametrize("broken", ["", "{", "[]", "{}"])
+def test_broken_evaluation(copy, broken):
+    (copy / "rio-seed1" / "evaluation.json").write_text(broken)
+    assert "evaluation.json" in refused(widgets.open_runs, copy)
+
+
+@pytest.mark.parametrize("broken", ["{", "- 1", "DATASETS: 3", "DATASETS: {TEST: []}", "a: !!python/object:os.system x"])
+def test_broken_config(study, tmp_path, broken):
+    shutil.copytree(study / "rio-seed1", tmp_path / "rio-seed1")
+    (tmp_path / "rio-seed1" / "config.yaml").write_text(broken)
+    assert "config.yaml" in refused(widgets.open_runs, tmp_path)
+
+
+def test_a_config_may_be_missing_where_the_data_is_named(study, tmp_path, runs):
+    shutil.copytree(study / "rio-seed1", tmp_path / "rio-seed1")
+    (tmp_path / "rio-seed1" / "config.yaml").unlink()
+    assert "ground_truth" in refused(widgets.open_runs, tmp_path)
+    opened = widgets.open_runs(tmp_path, ground_truth=runs._truth_name)
+    assert opened.truth.num_images == runs.truth.num_images
+    assert opened.per_category()["image_count"].tolist() == runs.truth.image_count.tolist()
+
+
+def test_detectron2_dumps_tuples_as_text():
+    assert results._listed("('a.json@b', 'c')") == ["a.json@b", "c"]
+    assert results._listed("name") == ["name"]
+    assert results._listed(("a", "b")) == ["a", "b"]
+    assert results._listed(None) == []
+
+
+# ------------------------------------------------------------------------------------------------------- numbers
+
+
+def test_means_over_seeds_are_the_evaluations(runs):
+    table = runs.by_group("segm").set_index("arm")
+    own = [e.metrics["segm"]["APc"] for (arm, _), e in runs.evaluations.items() if arm == "rio"]
+    row = table.loc["RIO (RFS + bank), 2 seeds"]
+    assert row["APc"] == pytest.approx(np.mean(own))
+    assert (row["APc_low"], row["APc_high"]) == pytest.approx((min(own), max(own)))
+
+
+def test_interval_of_three_seeds_is_students():
+    low, high = results._interval(np.array([1.0, 2.0, 3.0]))
+    assert (low, high) == pytest.approx((2 - 4.303 / np.sqrt(3), 2 + 4.303 / np.sqrt(3)))
+    assert np.isnan(results._interval(np.array([1.0, np.nan]))).all()
+
+
+def test_differences_by_hand(runs):
+    table = runs.difference("rio", "none")
+    mean = {arm: np.mean([e.per_category["AP_bbox"] for (a, _), e in runs.evaluations.items() if a == arm], axis=0)
+            for arm in ("rio", "none")}  # fmt: skip
+    np.testing.assert_allclose(table["difference"], mean["rio"] - mean["none"])
+    assert table.attrs == {"arm": "RIO (RFS + bank)", "baseline": "no resampling", "kind": "box AP"}
+    assert runs.difference().attrs["baseline"] == "RFS"
+    assert "'rios'" in refused(runs.difference, "rios")
+    assert "segment" in refused(runs.by_group, "segment")
+
+
+def test_counts_are_those_of_training(runs):
+    train = widgets.open_dataset(runs._train_name)
+    assert runs.per_category().head(6)["image_count"].tolist() == train.table["image_count"].tolist()
+
+
+def test_evaluated_anew_gives_the_same(runs):
+    again = runs.recomputed()
+    assert len(again) == 12
+    np.testing.assert_allclose(again["stored"], again["recomputed"])
+
+
+def test_errors_account_for_every_object(runs):
+    table = runs.errors(score_threshold=0.0)
+    assert "unverified" not in set(table["kind"])
+    assert set(table["arm"]) == {"no resampling, 2 seeds", "RFS, 2 seeds", "RIO (RFS + bank), 2 seeds"}
+    found = table[table["kind"] == "correct"].groupby("arm")["count"].sum()
+    assert found["no resampling, 2 seeds"] < found["RIO (RFS + bank), 2 seeds"]
+    assert (table[table["kind"].isin(["correct", "missed"])].groupby(["arm", "frequency"])["per_100"].sum() <= 100 + 1e-9).all()
+
+
+def test_results_of_another_data_set(copy):
+    file = copy / "rio-seed1" / "instances_results.json"
+    records = json.loads(file.read_text())
+    records[3]["category_id"] = 999
+    file.write_text(json.dumps(records))
+    opened = widgets.open_runs(copy)
+    for call in (opened.errors, opened.curves, opened.recomputed):
+        assert "category_id" in refused(call)
+    file.unlink()
+    assert "instances_results.json" in refused(widgets.open_runs(copy).errors)
+
+
+# ------------------------------------------------------------------------------------------------------- reported
+
+
+def test_reported_numbers_stand_beside_lvis_alone(runs, monkeypatch):
+    assert runs.reported("segm").empty
+    assert not runs.by_group()["reported"].any()
+    monkeypatch.setattr(runs, "_truth_name", "lvis_v1_val")
+    table = runs.by_group("segm")
+    assert table["reported"].tolist() == [True] * 6 + [False] * 3
+    assert table["arm"].str.endswith("(reported)").tolist() == table["reported"].tolist()
+    row = table.set_index("arm").loc["RFS R50 1x (reported)"]
+    assert row[["AP", "APr", "APc", "APf"]].tolist() == [22.2, 11.5, 21.2, 28.0]
+    assert "(reported)" in runs.markdown("segm")
+    ax = plots.ap_by_group(table)
+    hatched = [bar for bar in ax.patches if bar.get_hatch()]
+    assert len(hatched) == 5 * 4 + 1  # five methods with all groups, and one that published AP alone
+    assert "RIO" not in " ".join(table["arm"][table["reported"]]), "RIO has published no number on v1"
+
+
+# ------------------------------------------------------------------------------------------------------- views
+
+
+def test_curves_follow_the_choice_of_category(runs):
+    choice, chart, status = runs.curves().children
+    assert "2 training images" in choice.options[0][0] or runs._image_count.min() != 2
+    assert [series["name"] for series in chart.spec["series"]] == [runs.title(arm) for arm in runs.arms]
+    before = status.value
+    choice.value = choice.options[-1][1]
+    assert status.value != before
+    first = next(iter(runs._anew.values())).precision_recall(int(runs.truth.category_ids[choice.value]))
+    assert len(chart.spec["series"][0]["y"]) == len(first)
+    assert "'wolf'" in refused(runs.curves, "wolf")
+    assert runs.curves(runs.truth.category_names[1]).children[0].value == 1
+
+
+def test_tables_for_a_paper(runs):
+    markdown = runs.markdown().splitlines()
+    assert markdown[0] == "| box AP | AP | APr | APc | APf |"
+    assert len({line.count("|") for line in markdown}) == 1
+    latex = runs.latex("segm")
+    assert latex.count(r"\\") == 4
+    assert " $\\pm$ " in latex
+    assert results._escape_latex("a_b & 50% #1") == r"a\_b \& 50\% \#1"
+    assert list(runs.copy_table().texts) == ["Markdown, box AP", "LaTeX, box AP", "Markdown, mask AP", "LaTeX, mask AP"]
+
+
+def test_figures(runs):
+    plots.ap_by_group(runs.by_group())
+    ax = plots.ap_by_image_count(runs.per_category())
+    assert len(ax.lines) == 3
+    ax = plots.ap_difference(runs.difference())
+    assert "RIO (RFS + bank) minus RFS" in ax.get_title(loc="left")
+    ax = plots.errors_by_group(runs.errors())
+    assert {"rare, ", "common", "freque"} >= {text.get_text()[:6] for text in ax.texts if "object" in text.get_text()}
+    nothing = pd.DataFrame({"name": ["a"], "frequency": ["r"], "image_count": [1], "difference": [np.nan]})
+    with pytest.raises(plots.PlotError, match="none"):
+        plots.ap_difference(nothing)
