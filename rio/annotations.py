@@ -938,12 +938,14 @@ def _image_columns(
         if federated:
             for key in ("neg_category_ids", "not_exhaustive_category_ids"):
                 ids = getattr(image, key) or []
+                if known.issuperset(ids):
+                    continue
                 unknown = [i for i in ids if i not in known]
-                if unknown:  # with "skip" the unknown ids leave the list, the image stays
-                    problems.reject(
-                        "unknown_category", record, key, "ids of the file's categories", _listing(unknown)
-                    )
-                    setattr(image, key, [i for i in ids if i in known])
+                # With "skip" the unknown ids leave the list, the image stays.
+                problems.reject(
+                    "unknown_category", record, key, "ids of the file's categories", _listing(unknown)
+                )
+                setattr(image, key, [i for i in ids if i in known])
         seen.add(image.id)
         kept.append((image, name))
     gone -= seen
@@ -998,16 +1000,21 @@ def _flatten(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([value for values in lists for value in values], dtype=np.int64), offsets
 
 
+_HARMLESS_NAME = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*/){0,9}[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
 def _file_name(image: _Image, federated: bool, problems: _Problems) -> str | None:
     """The image's path below the image folder, or None where it is refused."""
     record = f"image {image.id}"
     use_url = image.coco_url is not None and (federated or image.file_name is None)
     key = "coco_url" if use_url else "file_name"
-    name = "/".join(image.coco_url.split("/")[-2:]) if use_url else image.file_name
+    name = "/".join(image.coco_url.rsplit("/", 2)[-2:]) if use_url else image.file_name
     if name is None:
         problems.reject(_KIND_BY_MISSING, record, key, "a value", "no such key")
         return None
     # A file name is data from outside: it must not lead out of the image folder, on any system.
+    if _HARMLESS_NAME.fullmatch(name):
+        return name
     parts = re.split(r"[/\\]", name)
     if not parts[-1] or not parts[0] or ".." in parts or re.match(r"[A-Za-z]:", name) or "\0" in name:
         problems.reject(
@@ -1039,13 +1046,14 @@ def _annotation_columns(
         problems.reject_where(bad, kind, key, record, *args)
         keep[bad] = False
 
-    first = np.zeros(n, dtype=bool)
-    first[np.unique(ids, return_index=True)[1]] = True
-    reject(~first, "duplicate_annotation_id", "id", "an id of its own", lambda row: f"{ids[row]} twice")
+    if not (ids[1:] > ids[:-1]).all():
+        first = np.zeros(n, dtype=bool)
+        first[np.unique(ids, return_index=True)[1]] = True
+        reject(~first, "duplicate_annotation_id", "id", "an id of its own", lambda row: f"{ids[row]} twice")
     image_index = _positions(images["image_ids"], image_ids)
     class_ids = _positions(category_ids, class_of)
-    lost = np.isin(image_ids, np.fromiter(gone, np.int64, len(gone))) & keep
-    for row in np.flatnonzero(lost & (image_index < 0)).tolist():  # its image was skipped, and said so
+    lost = np.isin(image_ids, np.fromiter(gone, np.int64, len(gone))) if gone else np.zeros(n, dtype=bool)
+    for row in np.flatnonzero(lost & keep & (image_index < 0)).tolist():  # its image was skipped, and said so
         problems.skipped.append(Skipped("image_skipped", record(row), f"image {image_ids[row]} was skipped"))
         keep[row] = False
     reject(
@@ -1291,6 +1299,7 @@ _WINDOW = 1 << 20
 _LONGEST = 256 << 20
 """Bytes of a record, or of a value nobody asks for, from which on a file is none of those meant here."""
 _RECORD_BORDER = re.compile(rb"\}\s*,\s*\{")
+_BEFORE_RECORD = re.compile(rb"\}\s*,\s*\Z")
 _LIST_END = re.compile(rb"\}\s*\]")
 _KEY = re.compile(rb'\s*("(?:[^"\\\x00-\x1f]|\\.)*")\s*:\s*')
 _SPACE = re.compile(rb"\s*")
@@ -1399,13 +1408,18 @@ class _Window:
 
     def _last_border(self, stop: int) -> int | None:
         """Behind the last record that is followed by another one before `stop`."""
-        for start in (max(stop - (1 << 18), self.at), self.at):
-            end = None
-            for match in _RECORD_BORDER.finditer(self.data, start, stop):
-                end = match.start() + 1
-            if end is not None:
-                return end
-        return None
+        at = stop
+        for _ in range(100):
+            at = self.data.rfind(b"{", self.at, at)
+            if at < 0:
+                return None
+            match = _BEFORE_RECORD.search(self.data, max(at - 200, self.at), at)
+            if match:
+                return match.start() + 1
+        end = None  # objects within records: from the front, then
+        for match in _RECORD_BORDER.finditer(self.data, self.at, stop):
+            end = match.start() + 1
+        return end
 
     def _decode(self, decoder: msgspec.json.Decoder, end: int) -> list[Any]:
         portion = decoder.decode(b"".join((b"[", memoryview(self.data)[self.at : end], b"]")))
@@ -1754,11 +1768,10 @@ class _Digest:
         self.crc = zlib.crc32(data, self.crc)
         if len(self.head) < self._END:
             self.head += bytes(data[: self._END - len(self.head)])
-        end = bytes(data[-self._END :])
-        self.tail = end if len(end) == self._END else (self.tail + end)[-self._END :]
+        self.tail = data if len(data) >= self._END else (bytes(self.tail[-self._END :]) + data)[-self._END :]
 
     def text(self) -> str:
-        ends = hashlib.sha256(self.head + self.tail).hexdigest()[:24]
+        ends = hashlib.sha256(self.head + bytes(self.tail[-self._END :])).hexdigest()[:24]
         return f"{self.size}-{self.crc:08x}-{ends}"
 
 
