@@ -735,7 +735,10 @@ def _load(
     require_annotations: bool,
     digest: _Digest | None = None,
 ) -> Annotations:
-    """The columns of the JSON file; `digest` is fed all of its bytes."""
+    """The columns of the JSON file.
+
+    With a `digest`, which is fed all of the file's bytes, `polygon_xy` may still be `_Coordinates`.
+    """
     problems = _Problems(path, on_error)
     plain = _read_plain(path, segmentations, digest)
     if plain is not None:
@@ -755,6 +758,8 @@ def _load(
     del images
     columns = _annotation_columns(rows, image_columns, gone, category_ids, problems)
 
+    if digest is None and isinstance(columns["polygon_xy"], _Coordinates):
+        columns["polygon_xy"] = columns["polygon_xy"].array()
     counted = ~columns["iscrowd"]
     classes = columns["annotation_class"][counted].astype(np.int64)
     num_images, num_classes = len(image_columns["image_ids"]), len(category_ids)
@@ -1568,29 +1573,60 @@ class _FlatMasks:
             if row in self.rles
         }
         return order, {
-            "polygon_xy": self._take(offsets[first_polygon[order]], offsets[first_polygon[order + 1]]),
+            "polygon_xy": _Coordinates(
+                np.frombuffer(self.hundredths, dtype=np.int32) if self.exact is None else np.concatenate(self.exact),
+                offsets[first_polygon[order]],
+                offsets[first_polygon[order + 1]],
+            ),
             "polygon_offsets": _offsets(np.diff(offsets)[polygons]),
             "annotation_polygons": _offsets(counts[order]),
             "rles": rles,
         }
 
-    def _take(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-        """The coordinates of all ranges, one after the other, as float64."""
-        if self.exact is None:
-            values = np.frombuffer(self.hundredths, dtype=np.int32)
-        else:
-            values = np.concatenate(self.exact)
-        # Annotations of an image stand together in the file as a rule: few copies.
+
+class _Coordinates:
+    """`Annotations.polygon_xy` before it is one: ranges of numbers in the file's order, float64 or int32 hundredths.
+
+    Written to the cache block by block, it never takes its 0.7 GB of memory for LVIS.
+    """
+
+    def __init__(self, values: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> None:
+        self.values = values
+        # Annotations of an image stand together in the file as a rule: few ranges are left.
         first = np.flatnonzero(np.concatenate([[True], starts[1:] != stops[:-1]])) if len(starts) else starts
         last = np.concatenate([first[1:], [len(starts)]])[: len(first)] - 1
-        xy = np.empty(int((stops - starts).sum()))
+        starts, stops = starts[first], stops[last]
+        pieces = np.maximum(-(-(stops - starts) // (1 << 19)), 1)  # a sorted file is one range
+        begin = _ranges(np.zeros_like(pieces), pieces) * (1 << 19) + np.repeat(starts, pieces)
+        self.starts, self.stops = begin, np.minimum(begin + (1 << 19), np.repeat(stops, pieces))
+
+    def __len__(self) -> int:
+        return int((self.stops - self.starts).sum())
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The coordinates as float64, some MB at a time."""
+        ends = np.cumsum(self.stops - self.starts)
         at = 0
-        for start, stop in zip(starts[first].tolist(), stops[last].tolist(), strict=True):
-            xy[at : at + stop - start] = values[start:stop]
-            at += stop - start
-        if self.exact is None:
-            xy /= 100.0  # n / 100 is the float64 nearest to the decimal fraction: division rounds correctly
+        while at < len(ends):
+            done = ends[at - 1] if at else 0
+            to = max(int(np.searchsorted(ends, done + (1 << 19), side="right")), at + 1)
+            ranges = zip(self.starts[at:to].tolist(), self.stops[at:to].tolist(), strict=True)
+            yield self._as_float(np.concatenate([self.values[a:b] for a, b in ranges]))
+            at = to
+
+    def array(self) -> np.ndarray:
+        """All of them."""
+        xy = np.empty(len(self))
+        at = 0
+        for block in self.blocks():
+            xy[at : at + len(block)] = block
+            at += len(block)
         return xy
+
+    @staticmethod
+    def _as_float(values: np.ndarray) -> np.ndarray:
+        # n / 100 is the float64 nearest to the decimal fraction: division rounds correctly.
+        return values / 100.0 if values.dtype == np.int32 else values
 
 
 _DIGITS_AND_SPACE = b"0123456789. \t\r\n"
@@ -1659,7 +1695,7 @@ def _hundredths(text: bytes) -> np.ndarray | None:
     return values if decimals == np.count_nonzero(characters == ord(".")) else None
 
 
-_BLOCK = 1 << 14  # numbers, whose words stay in the processor's cache
+_BLOCK = 1 << 16  # numbers, whose words stay in the processor's cache
 
 
 def _words_to_hundredths(words: np.ndarray) -> int | None:
@@ -1836,7 +1872,10 @@ def _load_cached(
                     found = _keep(read, folder, path, status, digest.text(), segmentations)
                 except OSError as error:
                     _say_without_cache(folder, error)
+                if found is None and isinstance(read.polygon_xy, _Coordinates):
+                    read = dataclasses.replace(read, polygon_xy=read.polygon_xy.array())
                 found = found or read
+                del read
     annotations = dataclasses.replace(found, path=path, image_root=root)
     if check_images and len(missing_images(annotations)):
         # Raises, or leaves those images out.
@@ -1949,27 +1988,34 @@ def _keep(
     _note(folder / _stamp(status), path, source, status)
     logger.info("%s: columns kept in %s", path, entry)
     try:
-        return _read_entry(entry, source, kind, segmentations)
+        return _read_entry(entry, source, kind, segmentations, check=False)
     except (FileNotFoundError, _BrokenEntry) as error:
         logger.warning("cache entry %s: %s right after writing it; not used", entry, error)
         return None
 
 
-def _pack(annotations: Annotations, source: str, kind: str) -> list[bytes | np.ndarray]:
+def _pack(annotations: Annotations, source: str, kind: str) -> Iterator[bytes | memoryview]:
     """An entry's parts, in order: columns, footer, the footer's length and checksum, magic."""
-    parts: list[bytes | memoryview] = []
     columns: list[_Column] = []
     at = 0
     for field in dataclasses.fields(annotations):
         value = getattr(annotations, field.name)
-        if not isinstance(value, np.ndarray):
+        if isinstance(value, np.ndarray):
+            dtype, shape, blocks = value.dtype.newbyteorder("<"), value.shape, iter([value])
+        elif isinstance(value, _Coordinates):
+            dtype, shape, blocks = np.dtype("<f8"), (len(value),), value.blocks()
+        else:
             continue
-        array = np.ascontiguousarray(value.astype(value.dtype.newbyteorder("<"), copy=False))
-        data = memoryview(array.reshape(-1).view(np.uint8)) if array.nbytes else b""
-        columns.append(_Column(field.name, array.dtype.str, list(array.shape), at, zlib.crc32(data)))
-        padding = -array.nbytes % _ALIGNMENT
-        parts += [data, b"\0" * padding]
-        at += array.nbytes + padding
+        crc = 0
+        for block in blocks:
+            array = np.ascontiguousarray(block.astype(dtype, copy=False))
+            data = memoryview(array.reshape(-1).view(np.uint8)) if array.nbytes else b""
+            crc = zlib.crc32(data, crc)
+            yield data
+        columns.append(_Column(field.name, dtype.str, list(shape), at, crc))
+        size = math.prod(shape) * dtype.itemsize
+        yield b"\0" * (-size % _ALIGNMENT)
+        at += size + -size % _ALIGNMENT
     footer = _Footer(
         format=_FORMAT, source=source, kind=kind, federated=annotations.federated,
         has_declared_frequency=annotations.declared_frequency is not None,
@@ -1977,7 +2023,7 @@ def _pack(annotations: Annotations, source: str, kind: str) -> list[bytes | np.n
         rles=annotations.rles, skipped=[tuple(skip) for skip in annotations.skipped], columns=columns,
     )  # fmt: skip
     text = msgspec.msgpack.encode(footer)
-    return [*parts, text, len(text).to_bytes(8, "little"), zlib.crc32(text).to_bytes(8, "little"), _MAGIC]
+    yield from (text, len(text).to_bytes(8, "little"), zlib.crc32(text).to_bytes(8, "little"), _MAGIC)
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -2005,7 +2051,9 @@ def _write_atomically(path: Path, parts: Iterable[Any]) -> None:
         raise
 
 
-def _read_entry(entry: Path, source: str, kind: str, segmentations: bool) -> Annotations:
+def _read_entry(
+    entry: Path, source: str, kind: str, segmentations: bool, *, check: bool = True
+) -> Annotations:
     """An entry as columns, large ones mapped: processes share them, and memory holds what is used of them.
 
     Raises:
@@ -2020,7 +2068,7 @@ def _read_entry(entry: Path, source: str, kind: str, segmentations: bool) -> Ann
         arrays = {}
         for column in footer.columns:
             if segmentations or column.name not in _MASK_COLUMNS:
-                arrays[column.name] = _read_column(file, entry, column, size)
+                arrays[column.name] = _read_column(file, entry, column, size, check)
     if not segmentations:
         arrays |= _without_masks(len(arrays["annotation_ids"]))
         arrays["rles"] = {}
@@ -2063,12 +2111,16 @@ def _read_footer(file: BinaryIO, source: str, kind: str) -> tuple[_Footer, int]:
     return footer, size - tail - length
 
 
-def _read_column(file: BinaryIO, entry: Path, column: _Column, size: int) -> np.ndarray:
+def _read_column(
+    file: BinaryIO, entry: Path, column: _Column, size: int, check: bool
+) -> np.ndarray:
     dtype, offset = np.dtype(column.dtype), column.offset
     nbytes = math.prod(column.shape) * dtype.itemsize
     if min(column.shape) < 0 or offset < 0 or offset + nbytes > size:
         raise _BrokenEntry(f"column {column.name} lies outside")
     copy = bytearray() if nbytes < _COPIED_BYTES else None
+    if copy is None and not check:
+        return _mapped(str(entry), column.dtype, offset, tuple(column.shape))
     # Read, not mapped, to be checked: pages read so do not count as this process's memory.
     file.seek(offset)
     crc, left = 0, nbytes
