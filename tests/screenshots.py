@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -25,7 +25,24 @@ import lab
 
 IMAGES = lab.NOTEBOOKS / "images"
 MOST_BYTES = 300_000
-SIZE = (1280, 860)
+WIDTH = 1280  # px
+
+
+QUIET = """
+    .jp-SideBar, #jp-bottom-panel, .jp-NotebookPanel-toolbar { display: none !important; }
+    #main, #jp-main-content-panel, #jp-main-dock-panel, #jp-main-vsplit-panel { background: #fff !important; }
+    .rio-view, .widget-vbox { scroll-margin-top: 12px; }
+"""
+# Where this checkout lies on this machine is nobody's concern.
+NEUTRAL = """(names) => {
+    const neutral = (text) => names.reduce((t, [from, to]) => t.replaceAll(from, to), text);
+    const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (walk.nextNode()) {
+        const node = walk.currentNode, text = neutral(node.data);
+        if (text !== node.data && !node.parentElement.closest('.cm-editor')) node.data = text;
+    }
+    for (const input of document.querySelectorAll('input')) input.value = neutral(input.value);
+}"""
 
 
 @dataclass(frozen=True)
@@ -34,27 +51,19 @@ class Shot:
 
     notebook: str
     top: str  # CSS selector
-    parameters: dict[str, Any] = field(default_factory=dict)
-    prepare: str = ""  # JavaScript
+    height: int = 860  # px
 
 
-def shots(runs: Path) -> list[Shot]:
-    """One a notebook.
-
-    Args:
-        runs: folder of the runs of `make demo`.
-    """
-    rio = str(runs / "rio-seed1")
-    return [
-        Shot("01_distribution_analysis.ipynb", ".rio-explorer"),
-        Shot("02_image_vs_object_balance.ipynb", ".jp-OutputArea-output:has(.widget-slider)"),
-        Shot("03_train.ipynb", ".rio-training", {"output_dir": rio}),
-        Shot("04_per_frequency_ap.ipynb", "h1"),
-        Shot("05_inspect_predictions.ipynb", ".rio-inspector", {"run": rio}),
-    ]
+SHOTS = (
+    Shot("01_distribution_analysis.ipynb", ".rio-explorer"),
+    Shot("02_image_vs_object_balance.ipynb", ".widget-vbox:has(> .widget-vbox .widget-slider), .widget-vbox:has(.widget-slider)"),
+    Shot("03_train.ipynb", ".rio-training", height=960),
+    Shot("04_per_frequency_ap.ipynb", "h2:has-text('By frequency group')"),
+    Shot("05_inspect_predictions.ipynb", ".rio-inspector", height=900),
+)
 
 
-def take(shot: Shot, folder: Path) -> Path:
+def take(shot: Shot, runs: Path, folder: Path) -> Path:
     """Run one notebook and photograph it.
 
     Returns:
@@ -63,29 +72,35 @@ def take(shot: Shot, folder: Path) -> Path:
     Raises:
         RuntimeError: a cell failed, or the browser's console has errors.
     """
-    (folder / "notebooks").mkdir(parents=True)
-    lab.copy_with(folder / "notebooks", shot.notebook, **shot.parameters)
-    with lab.jupyter_lab(folder / "notebooks", folder) as address, lab.browser_page(*SIZE) as page:
+    # The notebooks as they are: their own parameters find the runs where `make demo` puts them.
+    copy = folder / "notebooks"
+    (copy / "output").mkdir(parents=True)
+    (copy / "output" / "demo").symlink_to(runs)
+    (copy / "output" / "notebook").symlink_to(runs / "rio-seed1")
+    shutil.copy(lab.NOTEBOOKS / shot.notebook, copy)
+    with lab.jupyter_lab(copy, folder) as address, lab.browser_page(WIDTH, shot.height) as page:
         errors = lab.run_notebook(page, address, shot.notebook) + page.problems
         if errors:
             raise RuntimeError(f"{shot.notebook}: " + "\n".join(errors))
         for command in ("application:toggle-left-area", "application:toggle-mode"):
             page.evaluate("command => window.jupyterapp.commands.execute(command)", command)
-        page.add_style_tag(content=".jp-SideBar, #jp-bottom-panel, .jp-NotebookPanel-toolbar { display: none !important; }")
+        page.add_style_tag(content=QUIET)
         page.evaluate("window.dispatchEvent(new Event('resize'))")
-        page.locator(shot.top).first.wait_for()
-        if shot.prepare:
-            page.evaluate(shot.prepare)
-        page.wait_for_timeout(1500)
-        page.locator(shot.top).first.evaluate("node => node.scrollIntoView({block: 'start'})")
-        page.wait_for_timeout(1500)
+        top = page.locator(shot.top).first
+        top.wait_for()
+        for _ in range(4):  # cells that come into view take their height only then, and move the others
+            top.evaluate("node => node.scrollIntoView({block: 'start'})")
+            page.wait_for_timeout(900)
+        page.evaluate(NEUTRAL, [[f"{copy}/", ""], [f"{runs}/", "output/demo/"], [str(lab.REPOSITORY), "~/rio"]])
+        page.wait_for_timeout(200)
         picture = Image.open(io.BytesIO(page.screenshot()))
     IMAGES.mkdir(exist_ok=True)
     target = IMAGES / f"{Path(shot.notebook).stem}.png"
-    for colors in (256, 128, 64):  # a palette: a third of the size, and text stays sharp
-        picture.convert("RGB").quantize(colors, dither=Image.Dither.FLOYDSTEINBERG).save(target, optimize=True)
-        if target.stat().st_size <= MOST_BYTES:
-            break
+    picture = picture.convert("RGB")
+    picture.save(target, optimize=True)
+    if target.stat().st_size > MOST_BYTES:  # a palette: a third of the size, and text stays sharp
+        palette = picture.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=3)
+        picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(target, optimize=True)
     return target
 
 
@@ -101,11 +116,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not (runs / "rio-seed1" / "instances_results.json").is_file():
         parser.error(f"{runs}: expected the runs of `make demo`, found none. Run it first, or name them by --runs")
     os.environ.setdefault("DETECTRON2_DATASETS", str(lab.REPOSITORY / "datasets"))
-    for shot in shots(runs):
+    for shot in SHOTS:
         if not shot.notebook.startswith(args.only):
             continue
         with tempfile.TemporaryDirectory(prefix="rio-screenshots-") as folder:
-            target = take(shot, Path(folder))
+            target = take(shot, runs, Path(folder))
         print(f"{target.relative_to(lab.REPOSITORY)}: {target.stat().st_size / 1000:.0f} kB", flush=True)
     return 0
 

@@ -212,7 +212,7 @@ def test_a_run_from_elsewhere_is_shown(tmp_path):
     assert panel.run.state() == "finished"
     assert panel.figure.value[:4] == b"\x89PNG"
     page = panel.status.value
-    for shown in ("46 / 50", "16.0", "images/s", "25%", "of the bank filled", "replayed per foreground RoI"):
+    for shown in ("46 / 50", "16.0", "images/s", "25%", "bank filled", "replayed / foreground RoI"):
         assert shown in page, shown
     assert panel.start_button.disabled and panel.stop_button.disabled and panel.resume_button.disabled
 

@@ -504,7 +504,7 @@ STYLE = """
 .rio-pill.finished { background: #2e7d4f; } .rio-pill.failed { background: #b3323f; }
 .rio-track { height: 7px; border-radius: 4px; background: var(--soft); overflow: hidden; margin: 6px 0 10px; }
 .rio-track > div { height: 100%; background: #2a6cab; border-radius: 4px; transition: width .4s; }
-.rio-training .rio-tile { min-width: 96px; padding: 6px 12px 7px; } .rio-training .rio-tile .rio-value { font-size: 19px; }
+.rio-training .rio-tiles { gap: 7px; } .rio-training .rio-tile { min-width: 84px; padding: 6px 10px 7px; } .rio-training .rio-tile .rio-value { font-size: 19px; }
 .rio-trouble { border-left: 4px solid #b3323f; background: color-mix(in srgb, #b3323f 9%, transparent); padding: 8px 12px;
   border-radius: 0 6px 6px 0; margin: 6px 0; max-width: 90ch; }
 .rio-training img { max-width: 1120px; width: 100%; }
@@ -748,7 +748,7 @@ class TrainingPanel(ipywidgets.VBox):
         since = self.run.note().get("started")
         when = f"started {datetime.datetime.fromtimestamp(since):%d %b %H:%M}" if since and state != "new" else ""
         pid = self.run.pid()
-        where = f"{when}{f' · process {pid}' if pid else ''} · {self.run.path}"
+        where = f"{when}{f' · process {pid}' if pid else ''} · {self._short_path(self.run.path)}"
         return (
             f'<div class="rio-view"><div class="rio-state"><span class="rio-pill {state}">{state}</span>'
             f'<span class="rio-quiet">{html.escape(where.strip(" ·"))}</span></div>{"".join(parts)}</div>'
@@ -781,9 +781,9 @@ class TrainingPanel(ipywidgets.VBox):
             tiles.append((f"{memory[0]:.1f} GiB", memory[1]))
         fill, replayed = newest("memory_bank/fill"), newest("memory_bank/replayed_per_foreground")
         if fill is not None:
-            tiles.append((f"{100 * fill:.0f}%", "of the bank filled"))
+            tiles.append((f"{100 * fill:.0f}%", "bank filled"))
         if replayed is not None:
-            tiles.append((f"{replayed:.2f}", "replayed per foreground RoI"))
+            tiles.append((f"{replayed:.2f}", "replayed / foreground RoI"))
         for column, label in (("bbox/AP", "box AP"), ("bbox/APr", "box APr"), ("segm/AP", "mask AP")):
             value = newest(column)
             if value is not None:
