@@ -22,7 +22,7 @@ from nbmake.nb_run import NotebookRun
 from rio import shapes
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
-MOST_CELLS, MOST_LINES, MOST_COLUMNS, SECONDS = 12, 8, 140, 300
+MOST_CELLS, MOST_LINES, MOST_COLUMNS, SECONDS = 12, 8, 120, 300
 LOOPS = (ast.For, ast.AsyncFor, ast.While, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")

@@ -61,6 +61,7 @@ function ticks(axis, most = 6) {
 // options: {selected, onHover(i) -> tooltip rows, onSelect(i)}. Returns {select(i)}.
 function drawChart(box, spec, options = {}) {
   box.replaceChildren();
+  box.drawnWidth = box.clientWidth;
   const width = Math.max(box.clientWidth || 720, 280), height = spec.height || 260;
   const left = 54, right = 14, top = 12, bottom = spec.x.label ? 40 : 24;
   const x = scale(spec.x, left, width - right), y = scale(spec.y, height - bottom, top);
@@ -177,15 +178,17 @@ function tipRow(label, value, color) {
     element("span", {}, color ? element("i", { class: "rio-dot", style: `background:${color}` }) : null, label), element("span", {}, value));
 }
 
-// Draws again when the space changes, not more often than once a frame.
+// Draws again when the width is another than that of the last drawing: on resizing, and on coming into sight (JupyterLab
+// takes cells out of the page while they are scrolled away, and nothing can be measured there).
 function onResize(node, draw) {
-  let last = 0, frame = 0;
-  const observer = new ResizeObserver(() => {
-    if (node.clientWidth === last) return;
-    last = node.clientWidth;
+  let frame = 0;
+  const check = () => {
+    if (!node.clientWidth || node.clientWidth === node.drawnWidth) return;
     cancelAnimationFrame(frame);
     frame = requestAnimationFrame(draw);
-  });
-  observer.observe(node);
-  return () => observer.disconnect();
+  };
+  const size = new ResizeObserver(check), sight = new IntersectionObserver(check);
+  size.observe(node);
+  sight.observe(node);
+  return () => { size.disconnect(); sight.disconnect(); };
 }
