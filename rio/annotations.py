@@ -1355,7 +1355,7 @@ class _Window:
         return msgspec.json.decode(match[1], type=str)
 
     def skip_value(self) -> None:
-        """Past any value, e.g. that of "info"; Python's parser says where it ends, msgspec whether it is valid."""
+        """Past any value, as of "info"; Python's parser says where it ends, msgspec whether it is valid."""
         size = 1 << 16
         while True:
             self.fill(size)
@@ -1574,7 +1574,7 @@ class _FlatMasks:
         }
         return order, {
             "polygon_xy": _Coordinates(
-                np.frombuffer(self.hundredths, dtype=np.int32) if self.exact is None else np.concatenate(self.exact),
+                np.concatenate(self.exact) if self.exact else np.frombuffer(self.hundredths, dtype=np.int32),
                 offsets[first_polygon[order]],
                 offsets[first_polygon[order + 1]],
             ),
@@ -1584,8 +1584,11 @@ class _FlatMasks:
         }
 
 
+_COORDINATES_A_BLOCK = 1 << 19
+
+
 class _Coordinates:
-    """`Annotations.polygon_xy` before it is one: ranges of numbers in the file's order, float64 or int32 hundredths.
+    """`Annotations.polygon_xy` before it is one: ranges of numbers, in float64 or int32 hundredths.
 
     Written to the cache block by block, it never takes its 0.7 GB of memory for LVIS.
     """
@@ -1596,9 +1599,9 @@ class _Coordinates:
         first = np.flatnonzero(np.concatenate([[True], starts[1:] != stops[:-1]])) if len(starts) else starts
         last = np.concatenate([first[1:], [len(starts)]])[: len(first)] - 1
         starts, stops = starts[first], stops[last]
-        pieces = np.maximum(-(-(stops - starts) // (1 << 19)), 1)  # a sorted file is one range
-        begin = _ranges(np.zeros_like(pieces), pieces) * (1 << 19) + np.repeat(starts, pieces)
-        self.starts, self.stops = begin, np.minimum(begin + (1 << 19), np.repeat(stops, pieces))
+        pieces = np.maximum(-(-(stops - starts) // _COORDINATES_A_BLOCK), 1)  # a sorted file is one range
+        begin = _ranges(np.zeros_like(pieces), pieces) * _COORDINATES_A_BLOCK + np.repeat(starts, pieces)
+        self.starts, self.stops = begin, np.minimum(begin + _COORDINATES_A_BLOCK, np.repeat(stops, pieces))
 
     def __len__(self) -> int:
         return int((self.stops - self.starts).sum())
@@ -1609,7 +1612,7 @@ class _Coordinates:
         at = 0
         while at < len(ends):
             done = ends[at - 1] if at else 0
-            to = max(int(np.searchsorted(ends, done + (1 << 19), side="right")), at + 1)
+            to = max(int(np.searchsorted(ends, done + _COORDINATES_A_BLOCK, side="right")), at + 1)
             ranges = zip(self.starts[at:to].tolist(), self.stops[at:to].tolist(), strict=True)
             yield self._as_float(np.concatenate([self.values[a:b] for a, b in ranges]))
             at = to
@@ -1669,10 +1672,10 @@ def _check_lengths(lengths: np.ndarray) -> None:
 
 
 def _hundredths(text: bytes) -> np.ndarray | None:
-    """All numbers of a text as (P,) int32 hundredths; None where one is not 0..9999.99 of at most two decimals.
+    """All numbers of a text as (P,) int32 hundredths; None where one is not 0..9999.99 in two decimals.
 
-    A hundred million numbers are most of an LVIS file; as Python floats they take three times as long as this,
-    which treats the last eight characters of each as one 64-bit word.
+    A hundred million numbers are most of an LVIS file; as Python floats they take thrice as long as this, which
+    treats the last eight characters of each as one 64-bit word.
 
     Args:
         text: Numbers as JSON has them, none negative, between white space and ``,[]`` or NUL.

@@ -618,6 +618,22 @@ def test_numbers_change_their_kind_between_pieces(tmp_path, monkeypatch):
     assert_equal_columns(load_annotations(path), read_as_a_whole(monkeypatch, path))
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=12), st.integers(1, 50))
+def test_coordinates_in_blocks(ranges, size):
+    values = np.arange(0, 8100, 100, dtype=np.int32)
+    starts = np.array([start for start, _ in ranges], dtype=np.int64)
+    stops = starts + np.array([length for _, length in ranges], dtype=np.int64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_COORDINATES_A_BLOCK", size)
+        coordinates = module._Coordinates(values, starts, stops)
+        blocks = list(coordinates.blocks())
+    expected = [float(i) for start, length in ranges for i in range(start, start + length)]
+    assert [v for block in blocks for v in block.tolist()] == expected and len(coordinates) == len(expected)
+    assert coordinates.array().tolist() == expected and all(block.dtype == np.float64 for block in blocks)
+    assert max(map(len, blocks), default=0) <= size
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.integers(0, 999_999), min_size=1), st.sampled_from(["", " ", "\n", "\t "]), st.data())
 def test_hundredths_are_read_exactly(numbers, space, data):
