@@ -480,7 +480,7 @@ def _checked(columns: _Columns, annotations: Annotations, source: str) -> Result
         ("category_id", category_ids, annotations.category_ids),
     ):
         _require(
-            _are_among(ids, known),
+            np.isin(ids, known),
             source,
             f"key '{key}'",
             f"one of the {len(known)} ids in {annotations.path}",
@@ -523,14 +523,6 @@ def _checked(columns: _Columns, annotations: Annotations, source: str) -> Result
     return Results(
         source, image_index, class_id, scores, boxes, has_boxes, rles, mask_areas, len(annotations.image_ids)
     )
-
-
-def _are_among(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """(N,) bool: which ids are among the known ones, ascending. `np.isin` sorts, where the ids are far apart."""
-    if not len(known):
-        return np.zeros(len(ids), bool)
-    place = np.searchsorted(known, ids)
-    return known[np.minimum(place, len(known) - 1)] == ids
 
 
 def _require(good: np.ndarray, source: str, key: str, expected: str, values: np.ndarray, remedy: str) -> None:

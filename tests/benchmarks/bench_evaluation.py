@@ -1,0 +1,251 @@
+"""Evaluation against the official `lvis` package: CPU time, peak memory, and whether the numbers are the same bits.
+
+    python -m tests.benchmarks.bench_evaluation [--scale 0.1] [--only boxes,masks,full]
+
+Each side runs in a fresh process and does the whole of it, from the two files to the metrics (importing apart). The
+ground truth has LVIS's size and tail (`lvis_size`), the results 300 predictions an image in detectron2's spelling:
+objects of the ground truth moved about, six in ten under their own category, the others under any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from tests.benchmarks import lvis_size
+
+PREDICTIONS_AN_IMAGE = 300
+IMAGES = {"boxes": 5_000, "masks": 500, "full": 19_809}  # the last: LVIS v1 val
+VERSION = 1  # of the generator: part of the cached files' names
+_CHUNK = 200  # images
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Files to evaluate
+# ------------------------------------------------------------------------------------------------------------
+
+
+def files(images: int, masks: bool) -> tuple[Path, Path]:
+    """(ground truth, results) of `images` images, from an earlier run where there are some."""
+    truth = lvis_size.cached(images / lvis_size.IMAGES)
+    kind = "masks" if masks else "boxes"
+    results = truth.with_name(f"{truth.stem}_{kind}_v{VERSION}.json")
+    if not results.is_file():
+        write_results(results, truth, masks)
+    return truth, results
+
+
+def write_results(path: Path, truth: Path, masks: bool, seed: int = 0) -> None:
+    """Predictions for every image of the ground truth, as detectron2's evaluator writes them; atomically."""
+    content = msgspec.json.decode(truth.read_bytes(), type=_Truth)
+    images = sorted(content.images, key=lambda i: i.id)
+    things: dict[int, list[_Thing]] = {i.id: [] for i in images}
+    for thing in content.annotations:
+        things[thing.image_id].append(thing)
+    category_ids = np.array([c.id for c in content.categories])
+    rng = np.random.default_rng(seed)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb", buffering=1 << 22) as file:
+            file.write(b"[")
+            for start in range(0, len(images), _CHUNK):
+                rows = [
+                    record
+                    for image in images[start : start + _CHUNK]
+                    for record in _records(rng, image, things[image.id], category_ids, masks)
+                ]
+                text = json.dumps(rows)[1:-1].encode()
+                file.write(b", " + text if start else text)
+            file.write(b"]")
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+class _Image(msgspec.Struct):
+    id: int
+    width: int
+    height: int
+
+
+class _Thing(msgspec.Struct, gc=False):
+    image_id: int
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    segmentation: list[list[float]]
+
+
+class _Category(msgspec.Struct):
+    id: int
+
+
+class _Truth(msgspec.Struct):
+    images: list[_Image]
+    annotations: list[_Thing]
+    categories: list[_Category]
+
+
+def _records(
+    rng: np.random.Generator, image: _Image, things: list[_Thing], category_ids: np.ndarray, masks: bool
+) -> list[dict[str, Any]]:
+    n = PREDICTIONS_AN_IMAGE
+    if things:
+        boxes = np.array([t.bbox for t in things])
+        own = np.array([t.category_id for t in things])
+    else:  # an image of negatives only
+        boxes, own = np.array([[40.0, 40.0, 80.0, 60.0]]), category_ids[:1]
+    source = rng.integers(0, len(boxes), n)
+    moved = boxes[source] + rng.normal(0, 0.1, (n, 4)) * boxes[source][:, [2, 3, 2, 3]]
+    moved[:, :2] = moved[:, :2].clip(0)
+    moved[:, 2:] = moved[:, 2:].clip(0.5)
+    moved = moved.astype(np.float32).astype(np.float64)  # a model's numbers have 24 bits
+    classes = np.where(rng.random(n) < 0.6, own[source], rng.choice(category_ids, n))
+    scores = np.sort(rng.beta(0.4, 3.0, n).clip(1.1e-4).astype(np.float32))[::-1].astype(np.float64)
+    columns = zip(classes.tolist(), moved.tolist(), scores.tolist(), strict=True)
+    records = [
+        {"image_id": image.id, "category_id": k, "bbox": box, "score": score} for k, box, score in columns
+    ]
+    if masks:
+        for record, index, shift in zip(records, source.tolist(), rng.normal(0, 4, (n, 2)), strict=True):
+            polygons = things[index].segmentation if things else [[40.0, 40.0, 120.0, 40.0, 120.0, 100.0]]
+            record["segmentation"] = _mask(polygons, shift, image)
+    return records
+
+
+def _mask(polygons: list[list[float]], shift: np.ndarray, image: _Image) -> dict[str, Any]:
+    from pycocotools import mask as coco_mask
+
+    moved = [(np.array(p).reshape(-1, 2) + shift).ravel().tolist() for p in polygons]
+    rle = coco_mask.merge(coco_mask.frPyObjects(moved, image.height, image.width))
+    return {"size": [image.height, image.width], "counts": rle["counts"].decode()}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Measuring
+# ------------------------------------------------------------------------------------------------------------
+
+# Both start from the two files and end with the metrics; sys.argv: ground truth, results, bbox or segm, file for the
+# precision array.
+_IMPORT = {
+    "rio": "import hotcoco\nfrom rio.evaluation import evaluate",
+    "lvis": "import json\nimport numpy as np\nnp.float = float  # which lvis 0.5.3 still writes\nimport lvis",
+}
+_EVALUATE = {
+    "rio": "precision = evaluate(truth, results, iou_types=(iou_type,)).precision[iou_type]",
+    "lvis": """
+with open(results) as file:
+    records = json.load(file)
+if iou_type == "segm":
+    for record in records:  # as detectron2 does: else the boxes' areas are taken for the masks'
+        del record["bbox"]
+truth = lvis.LVIS(truth)
+run = lvis.LVISEval(truth, lvis.LVISResults(truth, records), iou_type)
+run.run()
+precision = run.eval["precision"]
+""",
+}
+_SCRIPT = """
+import resource, sys, time
+truth, results, iou_type, out = sys.argv[1:]
+def clocks():
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return [used.ru_utime + used.ru_stime, time.perf_counter(), used.ru_maxrss / 2**20]
+{imports}
+before = clocks()
+{evaluate}
+after = clocks()
+import json, numpy
+numpy.save(out, precision)
+print(json.dumps([after[0] - before[0], after[1] - before[1], after[2]]))
+"""
+
+
+class Measured(NamedTuple):
+    """One evaluation in a process of its own: seconds without imports, the process' highest memory, what it found."""
+
+    cpu_s: float
+    wall_s: float
+    peak_gib: float
+    precision: np.ndarray
+
+
+def measure(side: str, truth: Path, results: Path, iou_type: str) -> Measured:
+    """Evaluate with "rio" or "lvis"; ours without the cache of annotation files."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "precision.npy"
+        code = _SCRIPT.format(imports=_IMPORT[side], evaluate=_EVALUATE[side])
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(truth), str(results), iou_type, str(out)],
+            env=os.environ | {"RIO_CACHE": "off", "OMP_NUM_THREADS": "1"},
+            cwd=Path(__file__).resolve().parents[2],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if done.returncode:
+            raise RuntimeError(f"{side} on {results}: exit code {done.returncode}\n{done.stderr}")
+        return Measured(*json.loads(done.stdout.splitlines()[-1]), np.load(out))
+
+
+def row(kind: str, scale: float) -> dict[str, Any]:
+    """One line of the table: "boxes", "masks" or "full"."""
+    images = max(round(IMAGES[kind] * scale), 20)
+    things, iou_type = ("masks", "segm") if kind == "masks" else ("boxes", "bbox")
+    truth, results = files(images, kind == "masks")
+    ours = measure("rio", truth, results, iou_type)
+    what = f"evaluation, {images:,} images x {PREDICTIONS_AN_IMAGE} {things}"
+    if kind == "full":
+        found = {
+            "what": f"{what}: wall time {ours.wall_s:.1f} s",
+            "peer": "",
+            "peer_cpu_s": None,
+            "cpu_ratio": None,
+            "peer_peak_gib": None,
+            "memory_ratio": None,
+            "reach": "15 s, 2.5 GB",
+            "met": ours.wall_s < 15 and ours.peak_gib * 2**30 < 2.5e9,
+        }
+    else:
+        peer = measure("lvis", truth, results, iou_type)
+        identical = np.array_equal(ours.precision, peer.precision)
+        cpu, memory = peer.cpu_s / ours.cpu_s, peer.peak_gib / ours.peak_gib
+        least = 10 if kind == "masks" else 40
+        found = {
+            "what": f"{what}: {'bit-identical' if identical else 'NOT THE SAME NUMBERS'}",
+            "peer": "lvis",
+            "peer_cpu_s": peer.cpu_s,
+            "cpu_ratio": cpu,
+            "peer_peak_gib": peer.peak_gib,
+            "memory_ratio": memory,
+            "reach": f"{least}x less CPU, 5x less memory, bit-identical",
+            "met": identical and cpu >= least and memory >= 5,
+        }
+    return found | {"ours_cpu_s": ours.cpu_s, "ours_peak_gib": ours.peak_gib}
+
+
+def run(scale: float = 1.0) -> list[dict[str, Any]]:
+    """The rows of this module for `python -m tests.benchmarks`; scale 1: the sizes of IMAGES."""
+    return [row(kind, scale) for kind in IMAGES]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the images")
+    parser.add_argument("--only", default=",".join(IMAGES), help="some of %(default)s")
+    arguments = parser.parse_args()
+    for kind in arguments.only.split(","):
+        print(json.dumps(row(kind, arguments.scale)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
