@@ -1674,8 +1674,8 @@ def _check_lengths(lengths: np.ndarray) -> None:
 def _hundredths(text: bytes) -> np.ndarray | None:
     """All numbers of a text as (P,) int32 hundredths; None where one is not 0..9999.99 in two decimals.
 
-    A hundred million numbers are most of an LVIS file; as Python floats they take thrice as long as this, which
-    treats the last eight characters of each as one 64-bit word.
+    A hundred million numbers are most of an LVIS file, and as Python floats they take three times as long. Here
+    the last eight characters of each are one 64-bit word.
 
     Args:
         text: Numbers as JSON has them, none negative, between white space and ``,[]`` or NUL.
