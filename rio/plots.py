@@ -790,61 +790,71 @@ KIND_COLORS = {
     "correct": "#2E8B6F",
     "classification": "#CC6677",
     "localisation": "#DDCC77",
+    "missed": "#9AA1AC",
     "both": "#AA4499",
     "duplicate": "#88CCEE",
     "background": "#8C6BB1",
-    "missed": "#9AA1AC",
 }
 
 
 @_styled
 def errors_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """What becomes of a hundred objects of each frequency group, and what is predicted beside them, arm by arm.
+    """What became of the objects of each frequency group, and of which kind the wrong predictions are, arm by arm.
 
-    To the right of 0: correct predictions and those of each kind of error. To the left: objects that nothing found.
+    Left: every object once, in percent. Right: the wrong predictions by kind, and how many there are for 100 objects.
 
     Args:
-        table: one row an arm, frequency and kind: arm, frequency, kind, per_100 (for 100 objects of the group), objects.
+        table: arm, frequency, part ("objects", "predictions"), kind, count, per_100 (for 100 objects of the group),
+            objects.
         ax: where to draw; a new figure if None.
 
     Raises:
         PlotError: a column is missing.
     """
-    _need(table, ("arm", "frequency", "kind", "per_100", "objects"), "rio.widgets.results.Runs.errors")
+    _need(table, ("arm", "frequency", "part", "kind", "per_100", "objects"), "rio.widgets.results.Runs.errors")
     arms = list(dict.fromkeys(table["arm"]))
     groups = [g for g in GROUPS if g in set(table["frequency"])]
-    ax = _axes(ax, 7.6, 0.9 + 0.27 * len(groups) * (len(arms) + 1.2))
+    ax = _axes(ax, 8.6, 0.9 + 0.27 * len(groups) * (len(arms) + 1.2))
     ink, quiet, _ = _ink()
     kinds = [k for k in KIND_COLORS if k in set(table["kind"])]
-    values = table.set_index(["frequency", "arm", "kind"])["per_100"]
+    values = table.set_index(["frequency", "arm", "part", "kind"])["per_100"]
+    gap, wide = 108.0, 72.0  # where the right half begins, and its width
     ticks, names, y = [], [], 0.0
     for group in groups:
         objects = int(table.loc[table["frequency"] == group, "objects"].iloc[0])
         ax.text(-0.012, y, f"{GROUP_NAMES[group]}, {_counted(objects, 'object')}", transform=ax.get_yaxis_transform(),
                 ha="right", va="center", fontweight="bold", color=ink, fontsize=9)  # fmt: skip
+        if group == groups[0]:
+            ax.text(0, y, "objects, %", color=quiet, fontsize=8.5, va="center")
+            ax.text(gap, y, "wrong predictions by kind, %", color=quiet, fontsize=8.5, va="center")
+            ax.text(gap + wide + 3, y, "for 100 objects", color=quiet, fontsize=8.5, va="center")
         for arm in arms:
             y += 1
-            left = 0.0
-            for kind in kinds:
-                width = float(values.get((group, arm, kind), 0.0))
-                if not width > 0:
-                    continue
-                start = -width if kind == "missed" else left
-                ax.barh(y, width, left=start, height=0.78, color=KIND_COLORS[kind], linewidth=0)
-                if width >= 7:
-                    ax.text(start + width / 2, y, f"{width:.0f}", ha="center", va="center", fontsize=8,
-                            color=_on(KIND_COLORS[kind]), clip_on=True)  # fmt: skip
-                left += 0.0 if kind == "missed" else width
+            for part, start, scale in (("objects", 0.0, 1.0), ("predictions", gap, None)):
+                own = {kind: float(values.get((group, arm, part, kind), 0.0)) for kind in kinds}
+                total = sum(own.values())
+                if scale is None:
+                    ax.text(gap + wide + 3, y, f"{total:,.0f}", va="center", fontsize=8.5, fontweight="bold")
+                    scale = wide / total if total else 0.0
+                left = start
+                for kind, amount in own.items():
+                    width = amount * scale
+                    if width > 0:
+                        ax.barh(y, width, left=left, height=0.78, color=KIND_COLORS[kind], linewidth=0)
+                    if width >= 7:
+                        share = amount if part == "objects" else 100 * amount / total
+                        ax.text(left + width / 2, y, f"{share:.0f}", ha="center", va="center", fontsize=8,
+                                color=_on(KIND_COLORS[kind]))  # fmt: skip
+                    left += width
             ticks.append(y)
             names.append(str(arm))
         y += 1.35
-    ax.axvline(0, color=quiet, linewidth=0.9)
-    ax.set(ylim=(y - 0.7, -0.7), yticks=ticks, yticklabels=names, xlabel="for 100 objects of the group")
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):g}"))
+    ax.set(xlim=(0, gap + wide + 24), ylim=(y - 0.7, -0.7), yticks=ticks, yticklabels=names)
+    ax.xaxis.set_visible(False)
     ax.tick_params(axis="y", length=0, labelcolor=ink)
-    ax.spines["left"].set_visible(False)
-    handles = [Patch(facecolor=KIND_COLORS[k], label=k) for k in sorted(kinds, key=lambda k: k != "missed")]
-    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=7, handlelength=0.9, handleheight=0.9,
+    ax.spines[:].set_visible(False)
+    handles = [Patch(facecolor=KIND_COLORS[k], label=k) for k in kinds]
+    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=7, handlelength=0.9, handleheight=0.9,
               columnspacing=1.0, handletextpad=0.4, borderaxespad=0.2)  # fmt: skip
     return ax
 

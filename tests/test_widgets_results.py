@@ -16,6 +16,7 @@ import finished_runs
 import tiny_shapes
 
 from rio import plots, widgets
+from rio.predictions import match
 from rio.widgets import results
 
 
@@ -153,13 +154,28 @@ def test_evaluated_anew_gives_the_same(runs):
     np.testing.assert_allclose(again["stored"], again["recomputed"])
 
 
-def test_errors_account_for_every_object(runs):
+def test_every_object_has_one_outcome(runs):
     table = runs.errors(score_threshold=0.0)
-    assert "unverified" not in set(table["kind"])
     assert set(table["arm"]) == {"no resampling, 2 seeds", "RFS, 2 seeds", "RIO (RFS + bank), 2 seeds"}
-    found = table[table["kind"] == "correct"].groupby("arm")["count"].sum()
+    objects = table[table["part"] == "objects"]
+    assert set(objects["kind"]) == set(results.OUTCOMES)
+    np.testing.assert_allclose(objects.groupby(["arm", "frequency"])["per_100"].sum(), 100)
+    found = objects[objects["kind"] == "correct"].groupby("arm")["count"].sum()
     assert found["no resampling, 2 seeds"] < found["RIO (RFS + bank), 2 seeds"]
-    assert (table[table["kind"].isin(["correct", "missed"])].groupby(["arm", "frequency"])["per_100"].sum() <= 100 + 1e-9).all()
+    nothing = runs.errors(score_threshold=1.0)
+    assert (nothing.loc[nothing["kind"] == "missed", "per_100"] == 100).all()
+    assert (nothing.loc[nothing["part"] == "predictions", "count"] == 0).all()
+
+
+def test_kinds_of_errors_are_those_of_match(runs):
+    key = ("rio", "1")
+    rows = match(runs.truth, runs.folders[key] / "instances_results.json", score_threshold=0.2)
+    own = widgets.open_runs(runs.folders[key]).errors(score_threshold=0.2)
+    wrong = own[own["part"] == "predictions"].groupby("kind")["count"].sum()
+    for kind in ("classification", "localisation", "both", "duplicate", "background"):
+        assert wrong[kind] == (rows["kind"] == kind).sum()
+    correct = own[(own["part"] == "objects") & (own["kind"] == "correct")]["count"].sum()
+    assert correct == (rows["kind"] == "correct").sum()
 
 
 def test_results_of_another_data_set(copy):
@@ -227,7 +243,9 @@ def test_figures(runs):
     ax = plots.ap_difference(runs.difference())
     assert "RIO (RFS + bank) minus RFS" in ax.get_title(loc="left")
     ax = plots.errors_by_group(runs.errors())
-    assert {"rare, ", "common", "freque"} >= {text.get_text()[:6] for text in ax.texts if "object" in text.get_text()}
+    assert ax.texts[0].get_text().startswith("rare, ")
+    widths = [bar.get_width() for bar in ax.patches if bar.get_x() < 100]
+    assert sum(widths) == pytest.approx(100 * 9)  # three arms, three groups, every object once
     nothing = pd.DataFrame({"name": ["a"], "frequency": ["r"], "image_count": [1], "difference": [np.nan]})
     with pytest.raises(plots.PlotError, match="none"):
         plots.ap_difference(nothing)

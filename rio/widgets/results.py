@@ -23,12 +23,14 @@ import yaml
 from rio import plots
 from rio.annotations import Annotations
 from rio.evaluation import Evaluation, Verified, evaluate, load_results
-from rio.predictions import KINDS, match
+from rio.predictions import match
 from rio.widgets import _data, _theme
 from rio.widgets.balance import Lines
 
 METRICS = ("AP", "APr", "APc", "APf")
 NAMES = {"none": "no resampling", "rfs": "RFS", "rio": "RIO (RFS + bank)"}
+OUTCOMES = ("correct", "classification", "localisation", "missed")  # of an object
+_WRONG = ("classification", "localisation", "both", "duplicate", "background")  # kinds of a wrong prediction
 IOU_NAMES = {"bbox": "box AP", "segm": "mask AP"}
 _T95 = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t, 97.5 %, n - 1
 
@@ -307,33 +309,44 @@ class Runs:
         return pd.DataFrame(rows)
 
     @_theme.sentences
-    def errors(self, *, score_threshold: float = 0.3) -> pd.DataFrame:
-        """Kinds of predictions and missed objects, by frequency group.
+    def errors(self, *, score_threshold: float = 0.05) -> pd.DataFrame:
+        """What became of the objects of each frequency group, and of which kind the wrong predictions are.
 
-        Predictions of categories that are not verified in their image are left out, as LVIS's evaluation does.
+        Objects count once, under the best that happened to them: `correct`; `classification`, a box that fits with another
+        class; `localisation`, the class with a box that is off; `missed`. Wrong predictions count under the group of the
+        predicted category; those of categories that are not verified in their image are left out, as LVIS leaves them out.
 
         Args:
-            score_threshold: lowest score of a prediction that counts.
+            score_threshold: lowest score of a prediction that counts, 0..1.
 
         Returns:
-            arm, frequency, kind (as `rio.predictions.match` has them), per_100: how many for 100 objects of the group
-            (mean over seeds), objects: how many objects the group has.
+            arm, frequency, part ("objects" or "predictions"), kind, count (mean over seeds), objects (of the group),
+            per_100: count for 100 objects of the group.
         """
         truth = self.truth
-        classes = truth.annotation_class[Verified.of(truth).ground_truth]
-        objects = pd.Series(truth.frequency[classes]).value_counts().reindex(list(plots.GROUPS), fill_value=0)
+        groups = truth.frequency[truth.annotation_class]
+        used = Verified.of(truth).ground_truth
+        objects = pd.Series(groups[used]).value_counts().reindex(list(plots.GROUPS), fill_value=0)
         parts = []
         for key in self.folders:
             rows = match(truth, self._results(key), score_threshold=score_threshold)
-            counts = rows.groupby(["frequency", "kind"], observed=False).size().reset_index(name="count")
-            parts.append(counts.assign(arm=self.title(key[0])))
-        table = pd.concat(parts).groupby(["arm", "frequency", "kind"], observed=False, sort=False)["count"].mean().reset_index()
-        table = table[table["kind"] != "unverified"].astype({"frequency": str, "kind": str})
+            outcome = np.where(used, "missed", "").astype("<U14")
+            for kind in ("localisation", "classification", "correct"):  # the best comes last and stays
+                outcome[rows.loc[rows["kind"] == kind, "annotation_index"]] = kind
+            wrong = rows[rows["kind"].isin(_WRONG)]
+            tables = {
+                "objects": pd.DataFrame({"frequency": groups[used], "kind": outcome[used]}),
+                "predictions": wrong[["frequency", "kind"]].astype(str),
+            }
+            for part, table in tables.items():
+                kinds = OUTCOMES if part == "objects" else _WRONG
+                index = pd.MultiIndex.from_product([plots.GROUPS, kinds], names=["frequency", "kind"])
+                counts = table.groupby(["frequency", "kind"]).size().reindex(index, fill_value=0).reset_index(name="count")
+                parts.append(counts.assign(arm=self.title(key[0]), part=part))
+        table = pd.concat(parts).groupby(["arm", "frequency", "part", "kind"], sort=False)["count"].mean().reset_index()
         table["objects"] = table["frequency"].map(objects).astype(int)
         table = table[table["objects"] > 0]
-        order = {kind: i for i, kind in enumerate(KINDS)}
-        table = table.assign(per_100=100 * table["count"] / table["objects"])
-        return table.sort_values("kind", key=lambda s: s.map(order), kind="stable").reset_index(drop=True)
+        return table.assign(per_100=100 * table["count"] / table["objects"]).reset_index(drop=True)
 
     @_theme.sentences
     def curves(self, category: str | None = None, *, iou_type: str = "bbox") -> ipywidgets.VBox:
