@@ -12,8 +12,10 @@ Always an error:
 An error, or a skip with ``on_error="skip"``:
     ``type`` and ``missing_key`` of an image or annotation, ``duplicate_image_id`` and
     ``duplicate_annotation_id`` (the first one stays), ``unknown_image``, ``unknown_category``, ``file_name``
-    (absolute, ``..``, empty), ``missing_image``, ``negative_box``, ``box_outside`` (sticks out of its image
-    by more than `BOX_TOLERANCE` = 1 px), ``area`` (negative), ``polygon`` (odd length, fewer than 3 points),
+    (absolute, ``..``, empty; a link below the image folder is followed, as whoever set up the folder made it),
+    ``missing_image``, ``negative_box``, ``box_outside`` (sticks out of its image
+    by more than `BOX_TOLERANCE` = 1 px), ``area`` (negative), ``polygon`` (odd length, fewer than 3 points,
+    a point further than `POLYGON_TOLERANCE` from the image),
     ``no_segmentation`` (where other annotations of the file have one), ``rle``, ``rle_size``. Of an unknown
     id in ``neg_category_ids`` or ``not_exhaustive_category_ids`` only the id is left out, not the image.
 A skip in either case:
@@ -58,6 +60,7 @@ __all__ = [
     "Annotations",
     "BOX_TOLERANCE",
     "CACHE_MIN_BYTES",
+    "POLYGON_TOLERANCE",
     "Skipped",
     "cache_folder",
     "category_id_to_class_id",
@@ -74,6 +77,10 @@ logger = logging.getLogger(__name__)
 
 BOX_TOLERANCE = 1.0
 """How far (px) a box may stick out of its image: annotation tools round, and detectron2 clips anyway."""
+
+POLYGON_TOLERANCE = 10_000
+"""How far (px) a polygon may stick out of its image: pycocotools walks every edge pixel by pixel, so a point a
+million px away takes it a GB and one further away crashes it."""
 
 RARE_MAX_IMAGES = 10
 COMMON_MAX_IMAGES = 100
@@ -1226,6 +1233,14 @@ class _Masks:
                         "polygons of an even number of at least 6 coordinates", f"one of {len(bad)}",
                     )  # fmt: skip
                     continue
+                far = next((p for p in segmentation if _is_far_away(p, width[row], height[row])), None)
+                if far is not None:
+                    problems.reject(
+                        "polygon", record(row), "segmentation",
+                        f"points within {POLYGON_TOLERANCE} px of the image's {width[row]:.0f} x {height[row]:.0f} px",
+                        f"coordinates from {min(far):g} to {max(far):g}", "clip the polygon to its image",
+                    )  # fmt: skip
+                    continue
                 for polygon in segmentation:
                     self.xy.extend(polygon)
                     self.polygon_offsets.append(len(self.xy))
@@ -1256,6 +1271,14 @@ class _Masks:
         stay = [position for position in range(len(kept)) if position not in lost]
         self.rles = {new: self.rles[old] for new, old in enumerate(stay) if old in self.rles}
         return [kept[position] for position in stay]
+
+
+def _is_far_away(polygon: list[float], width: float, height: float) -> bool:
+    return (
+        min(polygon) < -POLYGON_TOLERANCE
+        or max(polygon[0::2]) > width + POLYGON_TOLERANCE
+        or max(polygon[1::2]) > height + POLYGON_TOLERANCE
+    )
 
 
 def _reject_maskless(rows: list[int], record: Callable[[int], str], problems: _Problems) -> None:
@@ -1513,6 +1536,8 @@ class _FlatMasks:
         if self.exact is None:
             self.exact = [np.frombuffer(self.hundredths, dtype=np.int32) / 100.0]
             self.hundredths = bytearray()
+        if values.dtype != np.int32 and len(values) and np.abs(values).max() > POLYGON_TOLERANCE:
+            raise _Unplain  # perhaps too far from its image; hundredths go to 9999.99 and never are
         self.exact.append(values / 100.0 if values.dtype == np.int32 else values)
 
     def _polygons_only(self, row: int, raw: msgspec.Raw) -> msgspec.Raw | bytes:
@@ -1775,7 +1800,7 @@ def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 CACHE_MIN_BYTES = 16 << 20
 """JSON files from this size on are cached; smaller ones are read in a moment."""
 
-_FORMAT = 1  # of the entries; part of their names: an older or newer one is never looked at
+_FORMAT = 2  # of the entries; part of their names: an older or newer one is never looked at
 _MAGIC = b"RIOCOLS\n"
 _ALIGNMENT = 64
 _COPIED_BYTES = 1 << 20  # columns below this size are read into memory, the others mapped
