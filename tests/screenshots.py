@@ -100,6 +100,10 @@ def take(shot: Shot, runs: Path, folder: Path) -> Path:
     picture.save(target, optimize=True)
     if target.stat().st_size > MOST_BYTES:  # a palette: a third of the size, and text stays sharp
         palette = picture.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=3)
+        colors = palette.getpalette()
+        for i in range(0, len(colors), 3):  # the mean of many near-white pixels is a grey page
+            colors[i : i + 3] = [255] * 3 if min(colors[i : i + 3]) >= 248 else colors[i : i + 3]
+        palette.putpalette(colors)
         picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(target, optimize=True)
     return target
 

@@ -169,6 +169,12 @@ def test_browsing(source):
     assert labels["missed"].endswith(" 2") and labels["correct"].endswith(" 1")
 
 
+@pytest.mark.parametrize("wrong", [{"kind": "mised"}, {"group": "rare"}, {"category": "cats"}, {"order": "score"}])
+def test_a_setting_that_does_not_exist(source, wrong):
+    with pytest.raises(_theme.NotebookError, match="expected one of"):
+        Inspector(source, **wrong)
+
+
 def test_threshold_keeps_the_place(source):
     view = Inspector(source, kind="correct", order="highest score first")
     view.step(1)

@@ -7,6 +7,7 @@ them cost nothing. `Inspector` is the view. D predictions, A annotations.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import html
 import os
 from collections.abc import Sequence
@@ -558,8 +559,12 @@ class Inspector(ipywidgets.VBox):
         group: "r", "c", "f", or "" for all.
         category: a category's name, or "" for all.
         order: one of `ORDERS`.
+
+    Raises:
+        NotebookError: an unknown kind, group, category or order.
     """
 
+    @_theme.sentences
     def __init__(
         self,
         source: PredictionSource,
@@ -572,6 +577,15 @@ class Inspector(ipywidgets.VBox):
     ):
         self.source = source
         self._classes = {name: k for k, name in enumerate(source.truth.category_names)}
+        for what, value, known in (
+            ("kind", kind, SHOWN_KINDS),
+            ("group", group, ("", *plots.GROUPS)),
+            ("category", category, ("", *self._classes)),
+            ("order", order, tuple(ORDERS)),
+        ):
+            if value not in known:
+                close = difflib.get_close_matches(str(value), known, n=3) or known[:8]
+                raise ValueError(f"{what}: expected one of {', '.join(map(repr, close))}, found {value!r}")
         self.rows = np.zeros(0, np.int64)
         self.position = 0
         self._asked: tuple[str, int] | None = None  # a clicked object: ("truth" | "found", row)
