@@ -305,8 +305,15 @@ def _read_rgb(path: str):
     import numpy as np
     from PIL import Image, ImageOps
 
-    with Image.open(path) as image:
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    try:
+        with Image.open(path) as image:
+            if image.mode == "F" or image.mode.startswith("I"):  # PIL would clip these to white
+                raise ValueError(f"grey values of 16 or 32 bits (mode {image.mode}); convert it to 8 bits")
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise UsageError(
+            f"image {path}: expected a picture of 8 bits a channel, found: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _drawable(segmentation, size: tuple[int, int]):

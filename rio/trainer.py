@@ -24,13 +24,16 @@ import random
 import re
 import secrets
 import signal
+import struct
 import sys
 import tempfile
 import threading
 import time
 import weakref
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -48,6 +51,7 @@ from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
@@ -436,14 +440,51 @@ class TrainingSamples(Dataset):
         position, index = sample
         record = self.records[index]
         with _seeded(_derived_seed(self.seed, _AUGMENT, position)):
-            try:
-                return self.mapper(record)
-            except (OSError, SyntaxError, ValueError, detection_utils.SizeMismatchError) as error:
-                raise TrainingError(
-                    f"image {record.get('file_name')} (image_id {record.get('image_id')}): could not be "
-                    f"loaded: {type(error).__name__}: {error}. Mend or remove the image, or check the image "
-                    "folder"
-                ) from error
+            return _load_image(self.mapper, record)
+
+
+# What PIL's decoders raise on damaged files, and what it raises on one that unpacks to more than 179 Mpx.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, OverflowError)
+_UNREADABLE += (detection_utils.SizeMismatchError, Image.DecompressionBombError)
+
+
+def _load_image(mapper: Callable[[dict], dict], record: dict) -> dict:
+    """What a mapper makes of a record's image.
+
+    Raises:
+        TrainingError: names an image that cannot be read or has another size, or that would be misread.
+    """
+    try:
+        return mapper(record)
+    except _UNREADABLE as error:
+        raise TrainingError(
+            f"image {record.get('file_name')} (image_id {record.get('image_id')}): could not be "
+            f"loaded: {type(error).__name__}: {error}. Mend or remove the image, or check the image "
+            "folder"
+        ) from error
+
+
+class _Mapper(DatasetMapper):
+    """detectron2's, for images that it reads right."""
+
+    def __call__(self, record: dict) -> dict:
+        _require_8_bits(record["file_name"])
+        return super().__call__(record)
+
+
+def _require_8_bits(path: str) -> None:
+    """Refuse 16- and 32-bit grey images: PIL clips them to 0..255 where RGB is asked for, so nearly all is white."""
+    with Image.open(path) as image:
+        if image.mode == "F" or image.mode.startswith("I"):
+            raise ValueError(
+                f"expected 8 bits a channel, found grey values of 16 or 32 bits (mode {image.mode}). Convert it "
+                "to 8 bits; how to scale it depends on what its numbers mean"
+            )
+
+
+def _own_words(error: TrainingError) -> TrainingError:
+    """An error without what torch puts around its message where it comes from a loader process."""
+    return TrainingError(str(error).rsplit("TrainingError: ", 1)[-1].strip())
 
 
 class TrainingLoader:
@@ -521,7 +562,7 @@ def build_training_loader(cfg: CfgNode) -> TrainingLoader:
     )
     groups = aspect_ratio_groups(annotations) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
     batches = BatchSampler(sampler, batch_size=cfg.SOLVER.IMS_PER_BATCH, groups=groups)
-    samples = TrainingSamples(datasets.records(annotations), DatasetMapper(cfg, True), cfg.SEED)
+    samples = TrainingSamples(datasets.records(annotations), _Mapper(cfg, True), cfg.SEED)
     return TrainingLoader(samples, batches, cfg.DATALOADER.NUM_WORKERS)
 
 
@@ -873,8 +914,7 @@ class Trainer(DefaultTrainer):
         except (
             TrainingError
         ) as error:  # from a loader process: what torch puts around the message says nothing more
-            text = str(error).rsplit("TrainingError: ", 1)[-1].strip()
-            raise TrainingError(text) from error
+            raise _own_words(error) from error
 
     def before_step(self) -> None:
         self._in_step = True
@@ -1061,7 +1101,7 @@ def evaluate_model(
         for part, detector in passes:
             loader = build_detection_test_loader(
                 datasets.records(datasets.annotations_of(name)),
-                mapper=DatasetMapper(cfg, False),
+                mapper=partial(_load_image, _Mapper(cfg, False)),
                 num_workers=cfg.DATALOADER.NUM_WORKERS,
             )
             try:
@@ -1074,6 +1114,8 @@ def evaluate_model(
                     f"TEST.DETECTIONS_PER_IMAGE (now {cfg.TEST.DETECTIONS_PER_IMAGE}: their masks are "
                     "pasted into the whole image); the trained weights are saved"
                 ) from error
+            except TrainingError as error:
+                raise _own_words(error) from error
             if comm.is_main_process():
                 where = os.path.join(folder, part)
                 evaluation = _score(test, outcome["results"], where, cfg, backend)
@@ -1153,8 +1195,9 @@ def read_image(path: str) -> np.ndarray:
         TrainingError: names the file, and why it cannot be read.
     """
     try:
+        _require_8_bits(path)
         return np.ascontiguousarray(detection_utils.read_image(path, format="RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except _UNREADABLE as error:
         raise TrainingError(
             f"image {path}: expected a picture, found: {type(error).__name__}: {error}"
         ) from error
