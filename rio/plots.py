@@ -102,8 +102,8 @@ def style(*, dark: bool = False) -> Iterator[None]:
 
 @functools.cache
 def _load_backend() -> None:
-    # A notebook's backend is loaded with the first figure and then turns interactive mode on, which is an rcParam: loaded
-    # inside the style it would be off again afterwards, and no figure would ever show.
+    # A notebook's backend is loaded with the first figure and then turns interactive mode on, which is an
+    # rcParam: loaded # inside the style it would be off again afterwards, and no figure would ever show.
     plt.switch_backend(mpl.get_backend())
 
 
@@ -465,14 +465,15 @@ def balance_by_group(
 
 @_styled
 def image_or_object(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Image level or object level? One point an arm: balance of the images shown against balance of the RoIs trained on.
+    """Image level or object level? One point an arm: balance of the images shown against balance of the RoIs
+    trained on.
 
-    Balance is the effective number of classes in percent of all. Repeating images moves an arm along the diagonal: what
-    it shows more often the classifier sees more often. Replaying objects moves it straight up.
+    Balance is the effective number of classes in percent of all. Repeating images moves an arm along the
+    diagonal: what it shows more often the classifier sees more often. Replaying objects moves it straight up.
 
     Args:
-        table: from `rio.balance.compare`: arm, level ("images" and "rois"), effective_classes, and the number of
-            `categories`. Arms named "none", "bank", "RFS", "RFS + bank" are joined by arrows.
+        table: from `rio.balance.compare`: arm, level ("images" and "rois"), effective_classes, and the number
+            of `categories`. Arms named "none", "bank", "RFS", "RFS + bank" are joined by arrows.
         ax: where to draw; a new figure if None.
 
     Raises:
@@ -489,11 +490,19 @@ def image_or_object(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     high = max(wide["images"].max(), wide["rois"].max())
     pad = max(0.14 * (high - low), 0.5)
     ax.axline((low, low), slope=1, color=quiet, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-    steps = [("none", "RFS", "f"), ("bank", "RFS + bank", "f"), ("none", "bank", "r"), ("RFS", "RFS + bank", "r")]
+    steps = [
+        ("none", "RFS", "f"),
+        ("bank", "RFS + bank", "f"),
+        ("none", "bank", "r"),
+        ("RFS", "RFS + bank", "r"),
+    ]
     for start, end, group in steps:
         if start not in wide.index or end not in wide.index:
             continue
-        a, b = wide.loc[start, ["images", "rois"]].to_numpy(float), wide.loc[end, ["images", "rois"]].to_numpy(float)
+        a, b = (
+            wide.loc[start, ["images", "rois"]].to_numpy(float),
+            wide.loc[end, ["images", "rois"]].to_numpy(float),
+        )
         if np.hypot(*(b - a)) < 0.02 * (high - low):
             continue
         ax.annotate("", b, a, zorder=2, arrowprops={"arrowstyle": "-|>,head_width=0.28,head_length=0.5",
@@ -508,10 +517,19 @@ def image_or_object(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.scatter(row["images"], row["rois"], s=70 if own else 42, color=ink if own else quiet, zorder=4,
                    linewidth=0 if own else 1.2, marker="o" if own else "D")  # fmt: skip
         left = arm == "bank"  # the others have their arrows there
-        ax.annotate(str(arm), (row["images"], row["rois"]), xytext=(-9 if left else 9, 2 if left else -1),
-                    textcoords="offset points", ha="right" if left else "left", va="center",
-                    fontsize=9.5 if own else 8.5, fontweight="bold" if own else "normal", color=ink if own else quiet,
-                    path_effects=halo, zorder=5)  # fmt: skip
+        ax.annotate(
+            str(arm),
+            (row["images"], row["rois"]),
+            xytext=(-9 if left else 9, 2 if left else -1),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            va="center",
+            fontsize=9.5 if own else 8.5,
+            fontweight="bold" if own else "normal",
+            color=ink if own else quiet,
+            path_effects=halo,
+            zorder=5,
+        )
     ax.set(xlim=(wide["images"].min() - 1.3 * pad, wide["images"].max() + 2.2 * pad),
            ylim=(wide["rois"].min() - pad, wide["rois"].max() + pad))  # fmt: skip
     ax.set_xlabel("Image level: effective classes among the images shown, % of all")
@@ -542,14 +560,31 @@ def threshold_advice(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         color = ("#AA4499", "#2E8B7A")[i % 2]
         ax.plot(rows["epoch_length"], rows["effective_classes"], color=color, marker="o", markersize=3.5,
                 label=str(method), zorder=3)  # fmt: skip
-        for kind, marker, size, text in (("suggested", "o", 110, "suggested"), ("current", "x", 50, "in use")):
+        for kind, marker, size, text in (
+            ("suggested", "o", 110, "suggested"),
+            ("current", "x", 50, "in use"),
+        ):
             for _, row in rows[rows[kind]].iterrows():
-                ax.scatter(row["epoch_length"], row["effective_classes"], s=size, marker=marker, zorder=4, linewidth=1.6,
-                           **({"facecolor": "none", "edgecolor": color} if marker == "o" else {"color": ink}))  # fmt: skip
+                ax.scatter(
+                    row["epoch_length"],
+                    row["effective_classes"],
+                    s=size,
+                    marker=marker,
+                    zorder=4,
+                    linewidth=1.6,
+                    **({"facecolor": "none", "edgecolor": color} if marker == "o" else {"color": ink}),
+                )
                 below = (i == 0) != (kind == "current" and i == 1)
-                ax.annotate(f"{text}: {row['repeat_threshold']:.2g}", (row["epoch_length"], row["effective_classes"]),
-                            xytext=(9, -11 if below else 9), textcoords="offset points", color=color if marker == "o"
-                            else ink, fontsize=8.5, va="center", fontweight="bold" if marker == "o" else "normal")  # fmt: skip
+                ax.annotate(
+                    f"{text}: {row['repeat_threshold']:.2g}",
+                    (row["epoch_length"], row["effective_classes"]),
+                    xytext=(9, -11 if below else 9),
+                    textcoords="offset points",
+                    color=color if marker == "o" else ink,
+                    fontsize=8.5,
+                    va="center",
+                    fontweight="bold" if marker == "o" else "normal",
+                )
     ax.set_xscale("log")
     ax.margins(x=0.06, y=0.16)
     ax.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
@@ -563,7 +598,8 @@ def threshold_advice(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 @_styled
 def expected_vs_counted(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """What the arithmetic expects against what a run of the sampler and the bank counted; on the line they agree.
+    """What the arithmetic expects against what a run of the sampler and the bank counted; on the line they
+    agree.
 
     Args:
         table: one row a category and level: frequency, level, expected, counted.
@@ -578,14 +614,28 @@ def expected_vs_counted(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         raise PlotError("table: expected categories that are seen, found only zeros.")
     ax = _axes(ax, 4.6, 3.4)
     _, quiet, _ = _ink()
-    low, high = table[["expected", "counted"]].min().min() / 1.5, table[["expected", "counted"]].max().max() * 1.5
+    low, high = (
+        table[["expected", "counted"]].min().min() / 1.5,
+        table[["expected", "counted"]].max().max() * 1.5,
+    )
     ax.plot([low, high], [low, high], color=quiet, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     markers = dict(zip(("images", "instances", "replayed"), "o^s", strict=True))
     names = {"images": "images", "instances": "objects", "replayed": "replayed rows"}
     for level, rows in table.groupby("level", sort=False):
-        ax.scatter(rows["expected"], rows["counted"], s=26, marker=markers.get(level, "D"), alpha=0.85, zorder=3,
-                   color=rows["frequency"].map(COLORS), linewidth=0.4, edgecolor=tint("#FFFFFF", 0.0))  # fmt: skip
-        ax.scatter([], [], s=26, marker=markers.get(level, "D"), color=quiet, label=names.get(level, str(level)))
+        ax.scatter(
+            rows["expected"],
+            rows["counted"],
+            s=26,
+            marker=markers.get(level, "D"),
+            alpha=0.85,
+            zorder=3,
+            color=rows["frequency"].map(COLORS),
+            linewidth=0.4,
+            edgecolor=tint("#FFFFFF", 0.0),
+        )
+        ax.scatter(
+            [], [], s=26, marker=markers.get(level, "D"), color=quiet, label=names.get(level, str(level))
+        )
     ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
     ax.set(xlabel="expected in an epoch", ylabel="counted, an epoch")
     for axis in (ax.xaxis, ax.yaxis):
@@ -632,8 +682,13 @@ def ap_by_group(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP
     def fill(hue: str, i: int) -> dict[str, object]:
         color = tint(hue, depths[i])
         if others[i]:  # published, not run here: an outline, so that nobody takes it for a measurement
-            return {"facecolor": tint(hue, 0.07), "edgecolor": tint(hue, max(depths[i], 0.5)), "linewidth": 1.0, "hatch": "////",
-                    "hatch_linewidth": 0.5}  # fmt: skip
+            return {
+                "facecolor": tint(hue, 0.07),
+                "edgecolor": tint(hue, max(depths[i], 0.5)),
+                "linewidth": 1.0,
+                "hatch": "////",
+                "hatch_linewidth": 0.5,
+            }
         return {"facecolor": color, "linewidth": 0}
 
     for i, (_, row) in enumerate(table.iterrows()):
@@ -695,18 +750,23 @@ def ap_by_group(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP
 def ap_by_image_count(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP (%)") -> Axes:
     """AP of every category against its training images, arm by arm.
 
-    Each category is a point an arm, in the colour of its frequency group, paler for earlier arms; the arms of a category
-    are joined. Lines are the running means of the arms.
+    Each category is a point an arm, in the colour of its frequency group, paler for earlier arms; the arms of
+    a category are joined. Lines are the running means of the arms.
 
     Args:
-        table: one row a category and arm: category_id, frequency, image_count, arm, AP in percent (NaN is left out).
+        table: one row a category and arm: category_id, frequency, image_count, arm, AP in percent (NaN is
+            left out).
         ax: where to draw; a new figure if None.
         label: of the y axis.
 
     Raises:
         PlotError: a column is missing, or no category has an AP.
     """
-    _need(table, ("category_id", "frequency", "image_count", "arm", "AP"), "rio.widgets.results.Runs.per_category")
+    _need(
+        table,
+        ("category_id", "frequency", "image_count", "arm", "AP"),
+        "rio.widgets.results.Runs.per_category",
+    )
     table = table[table["AP"].notna()]
     if len(table) == 0:
         raise PlotError("table, column 'AP': expected a category with ground truth, found none.")
@@ -717,37 +777,65 @@ def ap_by_image_count(table: pd.DataFrame, ax: Axes | None = None, *, label: str
     few = table["category_id"].nunique() <= 100
     x_of = np.maximum(table["image_count"], 0.7)
     if few and len(arms) > 1:
-        ends = table.assign(x=x_of).groupby("category_id").agg(x=("x", "first"), low=("AP", "min"), high=("AP", "max"))
+        ends = (
+            table.assign(x=x_of)
+            .groupby("category_id")
+            .agg(x=("x", "first"), low=("AP", "min"), high=("AP", "max"))
+        )
         ax.vlines(ends["x"], ends["low"], ends["high"], color=quiet, linewidth=0.6, zorder=1)
     for arm, depth in zip(arms, depths, strict=True):
         rows = table[table["arm"] == arm]
         colors = [tint(COLORS[g], depth) for g in rows["frequency"]]
-        ax.scatter(np.maximum(rows["image_count"], 0.7), rows["AP"], s=30 if few else 7, color=colors, linewidth=0,
-                   zorder=2 + depth, alpha=1.0 if few else 0.5)  # fmt: skip
+        ax.scatter(
+            np.maximum(rows["image_count"], 0.7),
+            rows["AP"],
+            s=30 if few else 7,
+            color=colors,
+            linewidth=0,
+            zorder=2 + depth,
+            alpha=1.0 if few else 0.5,
+        )
         # One value an image count: categories that share one would make the line jump up and down.
         rows = rows.groupby("image_count", as_index=False)["AP"].mean()
         window = max(len(rows) // 6, 3)
         mean = rows["AP"].rolling(window, min_periods=max(window // 2, 1), center=True).mean()
-        ax.plot(np.maximum(rows["image_count"], 0.7), mean, color=tint(ink, depth), label=str(arm), linewidth=1.8,
-                zorder=4 + depth)  # fmt: skip
+        ax.plot(
+            np.maximum(rows["image_count"], 0.7),
+            mean,
+            color=tint(ink, depth),
+            label=str(arm),
+            linewidth=1.8,
+            zorder=4 + depth,
+        )
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(FuncFormatter(_plain_number))
     ax.xaxis.set_minor_formatter(NullFormatter())
     low = min(0.0, table["AP"].min())
-    ax.set(xlabel="training images with the category", ylabel=label, ylim=(low - 2, min(table["AP"].max() * 1.08 + 2, 104)))
+    ax.set(
+        xlabel="training images with the category",
+        ylabel=label,
+        ylim=(low - 2, min(table["AP"].max() * 1.08 + 2, 104)),
+    )
     ax.grid(axis="y")
-    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=min(len(arms), 4), borderaxespad=0.1, handlelength=1.4,
-              columnspacing=1.2)  # fmt: skip
+    ax.legend(
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 1.0),
+        ncols=min(len(arms), 4),
+        borderaxespad=0.1,
+        handlelength=1.4,
+        columnspacing=1.2,
+    )
     return ax
 
 
 @_styled
 def ap_difference(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """What one arm gains over another, category by category, from the most to the least frequent; group means beside.
+    """What one arm gains over another, category by category, from the most to the least frequent; group means
+    beside.
 
     Args:
-        table: one row a category: name, frequency, image_count, difference (percentage points, NaN is left out);
-            `attrs` may name arm, baseline and kind.
+        table: one row a category: name, frequency, image_count, difference (percentage points, NaN is left
+            out); `attrs` may name arm, baseline and kind.
         ax: where to draw; a new figure if None.
 
     Raises:
@@ -756,20 +844,37 @@ def ap_difference(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     _need(table, ("name", "frequency", "image_count", "difference"), "rio.widgets.results.Runs.difference")
     rows = table[table["difference"].notna()].sort_values("image_count", ascending=False, kind="stable")
     if len(rows) == 0:
-        raise PlotError("table, column 'difference': expected a category that both arms were judged on, found none.")
+        raise PlotError(
+            "table, column 'difference': expected a category that both arms were judged on, found none."
+        )
     ax = _axes(ax, 6.4, 3.3)
     ink, quiet, _ = _ink()
     x = np.arange(len(rows))
     few = len(rows) <= 60
-    ax.bar(x, rows["difference"], width=0.78 if few else 1.0, color=rows["frequency"].map(COLORS), linewidth=0, zorder=2)
+    ax.bar(
+        x,
+        rows["difference"],
+        width=0.78 if few else 1.0,
+        color=rows["frequency"].map(COLORS),
+        linewidth=0,
+        zorder=2,
+    )
     ax.axhline(0, color=quiet, linewidth=0.9, zorder=3)
     for group in GROUPS:
         own = (rows["frequency"] == group).to_numpy()
         if own.any():
             mean = rows["difference"][own].mean()
             ax.hlines(mean, x[own].min() - 0.4, x[own].max() + 0.4, color=ink, linewidth=1.4, zorder=4)
-            ax.text(x[own].mean(), 1.0, f"{GROUP_NAMES[group]}: {mean:+.1f}", transform=ax.get_xaxis_transform(), ha="center",
-                    va="bottom", fontsize=8.5, fontweight="bold")  # fmt: skip
+            ax.text(
+                x[own].mean(),
+                1.0,
+                f"{GROUP_NAMES[group]}: {mean:+.1f}",
+                transform=ax.get_xaxis_transform(),
+                ha="center",
+                va="bottom",
+                fontsize=8.5,
+                fontweight="bold",
+            )
     kind, arm, baseline = (table.attrs.get(k, "") for k in ("kind", "arm", "baseline"))
     ax.set_ylabel(f"{kind or 'AP'}, difference in points")
     if arm and baseline:
@@ -799,19 +904,23 @@ KIND_COLORS = {
 
 @_styled
 def errors_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """What became of the objects of each frequency group, and of which kind the wrong predictions are, arm by arm.
+    """What became of the objects of each frequency group, and of which kind the wrong predictions are, arm by
+    arm.
 
-    Left: every object once, in percent. Right: the wrong predictions by kind, and how many there are for 100 objects.
+    Left: every object once, in percent. Right: the wrong predictions by kind, and how many there are for 100
+        objects.
 
     Args:
-        table: arm, frequency, part ("objects", "predictions"), kind, count, per_100 (for 100 objects of the group),
-            objects.
+        table: arm, frequency, part ("objects", "predictions"), kind, count, per_100 (for 100 objects of the
+            group), objects.
         ax: where to draw; a new figure if None.
 
     Raises:
         PlotError: a column is missing.
     """
-    _need(table, ("arm", "frequency", "part", "kind", "per_100", "objects"), "rio.widgets.results.Runs.errors")
+    _need(
+        table, ("arm", "frequency", "part", "kind", "per_100", "objects"), "rio.widgets.results.Runs.errors"
+    )
     arms = list(dict.fromkeys(table["arm"]))
     groups = [g for g in GROUPS if g in set(table["frequency"])]
     ax = _axes(ax, 8.6, 0.9 + 0.27 * len(groups) * (len(arms) + 1.2))
@@ -822,8 +931,17 @@ def errors_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ticks, names, y = [], [], 0.0
     for group in groups:
         objects = int(table.loc[table["frequency"] == group, "objects"].iloc[0])
-        ax.text(-0.012, y, f"{GROUP_NAMES[group]}, {_counted(objects, 'object')}", transform=ax.get_yaxis_transform(),
-                ha="right", va="center", fontweight="bold", color=ink, fontsize=9)  # fmt: skip
+        ax.text(
+            -0.012,
+            y,
+            f"{GROUP_NAMES[group]}, {_counted(objects, 'object')}",
+            transform=ax.get_yaxis_transform(),
+            ha="right",
+            va="center",
+            fontweight="bold",
+            color=ink,
+            fontsize=9,
+        )
         if group == groups[0]:
             ax.text(0, y, "objects, %", color=quiet, fontsize=8.5, va="center")
             ax.text(gap, y, "wrong predictions by kind, %", color=quiet, fontsize=8.5, va="center")
@@ -854,8 +972,17 @@ def errors_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.tick_params(axis="y", length=0, labelcolor=ink)
     ax.spines[:].set_visible(False)
     handles = [Patch(facecolor=KIND_COLORS[k], label=k) for k in kinds]
-    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=7, handlelength=0.9, handleheight=0.9,
-              columnspacing=1.0, handletextpad=0.4, borderaxespad=0.2)  # fmt: skip
+    ax.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 1.0),
+        ncols=7,
+        handlelength=0.9,
+        handleheight=0.9,
+        columnspacing=1.0,
+        handletextpad=0.4,
+        borderaxespad=0.2,
+    )
     return ax
 
 
@@ -1132,7 +1259,7 @@ def _place_label(
     taken.append((left, top, left + w, top + h))
 
 
-# ------------------------------------------------------------------------------------------------- data set, closer
+# ------------------------------------------------------------------------------------------- data set, closer
 
 
 @_styled
@@ -1156,12 +1283,27 @@ def objects_per_image(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     for column, color, filled in (("objects", COLORS["f"], True), ("categories", ink, False)):
         share, _ = np.histogram(table[column], edges)
         # Wider bins would stand out: their height is for each number of objects in them.
-        ax.stairs(100 * share / len(table) / np.diff(edges), edges, fill=filled, color=tint(color, 0.55) if filled else color,
-                  linewidth=0 if filled else 1.4, zorder=2 if filled else 3)  # fmt: skip
+        ax.stairs(
+            100 * share / len(table) / np.diff(edges),
+            edges,
+            fill=filled,
+            color=tint(color, 0.55) if filled else color,
+            linewidth=0 if filled else 1.4,
+            zorder=2 if filled else 3,
+        )
         mean = table[column].mean()
         at = 0.97 if filled else 0.83
-        ax.text(0.99, at, f"{column}: {mean:.1f} an image, at most {int(table[column].max()):,}", ha="right", va="top",
-                transform=ax.transAxes, fontsize=8.5, fontweight="bold", color=tint(color, 0.9))  # fmt: skip
+        ax.text(
+            0.99,
+            at,
+            f"{column}: {mean:.1f} an image, at most {int(table[column].max()):,}",
+            ha="right",
+            va="top",
+            transform=ax.transAxes,
+            fontsize=8.5,
+            fontweight="bold",
+            color=tint(color, 0.9),
+        )
     ax.set(xlabel="in one image", ylabel="% of images", xlim=(edges[0], edges[-1]))
     if most > 40:
         ax.set_xscale("symlog", linthresh=15, linscale=1.2)
@@ -1179,7 +1321,8 @@ def sizes_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Object sizes, group by group: the distribution, its median and its middle half.
 
     Args:
-        table: one row an object with frequency, and side: the root of its share of the image's area, in percent.
+        table: one row an object with frequency, and side: the root of its share of the image's area, in
+            percent.
         ax: where to draw; a new figure if None.
 
     Raises:
@@ -1205,15 +1348,27 @@ def sizes_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         a, median, b = np.quantile(own, [0.25, 0.5, 0.75])
         ax.plot([a, b], [y - 0.055] * 2, color=COLORS[group], linewidth=3, solid_capstyle="butt", zorder=3)
         ax.plot(median, y - 0.055, marker="o", markersize=5, color=ink, zorder=4)
-        ax.annotate(f"median {10**median:.3g}%", (median, y - 0.055), xytext=(0, -5), textcoords="offset points",
-                    ha="center", va="top", fontsize=8)  # fmt: skip
-    names = [f"{GROUP_NAMES[g]}\n{_counted(int((table['frequency'] == g).sum()), 'object')}" for g in reversed(present)]
+        ax.annotate(
+            f"median {10**median:.3g}%",
+            (median, y - 0.055),
+            xytext=(0, -5),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=8,
+        )
+    names = [
+        f"{GROUP_NAMES[g]}\n{_counted(int((table['frequency'] == g).sum()), 'object')}"
+        for g in reversed(present)
+    ]
     ax.set_yticks(np.arange(len(present)) + 0.15, names)
     ax.tick_params(axis="y", length=0, labelcolor=ink)
     ax.spines["left"].set_visible(False)
     ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= np.log10(t) <= high]
     ax.set_xticks(np.log10(ticks), [f"{t:g}" for t in ticks])
-    ax.set(xlim=(low, high), ylim=(-0.42, len(present) - 0.1), xlabel="side of the object, % of the image's side")
+    ax.set(
+        xlim=(low, high), ylim=(-0.42, len(present) - 0.1), xlabel="side of the object, % of the image's side"
+    )
     return ax
 
 
@@ -1221,8 +1376,8 @@ def sizes_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 def company(table: pd.DataFrame, ax: Axes | None = None, *, group: str = "r", most: int = 14) -> Axes:
     """With what the objects of a group share their images, beside how usual that company is anyway.
 
-    A bar reaches to the share of the group's images that also hold the category, a ring to its share of all images: a bar
-    beyond its ring is company that the group's images have more than others.
+    A bar reaches to the share of the group's images that also hold the category, a ring to its share of all
+    images: a bar beyond its ring is company that the group's images have more than others.
 
     Args:
         table: by falling share: name, frequency, share, share_of_all (shares in 0..1).
@@ -1235,7 +1390,9 @@ def company(table: pd.DataFrame, ax: Axes | None = None, *, group: str = "r", mo
     """
     if len(table) == 0 and "share" in table.columns:
         ax = _axes(ax, 6.2, 0.6)
-        ax.text(0, 0.5, f"No {GROUP_NAMES[group]} object shares its image with another category.", va="center")
+        ax.text(
+            0, 0.5, f"No {GROUP_NAMES[group]} object shares its image with another category.", va="center"
+        )
         ax.set_axis_off()
         return ax
     _need(table, ("name", "frequency", "share", "share_of_all"), "rio.widgets.distribution.company_of")
@@ -1248,11 +1405,16 @@ def company(table: pd.DataFrame, ax: Axes | None = None, *, group: str = "r", mo
     ax.scatter(100 * table["share_of_all"], y, s=34, facecolor=page, edgecolor=ink, linewidth=1.3, zorder=3)
     ax.set_yticks(y, [_short(name) for name in table["name"]])
     ax.tick_params(axis="y", length=0, labelcolor=ink)
-    ax.set(ylim=(len(table) - 0.4, -0.6), xlabel=f"% of images:  bar, those with a {GROUP_NAMES[group]} object;  ring, all")
+    ax.set(
+        ylim=(len(table) - 0.4, -0.6),
+        xlabel=f"% of images:  bar, those with a {GROUP_NAMES[group]} object;  ring, all",
+    )
     ax.set_xlim(0, max(100 * table["share"].max(), 100 * table["share_of_all"].max()) * 1.08)
     ax.grid(axis="x")
     ax.spines["left"].set_visible(False)
-    _group_legend(ax, table["frequency"], loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3, borderaxespad=0.1)
+    _group_legend(
+        ax, table["frequency"], loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3, borderaxespad=0.1
+    )
     return ax
 
 

@@ -1,6 +1,7 @@
 """Finished runs without a training: results made from the ground truth, evaluated as a real run's are.
 
-What the tests of the notebooks and of their views share. The predictions are invented; nothing may be concluded from them.
+What the tests of the notebooks and of their views share. The predictions are invented; nothing may be
+concluded from them.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def make(
                     "TRAIN": [train_name or f"{data}/train.json@{data}/train"],
                     "TEST": [test_name or f"{data}/val.json@{data}/val"],
                 },
-                "MODEL": {"RIO": {"SAMPLER": "none" if arm == "none" else "rfs", "BANK_ENABLED": arm == "rio"}},
+                "MODEL": {
+                    "RIO": {"SAMPLER": "none" if arm == "none" else "rfs", "BANK_ENABLED": arm == "rio"}
+                },
                 "SOLVER": {"MAX_ITER": 40, "IMS_PER_BATCH": 2},
                 "SEED": seed,
                 "OUTPUT_DIR": str(folder),
@@ -64,9 +67,17 @@ def make(
             (folder / "config.yaml").write_text(yaml.safe_dump(config))
             results = invented(val, FOUND[arm], np.random.default_rng(seed), masks=masks)
             results_to_json(folder / "instances_results.json", results)
-            evaluate(val, folder / "instances_results.json", iou_types=None).to_json(folder / "evaluation.json")
+            evaluate(val, folder / "instances_results.json", iou_types=None).to_json(
+                folder / "evaluation.json"
+            )
             rows = [
-                {"iteration": i, "total_loss": 3.0 / (1 + i / 9), "loss_cls": 1.0 / (1 + i / 9), "lr": 0.01, "time": 0.2}
+                {
+                    "iteration": i,
+                    "total_loss": 3.0 / (1 + i / 9),
+                    "loss_cls": 1.0 / (1 + i / 9),
+                    "lr": 0.01,
+                    "time": 0.2,
+                }
                 for i in range(9, 40, 10)
             ]
             (folder / "metrics.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -76,15 +87,28 @@ def make(
     return root
 
 
-def invented(val: Annotations, found: dict[str, float], rng: np.random.Generator, *, masks: bool = True) -> list[dict]:
-    """Predictions of every kind: found objects, wrong classes, boxes that are off, duplicates, things that are not there."""
+def invented(
+    val: Annotations, found: dict[str, float], rng: np.random.Generator, *, masks: bool = True
+) -> list[dict]:
+    """Predictions of every kind: found objects, wrong classes, boxes that are off, duplicates, things that
+    are not there."""
     results: list[dict] = []
 
     def add(image: int, category: int, box: np.ndarray, score: float, row: int | None) -> None:
         size = [int(val.image_height[image]), int(val.image_width[image])]
         width, height = np.maximum(box[2:], 2)
-        box = [float(np.clip(box[0], 0, size[1] - 2)), float(np.clip(box[1], 0, size[0] - 2)), float(width), float(height)]
-        record = {"image_id": int(val.image_ids[image]), "category_id": int(category), "bbox": box, "score": float(score)}
+        box = [
+            float(np.clip(box[0], 0, size[1] - 2)),
+            float(np.clip(box[1], 0, size[0] - 2)),
+            float(width),
+            float(height),
+        ]
+        record = {
+            "image_id": int(val.image_ids[image]),
+            "category_id": int(category),
+            "bbox": box,
+            "score": float(score),
+        }
         if masks:
             polygons = val.segmentation(row) if row is not None else None
             x, y, w, h = box
@@ -107,5 +131,11 @@ def invented(val: Annotations, found: dict[str, float], rng: np.random.Generator
             add(image, category, box + np.r_[0.45 * box[2:], 0, 0], rng.uniform(0.3, 0.8), None)
     for image in range(val.num_images):
         size = np.array([val.image_width[image], val.image_height[image]], float)
-        add(image, int(rng.choice(val.category_ids)), np.r_[rng.uniform(0, 0.7, 2) * size, 0.15 * size], rng.uniform(0.05, 0.5), None)
+        add(
+            image,
+            int(rng.choice(val.category_ids)),
+            np.r_[rng.uniform(0, 0.7, 2) * size, 0.15 * size],
+            rng.uniform(0.05, 0.5),
+            None,
+        )
     return results

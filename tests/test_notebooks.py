@@ -35,10 +35,12 @@ def cells(path, kind):
 
 def tree(cell):
     """The cell's Python; lines for IPython itself are left out."""
-    return ast.parse("\n".join("" if line.startswith(("%", "!")) else line for line in cell.source.splitlines()))
+    return ast.parse(
+        "\n".join("" if line.startswith(("%", "!")) else line for line in cell.source.splitlines())
+    )
 
 
-# ------------------------------------------------------------------------------------------------------- rules
+# ------------------------------------------------------------------------------------------------------ rules
 
 
 @by_name
@@ -98,7 +100,7 @@ def test_opening_the_views_loads_neither_torch_nor_detectron2():
     assert done.stdout.strip() == "[]"
 
 
-# ------------------------------------------------------------------------------------------------------- execution
+# -------------------------------------------------------------------------------------------------- execution
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +126,13 @@ def execute(world, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(world / "datasets"))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[1]))
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the notebook's own
-    for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "XDG_CACHE_HOME"):
+    for name in (
+        "JUPYTER_CONFIG_DIR",
+        "JUPYTER_DATA_DIR",
+        "JUPYTER_RUNTIME_DIR",
+        "IPYTHONDIR",
+        "XDG_CACHE_HOME",
+    ):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
     monkeypatch.chdir(tmp_path)
 
@@ -158,7 +166,9 @@ def figures(result):
 
 
 def needs(stem):
-    return pytest.mark.skipif(not any(p.stem.startswith(stem) for p in NOTEBOOKS), reason=f"no notebook {stem}")
+    return pytest.mark.skipif(
+        not any(p.stem.startswith(stem) for p in NOTEBOOKS), reason=f"no notebook {stem}"
+    )
 
 
 def test_01_on_the_embedded_set(execute):
@@ -183,15 +193,20 @@ def test_02_on_the_embedded_set(execute):
 
 
 def test_02_on_ones_own_data_without_its_images(execute, tiny):
-    result = execute("02", dataset=f"{tiny}/train.json", repeat_threshold=0.3, replay_per_class=3, slots_per_class=2)
+    result = execute(
+        "02", dataset=f"{tiny}/train.json", repeat_threshold=0.3, replay_per_class=3, slots_per_class=2
+    )
     assert result.error is None, result.error
 
 
 @needs("03")
 @pytest.mark.slow
 def test_03_trains(execute, tiny, tmp_path):
-    data = {f"{split}_{kind}": str(tiny / f"{split}{ending}") for split in ("train", "val")
-            for kind, ending in (("json", ".json"), ("images", ""))}  # fmt: skip
+    data = {
+        f"{split}_{kind}": str(tiny / f"{split}{ending}")
+        for split in ("train", "val")
+        for kind, ending in (("json", ".json"), ("images", ""))
+    }
     options = tiny_shapes.model_options(3)
     result = execute("03", output_dir=str(tmp_path / "run"), data=data, options=options, num_gpus=0, wait=280)
     assert result.error is None, result.error
@@ -218,7 +233,7 @@ def test_05_without_a_run_says_that_its_predictions_are_made_up(execute):
     assert "MADE UP" in str(result.nb)
 
 
-# ------------------------------------------------------------------------------------------------------- bad input
+# -------------------------------------------------------------------------------------------------- bad input
 
 
 def refused(result):

@@ -1,4 +1,5 @@
-"""The balance view: its numbers are rio.balance's, its check runs the real sampler and bank, its sliders move them."""
+"""The balance view: its numbers are rio.balance's, its check runs the real sampler and bank, its sliders move
+them."""
 
 from __future__ import annotations
 
@@ -60,7 +61,9 @@ def test_the_bank_acts_on_rois_alone_and_the_sampler_on_both(balance):
 @pytest.mark.parametrize("arm", [NONE, RFS_BANK])
 def test_sampler_and_bank_do_what_the_arithmetic_expects(balance, arm):
     totals = disagreement(balance.check(arm, epochs=20)).set_index("level")
-    assert set(totals.index) == ({"images", "instances"} if arm == NONE else {"images", "instances", "replayed"})
+    assert set(totals.index) == (
+        {"images", "instances"} if arm == NONE else {"images", "instances", "replayed"}
+    )
     assert (totals["difference"].abs() < 0.05).all(), totals
     if arm == NONE:
         assert (totals["difference"] == 0).all()  # every image once: nothing is left to chance
@@ -84,8 +87,16 @@ def test_advice_grows_with_the_threshold_and_suggests_once_a_method(balance):
 
 def controls(panel):
     left, right = panel.children[0].children
-    return {"threshold": left.children[0], "replay": left.children[1], "targets": right.children[0], "slots": right.children[1],
-            "status": panel.children[1], "level": panel.children[2], "chart": panel.children[3], "measures": panel.children[4]}  # fmt: skip
+    return {
+        "threshold": left.children[0],
+        "replay": left.children[1],
+        "targets": right.children[0],
+        "slots": right.children[1],
+        "status": panel.children[1],
+        "level": panel.children[2],
+        "chart": panel.children[3],
+        "measures": panel.children[4],
+    }
 
 
 def lines(view):

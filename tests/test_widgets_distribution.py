@@ -1,4 +1,5 @@
-"""Data sets by name without detectron2, columns that open again at once, the explorer's tables worked by hand."""
+"""Data sets by name without detectron2, columns that open again at once, the explorer's tables worked by
+hand."""
 
 from __future__ import annotations
 
@@ -23,17 +24,35 @@ EVIL = "<img src=x onerror=alert(1)>"
 
 @pytest.fixture
 def own(tmp_path):
-    """Three images of 100 x 50 px: cat + dog, two cats, dog + owl + mouse; owl and mouse are rare, a fifth has no image."""
+    """Three images of 100 x 50 px: cat + dog, two cats, dog + owl + mouse; owl and mouse are rare, a fifth
+    has no image."""
     names = ["cat", "dog", "owl", "mouse", EVIL]
     objects = [(1, 1), (1, 2), (2, 1), (2, 1), (3, 2), (3, 3), (3, 4)]
-    boxes = [[0, 0, 10, 10], [20, 0, 20, 20], [0, 0, 50, 40], [60, 0, 40, 40], [0, 0, 5, 5], [10, 10, 10, 10], [50, 5, 20, 40]]
+    boxes = [
+        [0, 0, 10, 10],
+        [20, 0, 20, 20],
+        [0, 0, 50, 40],
+        [60, 0, 40, 40],
+        [0, 0, 5, 5],
+        [10, 10, 10, 10],
+        [50, 5, 20, 40],
+    ]
     content = {
         "images": [{"id": i, "width": 100, "height": 50, "file_name": f"{i}.png"} for i in (1, 2, 3)],
         "annotations": [
-            {"id": k, "image_id": image, "category_id": category, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            {
+                "id": k,
+                "image_id": image,
+                "category_id": category,
+                "bbox": box,
+                "area": box[2] * box[3],
+                "iscrowd": 0,
+            }
             for k, ((image, category), box) in enumerate(zip(objects, boxes, strict=True), 1)
         ],
-        "categories": [{"id": k, "name": name, "frequency": "ffrrr"[k - 1]} for k, name in enumerate(names, 1)],
+        "categories": [
+            {"id": k, "name": name, "frequency": "ffrrr"[k - 1]} for k, name in enumerate(names, 1)
+        ],
     }
     (tmp_path / "own.json").write_text(json.dumps(content))
     folder = tmp_path / "images"
@@ -52,7 +71,7 @@ def refused(call, *args, **kwargs):
     return text
 
 
-# ------------------------------------------------------------------------------------------------------- opening
+# ---------------------------------------------------------------------------------------------------- opening
 
 
 def test_opens_by_path_and_shows_itself(own):
@@ -98,7 +117,9 @@ def test_lvis_by_name_as_detectron2_lays_it_out(tmp_path, monkeypatch, own):
     assert data.annotations.image_root == str(tmp_path / "data" / "coco" / "val2017")
 
 
-@pytest.mark.parametrize("name", ["shapes_dmeo_train", "", "notes.txt", "nowhere.json", "nowhere.json@nowhere"])
+@pytest.mark.parametrize(
+    "name", ["shapes_dmeo_train", "", "notes.txt", "nowhere.json", "nowhere.json@nowhere"]
+)
 def test_what_is_no_data_set_is_one_sentence(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = refused(widgets.open_dataset, name)
@@ -125,7 +146,7 @@ def test_broken_records_are_left_out_only_on_request(own, tmp_path):
     assert "1 records left out (box_outside 1)" in data._repr_html_()
 
 
-# ------------------------------------------------------------------------------------------------------- cache
+# ------------------------------------------------------------------------------------------------------ cache
 
 
 def test_large_files_open_from_their_columns_the_second_time(own, tmp_path, monkeypatch):
@@ -162,7 +183,7 @@ def test_a_cache_that_cannot_be_written_does_not_matter(own, tmp_path, monkeypat
     assert widgets.open_dataset(own).annotations.num_annotations == 7
 
 
-# ------------------------------------------------------------------------------------------------------- tables
+# ----------------------------------------------------------------------------------------------------- tables
 
 
 def test_objects_and_categories_of_every_image(own):
@@ -185,7 +206,7 @@ def test_company_of_rare_objects_by_hand(own):
     assert table["share_of_all"].to_dict() == pytest.approx({"dog": 2 / 3, "owl": 1 / 3, "mouse": 1 / 3})
 
 
-# ------------------------------------------------------------------------------------------------------- explorer
+# --------------------------------------------------------------------------------------------------- explorer
 
 
 def test_explorer_begins_at_the_rarest_category_that_has_an_image(own):
@@ -241,7 +262,7 @@ def test_names_are_text_and_never_html(own):
         assert "://" not in text.replace("http://www.w3.org/2000/svg", ""), f"{name} must not need a network"
 
 
-# ------------------------------------------------------------------------------------------------------- figures
+# ---------------------------------------------------------------------------------------------------- figures
 
 
 def test_figures_of_the_closer_look(own):
@@ -260,12 +281,14 @@ def test_figures_of_the_closer_look(own):
 
 
 def test_figures_show_in_a_notebook_although_their_style_ends_with_the_call():
-    """The backend of a notebook turns interactive mode on when it is loaded; the style must not turn it off again."""
+    """The backend of a notebook turns interactive mode on when it is loaded; the style must not turn it off
+    again."""
     import subprocess
     import sys
 
     code = (
-        "import matplotlib as mpl; mpl.use('module://matplotlib_inline.backend_inline'); import pandas as pd; "
+        "import matplotlib as mpl; mpl.use('module://matplotlib_inline.backend_inline'); "
+        "import pandas as pd; "
         "from rio import plots; import matplotlib.pyplot as plt; plt.ion(); "
         "t = pd.DataFrame({'frequency': ['r'], 'name': ['a'], 'image_count': [3], 'instance_count': [4]}); "
         "plots.sorted_tail(t); print(mpl.is_interactive())"

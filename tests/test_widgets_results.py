@@ -44,7 +44,7 @@ def refused(call, *args, **kwargs):
     return str(caught.value)
 
 
-# ------------------------------------------------------------------------------------------------------- finding
+# ---------------------------------------------------------------------------------------------------- finding
 
 
 def test_finds_arms_and_seeds_baseline_first(runs):
@@ -56,7 +56,10 @@ def test_finds_arms_and_seeds_baseline_first(runs):
 def test_takes_one_run_several_folders_or_names_for_them(study):
     assert widgets.open_runs(study / "rio-seed1").arms == ["rio"]
     assert len(widgets.open_runs([study / "rio-seed1", study / "rfs-seed2"]).folders) == 2
-    assert widgets.open_runs({"mine": study / "rio-seed2", "theirs": study / "none-seed1"}).arms == ["mine", "theirs"]
+    assert widgets.open_runs({"mine": study / "rio-seed2", "theirs": study / "none-seed1"}).arms == [
+        "mine",
+        "theirs",
+    ]
 
 
 def test_no_run_says_what_to_do(tmp_path, copy):
@@ -92,7 +95,9 @@ def test_broken_evaluation(copy, broken):
     assert "evaluation.json" in refused(widgets.open_runs, copy)
 
 
-@pytest.mark.parametrize("broken", ["{", "- 1", "DATASETS: 3", "DATASETS: {TEST: []}", "a: !!python/object:os.system x"])
+@pytest.mark.parametrize(
+    "broken", ["{", "- 1", "DATASETS: 3", "DATASETS: {TEST: []}", "a: !!python/object:os.system x"]
+)
 def test_broken_config(study, tmp_path, broken):
     shutil.copytree(study / "rio-seed1", tmp_path / "rio-seed1")
     (tmp_path / "rio-seed1" / "config.yaml").write_text(broken)
@@ -115,7 +120,7 @@ def test_detectron2_dumps_tuples_as_text():
     assert results._listed(None) == []
 
 
-# ------------------------------------------------------------------------------------------------------- numbers
+# ---------------------------------------------------------------------------------------------------- numbers
 
 
 def test_means_over_seeds_are_the_evaluations(runs):
@@ -134,8 +139,12 @@ def test_interval_of_three_seeds_is_students():
 
 def test_differences_by_hand(runs):
     table = runs.difference("rio", "none")
-    mean = {arm: np.mean([e.per_category["AP_bbox"] for (a, _), e in runs.evaluations.items() if a == arm], axis=0)
-            for arm in ("rio", "none")}  # fmt: skip
+    mean = {
+        arm: np.mean(
+            [e.per_category["AP_bbox"] for (a, _), e in runs.evaluations.items() if a == arm], axis=0
+        )
+        for arm in ("rio", "none")
+    }
     np.testing.assert_allclose(table["difference"], mean["rio"] - mean["none"])
     assert table.attrs == {"arm": "RIO (RFS + bank)", "baseline": "no resampling", "kind": "box AP"}
     assert runs.difference().attrs["baseline"] == "RFS"
@@ -190,7 +199,7 @@ def test_results_of_another_data_set(copy):
     assert "instances_results.json" in refused(widgets.open_runs(copy).errors)
 
 
-# ------------------------------------------------------------------------------------------------------- reported
+# --------------------------------------------------------------------------------------------------- reported
 
 
 def test_reported_numbers_stand_beside_lvis_alone(runs, monkeypatch):
@@ -209,7 +218,7 @@ def test_reported_numbers_stand_beside_lvis_alone(runs, monkeypatch):
     assert "RIO" not in " ".join(table["arm"][table["reported"]]), "RIO has published no number on v1"
 
 
-# ------------------------------------------------------------------------------------------------------- views
+# ------------------------------------------------------------------------------------------------------ views
 
 
 def test_curves_follow_the_choice_of_category(runs):
@@ -233,7 +242,12 @@ def test_tables_for_a_paper(runs):
     assert latex.count(r"\\") == 4
     assert " $\\pm$ " in latex
     assert results._escape_latex("a_b & 50% #1") == r"a\_b \& 50\% \#1"
-    assert list(runs.copy_table().texts) == ["Markdown, box AP", "LaTeX, box AP", "Markdown, mask AP", "LaTeX, mask AP"]
+    assert list(runs.copy_table().texts) == [
+        "Markdown, box AP",
+        "LaTeX, box AP",
+        "Markdown, mask AP",
+        "LaTeX, mask AP",
+    ]
 
 
 def test_figures(runs):

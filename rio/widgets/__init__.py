@@ -1,7 +1,7 @@
 """Interactive views for the notebooks, one module a view; a notebook says `from rio import widgets`.
 
-What is listed here is imported when it is first asked for: importing `rio.widgets` takes no time, and none of the views
-loads torch or detectron2 before a cell needs them.
+What is listed here is imported when it is first asked for: importing `rio.widgets` takes no time, and none of
+the views loads torch or detectron2 before a cell needs them.
 """
 
 from __future__ import annotations

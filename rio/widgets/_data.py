@@ -1,4 +1,5 @@
-"""Data sets for the notebooks, found by name or path without detectron2, and columns that open again in a moment.
+"""Data sets for the notebooks, found by name or path without detectron2, and columns that open again in a
+moment.
 
 I: images, A: annotations, K: categories.
 """
@@ -26,12 +27,13 @@ CACHE_FROM_BYTES = 20_000_000
 
 
 class DatasetError(ValueError):
-    """A name that is no data set, or files that are not there; the message says where was looked and what to do."""
+    """A name that is no data set, or files that are not there; the message says where was looked and what to
+    do."""
 
 
 def project_root() -> Path:
-    """The repository that the notebook lies in: the nearest folder above with rio's configs; else the one that rio was
-    imported from, for a notebook that was copied elsewhere; else where we are."""
+    """The repository that the notebook lies in: the nearest folder above with rio's configs; else the one
+    that rio was imported from, for a notebook that was copied elsewhere; else where we are."""
     here = Path.cwd().resolve()
     for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
         if (folder / "configs" / "base").is_dir() and (folder / "rio").is_dir():
@@ -48,7 +50,8 @@ def find(path: str | os.PathLike[str]) -> Path:
 
 
 def datasets_root() -> Path:
-    """The folder of all named data sets: DETECTRON2_DATASETS, else `datasets` at the top of the repository."""
+    """The folder of all named data sets: DETECTRON2_DATASETS, else `datasets` at the top of the
+    repository."""
     named = os.environ.get("DETECTRON2_DATASETS")
     return Path(named).expanduser() if named else find("datasets")
 
@@ -122,11 +125,13 @@ class Data:
 
     def __repr__(self) -> str:
         a = self.annotations
-        return f"Data({self.name!r}: {a.num_images} images, {a.num_annotations} objects, {a.num_classes} categories)"
+        counts = f"{a.num_images} images, {a.num_annotations} objects, {a.num_classes} categories"
+        return f"Data({self.name!r}: {counts})"
 
 
 def _tile(value: str, label: str) -> str:
-    return f'<div class="rio-tile"><div class="rio-value">{value}</div><div class="rio-label">{label}</div></div>'
+    inner = f'<div class="rio-value">{value}</div><div class="rio-label">{label}</div>'
+    return f'<div class="rio-tile">{inner}</div>'
 
 
 @_theme.sentences
@@ -134,10 +139,10 @@ def open_dataset(name: str | os.PathLike[str], *, segmentations: bool = False) -
     """Open a data set by name or path.
 
     Args:
-        name: "shapes_demo_train" and its like (the embedded sets, drawn if they are not there); detectron2's LVIS
-            names, such as "lvis_v1_train", below the folder of data sets; "file.json@images" (LVIS or COCO format); or
-            "file.json" alone, without thumbnails. Broken records of a file given by path are errors; "?skip" at the
-            end leaves them out and says how many.
+        name: "shapes_demo_train" and its like (the embedded sets, drawn if they are not there); detectron2's
+            LVIS names, such as "lvis_v1_train", below the folder of data sets; "file.json@images" (LVIS or
+            COCO format); or "file.json" alone, without thumbnails. Broken records of a file given by path are
+            errors; "?skip" at the end leaves them out and says how many.
         segmentations: read masks too. Takes longer on large files, which are then read anew each time.
 
     Returns:
@@ -150,12 +155,15 @@ def open_dataset(name: str | os.PathLike[str], *, segmentations: bool = False) -
     json_file, images, on_error, embedded = _where(text)
     annotations = _load(json_file, images, on_error, segmentations)
     if not annotations.instance_count.sum():
-        raise DatasetError(f"{json_file}: expected annotated objects, found none. There is no distribution to look at.")
+        raise DatasetError(
+            f"{json_file}: expected annotated objects, found none. There is no distribution to look at."
+        )
     return Data(text, annotations, embedded)
 
 
 def _where(name: str) -> tuple[Path, Path | None, str, bool]:
-    """JSON file, image folder, what to do about broken records, and whether it is an embedded set (then drawn)."""
+    """JSON file, image folder, what to do about broken records, and whether it is an embedded set (then
+    drawn)."""
     root = datasets_root()
     for size in SHAPES:
         for split in ("train", "val"):
@@ -196,7 +204,7 @@ def _draw(root: Path, size: str) -> None:
     shapes.generate(root, shapes.SPECS[size], progress=False)
 
 
-# ------------------------------------------------------------------------------------------------------- cache
+# ------------------------------------------------------------------------------------------------------ cache
 
 _COLUMNS = [f.name for f in dataclasses.fields(Annotations) if f.type in ("np.ndarray", "list[str]")]
 
@@ -204,7 +212,10 @@ _COLUMNS = [f.name for f in dataclasses.fields(Annotations) if f.type in ("np.nd
 def _load(file: Path, images: Path | None, on_error: str, segmentations: bool) -> Annotations:
     def read() -> Annotations:
         return load_annotations(
-            file, image_root=None if images is None else str(images), on_error=on_error, segmentations=segmentations
+            file,
+            image_root=None if images is None else str(images),
+            on_error=on_error,
+            segmentations=segmentations,
         )
 
     if segmentations or not file.is_file() or file.stat().st_size < CACHE_FROM_BYTES:
@@ -221,7 +232,9 @@ def _load(file: Path, images: Path | None, on_error: str, segmentations: bool) -
 def _cache_file(file: Path, images: Path | None, on_error: str) -> Path:
     """Where the columns of this state of a file are kept: another size or time is another name."""
     status = file.stat()
-    state = "\0".join(map(str, (file.resolve(), images, on_error, status.st_size, status.st_mtime_ns, _COLUMNS)))
+    state = "\0".join(
+        map(str, (file.resolve(), images, on_error, status.st_size, status.st_mtime_ns, _COLUMNS))
+    )
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rio"
     return folder / f"{file.stem}-{hashlib.sha256(state.encode()).hexdigest()[:16]}.npz"
 
@@ -259,6 +272,11 @@ def _read_cache(cache: Path) -> Annotations | None:
     for name in ("file_names", "category_names"):
         columns[name] = np.asarray(columns[name]).tolist()
     return Annotations(
-        **columns, path=where[0], image_root=where[1] or None, declared_frequency=declared, federated=federated, rles={},
+        **columns,
+        path=where[0],
+        image_root=where[1] or None,
+        declared_frequency=declared,
+        federated=federated,
+        rles={},
         skipped=skipped,
-    )  # fmt: skip
+    )

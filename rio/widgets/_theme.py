@@ -1,7 +1,7 @@
 """What all views share: their look, errors as one sentence, pictures as data URIs.
 
-Text that comes from a file (names of categories, of images, of runs) is never HTML: it is escaped here, or set as
-`textContent` by the views' JavaScript.
+Text that comes from a file (names of categories, of images, of runs) is never HTML: it is escaped here, or
+set as `textContent` by the views' JavaScript.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def html_table(columns: list[str], rows: list[list[Any]], *, caption: str = "") 
     """HTML of a small table; numbers are right-aligned, everything is escaped."""
     head = "".join(f"<th>{html.escape(str(c))}</th>" for c in columns)
     body = "".join(
-        "<tr>" + "".join(f'<td class="{_kind(cell)}">{html.escape(_shown(cell))}</td>' for cell in row) + "</tr>"
+        "<tr>"
+        + "".join(f'<td class="{_kind(cell)}">{html.escape(_shown(cell))}</td>' for cell in row)
+        + "</tr>"
         for row in rows
     )
     title = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
@@ -81,14 +83,15 @@ def html_table(columns: list[str], rows: list[list[Any]], *, caption: str = "") 
 
 
 def _kind(cell: Any) -> str:
-    return "rio-text" if isinstance(cell, str) and not re.match(r"[-–+±<≈]?\d|[–∞-]$", cell) else "rio-number"
+    is_number = not isinstance(cell, str) or re.match(r"[-–+±<≈]?\d|[–∞-]$", cell)
+    return "rio-number" if is_number else "rio-text"
 
 
 def _shown(cell: Any) -> str:
     return f"{cell:,}" if isinstance(cell, (int, np.integer)) and not isinstance(cell, bool) else str(cell)
 
 
-# ------------------------------------------------------------------------------------------------------- pictures
+# --------------------------------------------------------------------------------------------------- pictures
 
 
 def data_uri(image: np.ndarray, *, format: str = "jpg", quality: int = 88) -> str:

@@ -1,7 +1,8 @@
-"""Image level or object level: what a sampler and a memory bank make of a data set's distribution, to play with.
+"""Image level or object level: what a sampler and a memory bank make of a data set's distribution, to play
+with.
 
-All numbers come from `rio.balance` (arithmetic on counts) but those of `Balance.check`, which runs the sampler and the bank
-themselves and counts. I: images, K: categories.
+All numbers come from `rio.balance` (arithmetic on counts) but those of `Balance.check`, which runs the
+sampler and the bank themselves and counts. I: images, K: categories.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Settings:
     """What the arms have in common.
 
     Attributes:
-        repeat_threshold: DATALOADER.REPEAT_THRESHOLD, share of images below which a category is repeated, in (0, 1].
+        repeat_threshold: DATALOADER.REPEAT_THRESHOLD, share of images below which a category is repeated, in
+            (0, 1].
         batch_size: images that share a bank in a step (SOLVER.IMS_PER_BATCH with one bank for all GPUs).
         slots_per_class: MODEL.RIO.SLOTS_PER_CLASS.
         replay_per_class: MODEL.RIO.REPLAY_PER_CLASS.
@@ -56,8 +58,8 @@ class Settings:
     def usual(cls, data: Data) -> Settings:
         """Those of the shipped configs: configs/shapes for the embedded set, else the reference's.
 
-        LVIS's threshold 0.001 is the share that a category with 100 images has there; other sets get the share that 100
-        images, or a tenth of all where there are fewer than 1,000, have in them.
+        LVIS's threshold 0.001 is the share that a category with 100 images has there; other sets get the
+        share that 100 images, or a tenth of all where there are fewer than 1,000, have in them.
         """
         if data.embedded:
             return cls(0.1, batch_size=8, replay_per_class=4, foreground_per_image=16.0)
@@ -84,7 +86,10 @@ class Balance:
 
     def _exposures_anew(self, method: str, threshold: float, m: float, quota: float) -> pd.DataFrame:
         return balance.exposures(
-            self.data.annotations, self._factors(method, threshold), rois_per_instance=m, foreground_per_image=quota
+            self.data.annotations,
+            self._factors(method, threshold),
+            rois_per_instance=m,
+            foreground_per_image=quota,
         )
 
     def factors(self, arm: str, settings: Settings | None = None) -> np.ndarray:
@@ -94,7 +99,8 @@ class Balance:
         return self._factors(method, s.repeat_threshold if method in ("rfs", "irfs") else 0.5)
 
     def table(self, arm: str, settings: Settings | None = None) -> pd.DataFrame:
-        """Expected exposures of every category in an epoch, as `rio.balance.exposures` and `with_replay` have them."""
+        """Expected exposures of every category in an epoch, as `rio.balance.exposures` and `with_replay` have
+        them."""
         s = settings or self.settings
         method = _METHOD[arm]
         threshold = s.repeat_threshold if method in ("rfs", "irfs") else 0.5
@@ -116,16 +122,21 @@ class Balance:
         return np.flatnonzero((count >= 1) & (count <= (settings or self.settings).max_image_count)).tolist()
 
     def compare(self, settings: Settings | None = None) -> pd.DataFrame:
-        """Shares and imbalance of every arm at every level (`rio.balance.compare`), with `epoch_length` in images."""
+        """Shares and imbalance of every arm at every level (`rio.balance.compare`), with `epoch_length` in
+        images."""
         compared = balance.compare({arm: self.table(arm, settings) for arm in ARMS})
         length = {arm: float(self.factors(arm, settings).sum(dtype=np.float64)) for arm in ARMS}
-        return compared.assign(epoch_length=compared["arm"].map(length), categories=self.data.annotations.num_classes)
+        return compared.assign(
+            epoch_length=compared["arm"].map(length), categories=self.data.annotations.num_classes
+        )
 
     def effective(self) -> pd.DataFrame:
         """Effective number of classes: a row an arm, a column a level (images, instances, rois)."""
-        return self.compare().pivot(index="arm", columns="level", values="effective_classes").reindex(list(ARMS))
+        return (
+            self.compare().pivot(index="arm", columns="level", values="effective_classes").reindex(list(ARMS))
+        )
 
-    # --------------------------------------------------------------------------------------------------- advisor
+    # ------------------------------------------------------------------------------------------------ advisor
 
     def advice(self, *, gain: float = 0.9) -> pd.DataFrame:
         """Balance against epoch length, threshold by threshold.
@@ -134,9 +145,10 @@ class Balance:
             gain: share of the balance that can be had by repeating images at which to stop.
 
         Returns:
-            One row a method ("RFS", "IRFS") and threshold: method, repeat_threshold, epoch_length (times the images),
-            effective_classes (at the image level), rare_share, and `suggested`: the smallest threshold of the method
-            that reaches `gain` of the largest gain in effective classes among all its thresholds.
+            One row a method ("RFS", "IRFS") and threshold: method, repeat_threshold, epoch_length (times the
+            images), effective_classes (at the image level), rare_share, and `suggested`: the smallest
+            threshold of the method that reaches `gain` of the largest gain in effective classes among all its
+            thresholds.
         """
         images = self.data.annotations.num_images
         rarest = max(int(self.data.annotations.image_count[self.data.annotations.image_count > 0].min()), 1)
@@ -161,16 +173,18 @@ class Balance:
         enough = gained >= gain * gained.groupby(table["method"]).transform("max") - 1e-9
         first = table[enough].groupby("method")["repeat_threshold"].transform("min")
         suggested = table["repeat_threshold"] == first.reindex(table.index)
-        return table.assign(suggested=suggested, current=table["repeat_threshold"] == self.settings.repeat_threshold)
+        return table.assign(
+            suggested=suggested, current=table["repeat_threshold"] == self.settings.repeat_threshold
+        )
 
-    # --------------------------------------------------------------------------------------------------- check
+    # -------------------------------------------------------------------------------------------------- check
 
     def check(self, arm: str = RFS_BANK, *, epochs: int | None = None, seed: int = 0) -> pd.DataFrame:
         """Run the sampler, and a memory bank behind it, and count what the arithmetic only expects.
 
-        The sampler's own epochs are cut into batches; each batch's objects bring their RoIs' classes to a real
-        `MemoryBank`, which replays and is written to as in training (its features are one number wide). One epoch before
-        those counted fills the bank. Loads torch for arms with a bank.
+        The sampler's own epochs are cut into batches; each batch's objects bring their RoIs' classes to a
+        real `MemoryBank`, which replays and is written to as in training (its features are one number wide).
+        One epoch before those counted fills the bank. Loads torch for arms with a bank.
 
         Args:
             arm: one of `ARMS`.
@@ -178,8 +192,8 @@ class Balance:
             seed: of the sampler.
 
         Returns:
-            One row a category and level (images, instances, and replayed where the arm has a bank): name, frequency,
-            level, expected, counted (both an epoch).
+            One row a category and level (images, instances, and replayed where the arm has a bank): name,
+            frequency, level, expected, counted (both an epoch).
         """
         factors, table = self.factors(arm), self.table(arm)
         if epochs is None:
@@ -198,14 +212,21 @@ class Balance:
             counted["replayed"] = self._replayed(factors, classes_of, epochs, seed)
         rows = [
             pd.DataFrame(
-                {"name": table["name"], "frequency": table["frequency"], "level": level,
-                 "expected": table[level], "counted": counted[level]}
+                {
+                    "name": table["name"],
+                    "frequency": table["frequency"],
+                    "level": level,
+                    "expected": table[level],
+                    "counted": counted[level],
+                }
             )
             for level in levels
-        ]  # fmt: skip
+        ]
         return pd.concat(rows, ignore_index=True).assign(epochs=epochs)
 
-    def _replayed(self, factors: np.ndarray, classes_of: list[np.ndarray], epochs: int, seed: int) -> np.ndarray:
+    def _replayed(
+        self, factors: np.ndarray, classes_of: list[np.ndarray], epochs: int, seed: int
+    ) -> np.ndarray:
         """Rows a class and epoch that a real bank replayed."""
         import torch  # takes seconds to load: only here
 
@@ -216,9 +237,12 @@ class Balance:
         if not targets:
             return total
         bank = MemoryBank(
-            num_classes=len(total), class_ids=targets, feature_dim=1, slots_per_class=s.slots_per_class,
+            num_classes=len(total),
+            class_ids=targets,
+            feature_dim=1,
+            slots_per_class=s.slots_per_class,
             replay_per_class=min(s.replay_per_class, s.slots_per_class),
-        )  # fmt: skip
+        )
         stream = [epoch_indices(factors, seed, epoch) for epoch in range(epochs + 1)]
         first = len(stream[0]) // s.batch_size
         positions, steps = np.concatenate(stream), 0
@@ -234,14 +258,17 @@ class Balance:
         return total / max(steps, 1) * float(factors.sum(dtype=np.float64)) / s.batch_size
 
     def panel(self) -> ipywidgets.VBox:
-        """Sliders for threshold, slots and replay, the exposures of every category, and the measures of imbalance."""
+        """Sliders for threshold, slots and replay, the exposures of every category, and the measures of
+        imbalance."""
         return _Panel(self).view
 
     def _repr_html_(self) -> str:
         s, targets = self.settings, len(self.target_class_ids())
         text = (
-            f"threshold {s.repeat_threshold:g} · batches of {s.batch_size} images · the bank stores {targets:,} categories "
-            f"with at most {s.max_image_count} images, {s.slots_per_class} slots each, and replays {s.replay_per_class} of a "
+            f"threshold {s.repeat_threshold:g} · batches of {s.batch_size} images · "
+            f"the bank stores {targets:,} categories "
+            f"with at most {s.max_image_count} images, {s.slots_per_class} slots each, "
+            f"and replays {s.replay_per_class} of a "
             f"category that is in the batch · {s.rois_per_instance:g} RoIs an object, at most "
             f"{s.foreground_per_image:g} an image"
         )
@@ -277,7 +304,7 @@ def disagreement(check: pd.DataFrame) -> pd.DataFrame:
     return totals.assign(difference=difference.fillna(0.0)).reset_index()
 
 
-# ------------------------------------------------------------------------------------------------------- panel
+# ------------------------------------------------------------------------------------------------------ panel
 
 
 class Lines(anywidget.AnyWidget):
@@ -305,27 +332,44 @@ class _Panel:
         layout = ipywidgets.Layout(width="420px")
         lowest = np.log10(1 / a.num_images)
         self.threshold = ipywidgets.FloatLogSlider(
-            value=s.repeat_threshold, min=np.floor(lowest * 4) / 4, max=0, step=0.05, description="repeat threshold",
-            readout_format=".4g", continuous_update=live, style=style, layout=layout,
-        )  # fmt: skip
+            value=s.repeat_threshold,
+            min=np.floor(lowest * 4) / 4,
+            max=0,
+            step=0.05,
+            description="repeat threshold",
+            readout_format=".4g",
+            continuous_update=live,
+            style=style,
+            layout=layout,
+        )
         common = {"continuous_update": live, "style": style, "layout": layout}
-        self.replay = ipywidgets.IntSlider(s.replay_per_class, 0, 60, description="replay per class", **common)
+        self.replay = ipywidgets.IntSlider(
+            s.replay_per_class, 0, 60, description="replay per class", **common
+        )
         self.slots = ipywidgets.IntSlider(s.slots_per_class, 1, 120, description="slots per class", **common)
-        self.targets = ipywidgets.IntSlider(s.max_image_count, 0, 200, description="bank: images up to", **common)
+        self.targets = ipywidgets.IntSlider(
+            s.max_image_count, 0, 200, description="bank: images up to", **common
+        )
         self.level = ipywidgets.ToggleButtons(
-            options=[("RoIs", "rois"), ("objects", "instances"), ("images", "images")], value="rois",
+            options=[("RoIs", "rois"), ("objects", "instances"), ("images", "images")],
+            value="rois",
             style={"button_width": "84px"},
-        )  # fmt: skip
+        )
         self.chart, self.measures, self.status = Lines(), ipywidgets.HTML(), ipywidgets.HTML()
         for control in (self.threshold, self.replay, self.slots, self.targets, self.level):
             control.observe(self._update, "value")
         left = ipywidgets.VBox([self.threshold, self.replay])
         right = ipywidgets.VBox([self.targets, self.slots])
         self.view = ipywidgets.VBox(
-            [ipywidgets.HBox([left, right], layout=ipywidgets.Layout(flex_flow="row wrap")), self.status, self.level,
-             self.chart, self.measures],
+            [
+                ipywidgets.HBox([left, right], layout=ipywidgets.Layout(flex_flow="row wrap")),
+                self.status,
+                self.level,
+                self.chart,
+                self.measures,
+            ],
             layout=ipywidgets.Layout(max_width="1080px"),
-        )  # fmt: skip
+        )
         self._update()
 
     def _settings(self) -> Settings:
@@ -360,18 +404,36 @@ class _Panel:
         low, high = float(positive.min()) * 0.6, float(positive.max()) * 1.5
         x = list(range(len(order)))
         series = [
-            {"name": f"{NONE} (bars)", "kind": "bars", "x": x, "y": _listed(seen[NONE]), "color": "var(--quiet)", "dim": True,
-             "groups": self._of.data.annotations.frequency[order].tolist()}
-        ]  # fmt: skip
+            {
+                "name": f"{NONE} (bars)",
+                "kind": "bars",
+                "x": x,
+                "y": _listed(seen[NONE]),
+                "color": "var(--quiet)",
+                "dim": True,
+                "groups": self._of.data.annotations.frequency[order].tolist(),
+            }
+        ]
         series += [
-            {"name": arm, "kind": "line", "x": x, "y": _listed(seen[arm]), "color": _COLOR[arm], "dash": _DASH.get(arm),
-             "width": 2.6 if arm == RFS_BANK else 1.8}
+            {
+                "name": arm,
+                "kind": "line",
+                "x": x,
+                "y": _listed(seen[arm]),
+                "color": _COLOR[arm],
+                "dash": _DASH.get(arm),
+                "width": 2.6 if arm == RFS_BANK else 1.8,
+            }
             for arm in lines
-        ]  # fmt: skip
+        ]
         count = self._of.data.annotations.image_count[order]
         return {
             "height": 290,
-            "x": {"domain": [-0.8, len(x) - 0.2], "ticks": False, "label": f"{len(x):,} categories, from most to least frequent"},
+            "x": {
+                "domain": [-0.8, len(x) - 0.2],
+                "ticks": False,
+                "label": f"{len(x):,} categories, from most to least frequent",
+            },
             "y": {"domain": [low, high], "scale": "log", "label": f"{LEVELS[level]} seen in an epoch"},
             "series": series,
             "names": [self._of.data.annotations.category_names[k] for k in order.tolist()],
@@ -380,13 +442,17 @@ class _Panel:
 
     def _said(self, settings: Settings, compared: pd.DataFrame) -> str:
         a = self._of.data.annotations
-        table, length = self._of.table(RFS_BANK, settings), compared.set_index("arm")["epoch_length"][RFS].iloc[0]
+        table, length = (
+            self._of.table(RFS_BANK, settings),
+            compared.set_index("arm")["epoch_length"][RFS].iloc[0],
+        )
         targets = len(self._of.target_class_ids(settings))
         ratio = table["replayed"].sum() / max(table["rois"].sum(), 1e-9)
         mib = targets * settings.slots_per_class * (FEATURE_DIM * 4 + 2 * 16 + 8) / 2**20
         text = (
-            f"RFS: an epoch of {length:,.0f} images ({length / a.num_images:.2f} times the data set). Bank: {targets:,} of "
-            f"{a.num_classes:,} categories, {ratio:.2f} replayed rows a foreground RoI, {mib:,.1f} MiB at width {FEATURE_DIM:,}."
+            f"RFS: an epoch of {length:,.0f} images ({length / a.num_images:.2f} times the data set). "
+            f"Bank: {targets:,} of {a.num_classes:,} categories, {ratio:.2f} replayed rows a foreground RoI, "
+            f"{mib:,.1f} MiB at width {FEATURE_DIM:,}."
         )
         return f'<div class="rio-view rio-status"><style>{_theme.STYLE}</style>{html.escape(text)}</div>'
 
@@ -397,14 +463,32 @@ def _listed(values: np.ndarray) -> list[float | None]:
 
 def _measures(rows: pd.DataFrame, level: str) -> str:
     """The table under the chart: one row an arm."""
-    columns = ["", "rare", "common", "frequent", "Gini", "normalised entropy", "effective classes", "max / min", "epoch, images"]
+    columns = [
+        "",
+        "rare",
+        "common",
+        "frequent",
+        "Gini",
+        "normalised entropy",
+        "effective classes",
+        "max / min",
+        "epoch, images",
+    ]
     cells = [
-        [row.arm, *(_percent(getattr(row, g)) for g in plots.GROUPS), f"{row.gini:.3f}", f"{row.normalised_entropy:.3f}",
-         f"{row.effective_classes:,.1f} of {row.categories:,}", "∞" if np.isinf(row.max_min_ratio) else f"{row.max_min_ratio:,.1f}",
-         f"{row.epoch_length:,.0f}"]
+        [
+            row.arm,
+            *(_percent(getattr(row, g)) for g in plots.GROUPS),
+            f"{row.gini:.3f}",
+            f"{row.normalised_entropy:.3f}",
+            f"{row.effective_classes:,.1f} of {row.categories:,}",
+            "∞" if np.isinf(row.max_min_ratio) else f"{row.max_min_ratio:,.1f}",
+            f"{row.epoch_length:,.0f}",
+        ]
         for row in rows.itertuples()
-    ]  # fmt: skip
-    return _theme.html_table(columns, cells, caption=f"Shares and imbalance of the {level} that training sees")
+    ]
+    return _theme.html_table(
+        columns, cells, caption=f"Shares and imbalance of the {level} that training sees"
+    )
 
 
 def _percent(share: float) -> str:

@@ -20,11 +20,12 @@ THUMBNAILS_OF_ONE = 8
 PARTNERS = 6
 
 
-# ------------------------------------------------------------------------------------------------------- tables
+# ----------------------------------------------------------------------------------------------------- tables
 
 
 def per_image(data: Data) -> pd.DataFrame:
-    """Objects and categories of every image: image_id, objects, categories, and `rarest` ('r', 'c', 'f' or '')."""
+    """Objects and categories of every image: image_id, objects, categories, and `rarest` ('r', 'c', 'f' or
+    '')."""
     a = data.annotations
     kept = ~a.iscrowd
     image, classes = a.annotation_image[kept].astype(np.int64), a.annotation_class[kept].astype(np.int64)
@@ -62,8 +63,9 @@ def company_of(data: Data, group: str = "r") -> pd.DataFrame:
 
     Returns:
         One row a category that shares an image with one of the group, by falling `share`: name, frequency,
-        `share` of the images with the group that also hold it, and `share_of_all` images that hold it. A category of
-        the group itself counts where another one of the group is beside it. Empty where the group has no image.
+        `share` of the images with the group that also hold it, and `share_of_all` images that hold it. A
+        category of the group itself counts where another one of the group is beside it. Empty where the group
+        has no image.
     """
     a = data.annotations
     image, classes = _pairs(data)
@@ -101,7 +103,9 @@ class Explorer(anywidget.AnyWidget):
         selected: class id (0-based) of the chosen category, -1: none.
     """
 
-    _esm = (_theme.FOLDER / "chart.js").read_text("utf-8") + (_theme.FOLDER / "explorer.js").read_text("utf-8")
+    _esm = (_theme.FOLDER / "chart.js").read_text("utf-8") + (_theme.FOLDER / "explorer.js").read_text(
+        "utf-8"
+    )
     _css = _theme.STYLE
     categories = traitlets.Dict().tag(sync=True)
     selected = traitlets.Int(-1).tag(sync=True)
@@ -120,7 +124,8 @@ class Explorer(anywidget.AnyWidget):
             self.send({"kind": "detail", **self.detail(int(message["index"]))})
 
     def thumbnails(self, class_id: int, count: int) -> list[str]:
-        """Data URIs of a class's largest objects, one an image where it has so many images; [] without image files."""
+        """Data URIs of a class's largest objects, one an image where it has so many images; [] without image
+        files."""
         a = self._data.annotations
         if not self._data.has_images:
             return []
@@ -212,5 +217,7 @@ def explore(data: Data, *, category: str | None = None) -> Explorer:
     elif category in names:
         selected = names.index(category)
     else:
-        raise ValueError(f"category {category!r}: {data.name} has no category of that name (it has {len(names)})")
+        raise ValueError(
+            f"category {category!r}: {data.name} has no category of that name (it has {len(names)})"
+        )
     return Explorer(data, selected=selected)

@@ -1,7 +1,7 @@
 """Finished runs side by side: who gains, at which frequency, and by which kind of error.
 
-A run is a folder that `python -m rio train`, `rio study` or `make demo` left: evaluation.json, instances_results.json and
-config.yaml. Runs called ARM-seed1, ARM-seed2, ... are one arm. All AP are percent.
+A run is a folder that `python -m rio train`, `rio study` or `make demo` left: evaluation.json,
+instances_results.json and config.yaml. Runs called ARM-seed1, ARM-seed2, ... are one arm. All AP are percent.
 """
 
 from __future__ import annotations
@@ -32,9 +32,19 @@ NAMES = {"none": "no resampling", "rfs": "RFS", "rio": "RIO (RFS + bank)"}
 OUTCOMES = ("correct", "classification", "localisation", "missed")  # of an object
 _WRONG = ("classification", "localisation", "both", "duplicate", "background")  # kinds of a wrong prediction
 IOU_NAMES = {"bbox": "box AP", "segm": "mask AP"}
-_T95 = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t, 97.5 %, n - 1
+_T95 = {
+    3: 4.303,
+    4: 3.182,
+    5: 2.776,
+    6: 2.571,
+    7: 2.447,
+    8: 2.365,
+    9: 2.306,
+    10: 2.262,
+}  # Student's t, 97.5 %, n - 1
 
-# Numbers of the literature, as published (percent), Mask R-CNN with R-50-FPN: data set, kind, method, AP, APr, APc, APf.
+# Numbers of the literature, as published (percent), Mask R-CNN with R-50-FPN: data set, kind, method, AP,
+# APr, APc, APf.
 _REPORTED = [
     ("lvis_v0.5_val", "segm", "Mask R-CNN R50 1x", 21.2, 3.2, 21.1, 28.7),
     ("lvis_v0.5_val", "segm", "RFS R50 1x", 24.4, 16.0, 24.0, 28.3),
@@ -60,7 +70,10 @@ class RunsError(ValueError):
 
 @_theme.sentences
 def open_runs(
-    where: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Mapping[str, str | os.PathLike[str]] = "output/demo",
+    where: str
+    | os.PathLike[str]
+    | Sequence[str | os.PathLike[str]]
+    | Mapping[str, str | os.PathLike[str]] = "output/demo",
     *,
     ground_truth: str | None = None,
     training_set: str | None = None,
@@ -68,8 +81,10 @@ def open_runs(
     """Open finished runs for comparison.
 
     Args:
-        where: a folder of run folders (a study's output), one run folder, several of either, or a dict that names them.
-        ground_truth: data set that the runs were evaluated on, as `open_dataset` takes it; None: as their configs say.
+        where: a folder of run folders (a study's output), one run folder, several of either, or a dict that
+            names them.
+        ground_truth: data set that the runs were evaluated on, as `open_dataset` takes it; None: as their
+            configs say.
         training_set: data set whose image_count tells how rare a category was; None: as the configs say.
 
     Raises:
@@ -82,7 +97,13 @@ def open_runs(
 def _finished(where: object) -> dict[tuple[str, str], Path]:
     """(arm, seed) -> folder with an evaluation.json."""
     named = dict(where) if isinstance(where, Mapping) else None
-    given = list(named.values()) if named is not None else [where] if isinstance(where, (str, os.PathLike)) else list(where)
+    given = (
+        list(named.values())
+        if named is not None
+        else [where]
+        if isinstance(where, (str, os.PathLike))
+        else list(where)
+    )
     found: list[tuple[str, Path]] = []
     unfinished: list[str] = []
     for index, path in enumerate(given):
@@ -98,22 +119,28 @@ def _finished(where: object) -> dict[tuple[str, str], Path]:
         looked = ", ".join(str(_data.find(path)) for path in given) or "no folder at all"
         begun = f" Begun and not finished: {', '.join(unfinished)}." if unfinished else ""
         raise RunsError(
-            f"No finished run found (looked for evaluation.json in {looked} and the folders in it).{begun} `make demo` trains "
-            "three on the embedded data set, on a CPU; `python -m rio train` trains one; then run this notebook again."
+            f"No finished run found (looked for evaluation.json in {looked} and the folders in it).{begun} "
+            "`make demo` trains three on the embedded data set, on a CPU; `python -m rio train` trains one; "
+            "then run this notebook again."
         )
     runs = {}
     for name, folder in found:
         arm, _, seed = name.rpartition("-seed")
         key = (arm, seed) if arm and seed.isdigit() else (name, "")
         if key in runs:
-            raise RunsError(f"two runs are called {name!r}: {runs[key]} and {folder}; name them: open_runs({{'a': ..., 'b': ...}})")
+            raise RunsError(
+                f"two runs are called {name!r}: {runs[key]} and {folder}; "
+                "name them: open_runs({'a': ..., 'b': ...})"
+            )
         runs[key] = folder
     order = {arm: i for i, arm in enumerate(("none", "rfs"))} | {"rio": 99}
     return dict(sorted(runs.items(), key=lambda item: (order.get(item[0][0], 50), item[0])))
 
 
 def _is_run(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("evaluation.json", "metrics.json", "instances_results.json"))
+    return any(
+        (folder / name).is_file() for name in ("evaluation.json", "metrics.json", "instances_results.json")
+    )
 
 
 class Runs:
@@ -124,9 +151,13 @@ class Runs:
         evaluations: the same keys -> Evaluation.
     """
 
-    def __init__(self, folders: dict[tuple[str, str], Path], ground_truth: str | None, training_set: str | None) -> None:
+    def __init__(
+        self, folders: dict[tuple[str, str], Path], ground_truth: str | None, training_set: str | None
+    ) -> None:
         self.folders = folders
-        self.evaluations = {key: Evaluation.from_json(folder / "evaluation.json") for key, folder in folders.items()}
+        self.evaluations = {
+            key: Evaluation.from_json(folder / "evaluation.json") for key, folder in folders.items()
+        }
         self._truth_name = ground_truth or self._named("TEST", required=True)
         self._train_name = training_set or self._named("TRAIN", required=False)
         first = next(iter(self.evaluations))
@@ -134,7 +165,8 @@ class Runs:
         for key, evaluation in self.evaluations.items():
             if evaluation.per_category["category_id"].tolist() != ids:
                 raise RunsError(
-                    f"runs evaluated on different categories cannot be compared: {folders[first]} has {len(ids)}, "
+                    "runs evaluated on different categories cannot be compared: "
+                    f"{folders[first]} has {len(ids)}, "
                     f"{folders[key]} has {len(evaluation.per_category)} or others; open them apart"
                 )
 
@@ -146,23 +178,28 @@ class Runs:
             try:
                 config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
             except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise RunsError(f"{file}: expected the YAML a run writes, found {type(error).__name__}") from error
+                raise RunsError(
+                    f"{file}: expected the YAML a run writes, found {type(error).__name__}"
+                ) from error
             sets = config.get("DATASETS") if isinstance(config, dict) else None
             for name in _listed(sets.get(split) if isinstance(sets, dict) else None)[:1]:
                 names.setdefault(name, folder)
         if len(names) > 1:
             text = "; ".join(f"{folder} has {name}" for name, folder in names.items())
             if required:
-                raise RunsError(f"runs evaluated on different data sets cannot be compared: {text}. Open them apart")
+                raise RunsError(
+                    f"runs evaluated on different data sets cannot be compared: {text}. Open them apart"
+                )
             return None
         if not names and required:
             raise RunsError(
-                f"{next(iter(self.folders.values()))}: its config.yaml names no DATASETS.{split}; say which data set it was "
-                "evaluated on: open_runs(..., ground_truth='path/to/val.json@path/to/images')"
+                f"{next(iter(self.folders.values()))}: its config.yaml names no DATASETS.{split}; "
+                "say which data set it was evaluated on: "
+                "open_runs(..., ground_truth='path/to/val.json@path/to/images')"
             )
         return next(iter(names), None)
 
-    # ------------------------------------------------------------------------------------------------ what there is
+    # ------------------------------------------------------------------------------------------ what there is
 
     @property
     def arms(self) -> list[str]:
@@ -186,14 +223,16 @@ class Runs:
         groups = next(iter(self.evaluations.values())).per_category
         if truth.category_ids.tolist() != groups["category_id"].tolist():
             raise RunsError(
-                f"the runs were evaluated on {len(groups)} categories, {self._truth_name} has {truth.num_classes} or others; "
+                f"the runs were evaluated on {len(groups)} categories, "
+                f"{self._truth_name} has {truth.num_classes} or others; "
                 "name the data set they were evaluated on: open_runs(..., ground_truth=...)"
             )
         return truth
 
     @cached_property
     def _image_count(self) -> np.ndarray:
-        """(K,) images a category has in the training set; in the ground truth where no training set is at hand."""
+        """(K,) images a category has in the training set; in the ground truth where no training set is at
+        hand."""
         table = next(iter(self.evaluations.values())).per_category
         if self._train_name is None:
             return table["image_count"].to_numpy()
@@ -208,11 +247,13 @@ class Runs:
 
         Args:
             iou_type: "bbox" or "segm".
-            reported: put the literature's numbers before, where the runs were evaluated on the same LVIS validation set.
+            reported: put the literature's numbers before, where the runs were evaluated on the same LVIS
+                validation set.
 
         Returns:
-            arm, AP, APr, APc, APf (mean over seeds) and, for arms of several seeds, METRIC_low and METRIC_high: the 95 %
-            interval of the mean (Student's t) from three seeds on, lowest and highest of two. NaN where absent.
+            arm, AP, APr, APc, APf (mean over seeds) and, for arms of several seeds, METRIC_low and
+            METRIC_high: the 95 % interval of the mean (Student's t) from three seeds on, lowest and highest
+                of two. NaN where absent.
             `reported` marks the literature's.
 
         Raises:
@@ -234,28 +275,38 @@ class Runs:
         return table if others.empty else pd.concat([others, table], ignore_index=True)
 
     def reported(self, iou_type: str = "bbox") -> pd.DataFrame:
-        """Published numbers of R-50 models on the same validation set, marked "(reported)"; empty for any other set."""
+        """Published numbers of R-50 models on the same validation set, marked "(reported)"; empty for any
+        other set."""
         name = next((n for n in ("lvis_v0.5_val", "lvis_v1_val") if n in str(self._truth_name)), None)
         rows = [
             {"arm": f"{method} (reported)", **dict(zip(METRICS, values, strict=True))}
             for dataset, kind, method, *values in _REPORTED
             if dataset == name and kind == iou_type
         ]
-        return pd.DataFrame(rows, columns=["arm", *METRICS]).astype(dict.fromkeys(METRICS, float)).assign(reported=True)
+        return (
+            pd.DataFrame(rows, columns=["arm", *METRICS])
+            .astype(dict.fromkeys(METRICS, float))
+            .assign(reported=True)
+        )
 
     @_theme.sentences
     def per_category(self, iou_type: str = "bbox") -> pd.DataFrame:
-        """AP of every category, mean over seeds: category_id, name, frequency, image_count (training), arm, AP."""
+        """AP of every category, mean over seeds: category_id, name, frequency, image_count (training), arm,
+        AP."""
         self._check(iou_type)
         parts = []
         for arm in self.arms:
             own = [e.per_category for (a, _), e in self.evaluations.items() if a == arm]
-            table = own[0][["category_id", "name", "frequency"]].assign(image_count=self._image_count, arm=self.title(arm))
+            table = own[0][["category_id", "name", "frequency"]].assign(
+                image_count=self._image_count, arm=self.title(arm)
+            )
             parts.append(table.assign(AP=np.mean([t[f"AP_{iou_type}"].to_numpy(float) for t in own], axis=0)))
         return pd.concat(parts, ignore_index=True)
 
     @_theme.sentences
-    def difference(self, arm: str | None = None, baseline: str | None = None, iou_type: str = "bbox") -> pd.DataFrame:
+    def difference(
+        self, arm: str | None = None, baseline: str | None = None, iou_type: str = "bbox"
+    ) -> pd.DataFrame:
         """What one arm gains over another, category by category.
 
         Args:
@@ -264,30 +315,37 @@ class Runs:
             iou_type: "bbox" or "segm".
 
         Returns:
-            name, frequency, image_count, difference (percentage points; NaN where there is nothing to judge by); its
-            `attrs` name the arms.
+            name, frequency, image_count, difference (percentage points; NaN where there is nothing to judge
+            by); its `attrs` name the arms.
 
         Raises:
             NotebookError: fewer than two arms, or no arm of that name.
         """
         if len(self.arms) < 2:
-            raise RunsError(f"a difference needs two arms, found one: {self.arms[0]}; finish another run, or add its folder")
+            raise RunsError(
+                f"a difference needs two arms, found one: {self.arms[0]}; "
+                "finish another run, or add its folder"
+            )
         arm, baseline = arm or self.arms[-1], baseline or self.arms[-2]
         for name in (arm, baseline):
             if name not in self.arms:
                 raise RunsError(f"arm {name!r}: expected one of {', '.join(self.arms)}")
         wide = self.per_category(iou_type).pivot(index="category_id", columns="arm", values="AP")
-        table = self.per_category(iou_type).drop_duplicates("category_id")[["category_id", "name", "frequency", "image_count"]]
+        table = self.per_category(iou_type).drop_duplicates("category_id")[
+            ["category_id", "name", "frequency", "image_count"]
+        ]
         gain = (wide[self.title(arm)] - wide[self.title(baseline)]).reindex(table["category_id"]).to_numpy()
         table = table.assign(difference=gain).reset_index(drop=True)
-        table.attrs.update(arm=NAMES.get(arm, arm), baseline=NAMES.get(baseline, baseline), kind=IOU_NAMES[iou_type])
+        table.attrs.update(
+            arm=NAMES.get(arm, arm), baseline=NAMES.get(baseline, baseline), kind=IOU_NAMES[iou_type]
+        )
         return table
 
     def _check(self, iou_type: str) -> None:
         if iou_type not in self.iou_types:
             raise RunsError(f"iou_type {iou_type!r}: every run has {' and '.join(self.iou_types) or 'none'}")
 
-    # ------------------------------------------------------------------------------------------------ predictions
+    # -------------------------------------------------------------------------------------------- predictions
 
     def _results(self, key: tuple[str, str]) -> object:
         return load_results(self.folders[key] / "instances_results.json", self.truth)
@@ -296,31 +354,42 @@ class Runs:
     def _anew(self) -> dict[tuple[str, str], Evaluation]:
         """Every run evaluated again from its results file: this has the precision-recall arrays."""
         kinds = self.iou_types
-        return {key: evaluate(self.truth, self._results(key), iou_types=kinds, allow_empty=True) for key in self.folders}
+        return {
+            key: evaluate(self.truth, self._results(key), iou_types=kinds, allow_empty=True)
+            for key in self.folders
+        }
 
     @_theme.sentences
     def recomputed(self) -> pd.DataFrame:
-        """AP in evaluation.json against AP evaluated anew from instances_results.json, run by run and kind by kind."""
+        """AP in evaluation.json against AP evaluated anew from instances_results.json, run by run and kind by
+        kind."""
         rows = [
-            {"run": folder.name, "kind": IOU_NAMES[kind], "stored": self.evaluations[key].metrics[kind]["AP"],
-             "recomputed": self._anew[key].metrics[kind]["AP"]}
-            for key, folder in self.folders.items() for kind in self.iou_types
-        ]  # fmt: skip
+            {
+                "run": folder.name,
+                "kind": IOU_NAMES[kind],
+                "stored": self.evaluations[key].metrics[kind]["AP"],
+                "recomputed": self._anew[key].metrics[kind]["AP"],
+            }
+            for key, folder in self.folders.items()
+            for kind in self.iou_types
+        ]
         return pd.DataFrame(rows)
 
     @_theme.sentences
     def errors(self, *, score_threshold: float = 0.05) -> pd.DataFrame:
         """What became of the objects of each frequency group, and of which kind the wrong predictions are.
 
-        Objects count once, under the best that happened to them: `correct`; `classification`, a box that fits with another
-        class; `localisation`, the class with a box that is off; `missed`. Wrong predictions count under the group of the
-        predicted category; those of categories that are not verified in their image are left out, as LVIS leaves them out.
+        Objects count once, under the best that happened to them: `correct`; `classification`, a box that fits
+        with another class; `localisation`, the class with a box that is off; `missed`. Wrong predictions
+        count under the group of the predicted category; those of categories that are not verified in their
+        image are left out, as LVIS leaves them out.
 
         Args:
             score_threshold: lowest score of a prediction that counts, 0..1.
 
         Returns:
-            arm, frequency, part ("objects" or "predictions"), kind, count (mean over seeds), objects (of the group),
+            arm, frequency, part ("objects" or "predictions"), kind, count (mean over seeds), objects (of the
+            group),
             per_100: count for 100 objects of the group.
         """
         truth = self.truth
@@ -341,9 +410,19 @@ class Runs:
             for part, table in tables.items():
                 kinds = OUTCOMES if part == "objects" else _WRONG
                 index = pd.MultiIndex.from_product([plots.GROUPS, kinds], names=["frequency", "kind"])
-                counts = table.groupby(["frequency", "kind"]).size().reindex(index, fill_value=0).reset_index(name="count")
+                counts = (
+                    table.groupby(["frequency", "kind"])
+                    .size()
+                    .reindex(index, fill_value=0)
+                    .reset_index(name="count")
+                )
                 parts.append(counts.assign(arm=self.title(key[0]), part=part))
-        table = pd.concat(parts).groupby(["arm", "frequency", "part", "kind"], sort=False)["count"].mean().reset_index()
+        table = (
+            pd.concat(parts)
+            .groupby(["arm", "frequency", "part", "kind"], sort=False)["count"]
+            .mean()
+            .reset_index()
+        )
         table["objects"] = table["frequency"].map(objects).astype(int)
         table = table[table["objects"] > 0]
         return table.assign(per_100=100 * table["count"] / table["objects"]).reset_index(drop=True)
@@ -362,7 +441,7 @@ class Runs:
         self._check(iou_type)
         return _Curves(self, category, iou_type).view
 
-    # ------------------------------------------------------------------------------------------------ for a paper
+    # -------------------------------------------------------------------------------------------- for a paper
 
     def _cells(self, iou_type: str, plus_minus: str) -> list[list[str]]:
         table = self.by_group.__wrapped__(self, iou_type)
@@ -382,7 +461,10 @@ class Runs:
         """The table of `by_group` in Markdown."""
         self._check(iou_type)
         lines = [f"| {IOU_NAMES[iou_type]} | AP | APr | APc | APf |", "|:--|--:|--:|--:|--:|"]
-        lines += ["| " + " | ".join([cells[0].replace("|", "\\|"), *cells[1:]]) + " |" for cells in self._cells(iou_type, " ± ")]
+        lines += [
+            "| " + " | ".join([cells[0].replace("|", "\\|"), *cells[1:]]) + " |"
+            for cells in self._cells(iou_type, " ± ")
+        ]
         return "\n".join(lines)
 
     @_theme.sentences
@@ -396,7 +478,11 @@ class Runs:
             r"  \midrule",
         ]
         for cells in self._cells(iou_type, " $\\pm$ "):
-            lines.append("  " + " & ".join([_escape_latex(cells[0]), *(c.replace("–", "--") for c in cells[1:])]) + r" \\")
+            lines.append(
+                "  "
+                + " & ".join([_escape_latex(cells[0]), *(c.replace("–", "--") for c in cells[1:])])
+                + r" \\"
+            )
         return "\n".join([*lines, r"  \bottomrule", r"\end{tabular}"])
 
     @_theme.sentences
@@ -404,7 +490,10 @@ class Runs:
         """The tables in Markdown and LaTeX, each with a button that copies it."""
         texts = {}
         for kind in self.iou_types:
-            texts[f"Markdown, {IOU_NAMES[kind]}"], texts[f"LaTeX, {IOU_NAMES[kind]}"] = self.markdown(kind), self.latex(kind)
+            texts[f"Markdown, {IOU_NAMES[kind]}"], texts[f"LaTeX, {IOU_NAMES[kind]}"] = (
+                self.markdown(kind),
+                self.latex(kind),
+            )
         return Copy(texts=texts)
 
     def _repr_html_(self) -> str:
@@ -412,18 +501,27 @@ class Runs:
         for (arm, seed), folder in self.folders.items():
             metrics = self.evaluations[arm, seed].metrics
             numbers = [
-                "–" if pd.isna(metrics[t][m]) else f"{metrics[t][m]:.1f}" for t in self.iou_types for m in METRICS
+                "–" if pd.isna(metrics[t][m]) else f"{metrics[t][m]:.1f}"
+                for t in self.iou_types
+                for m in METRICS
             ]
             rows.append([NAMES.get(arm, arm), seed or "–", *numbers, str(folder)])
-        columns = ["arm", "seed", *(f"{IOU_NAMES[t]}" if m == "AP" else m for t in self.iou_types for m in METRICS), "folder"]
+        columns = [
+            "arm",
+            "seed",
+            *(f"{IOU_NAMES[t]}" if m == "AP" else m for t in self.iou_types for m in METRICS),
+            "folder",
+        ]
         note = ""
         if str(self._truth_name).startswith("shapes_"):
-            note = "Evaluated on the embedded, synthetic set: what is seen here holds for it, and for no other."
+            note = (
+                "Evaluated on the embedded, synthetic set: what is seen here holds for it, and for no other."
+            )
         elif self.reported(self.iou_types[0] if self.iou_types else "bbox").empty:
             note = "No published numbers are at hand for this data set; none are shown."
-        return _theme.html_table(columns, rows, caption=f"{len(rows)} finished runs on {self._truth_name}") + (
-            f'<div class="rio-view rio-quiet">{html.escape(note)}</div>' if note else ""
-        )
+        return _theme.html_table(
+            columns, rows, caption=f"{len(rows)} finished runs on {self._truth_name}"
+        ) + (f'<div class="rio-view rio-quiet">{html.escape(note)}</div>' if note else "")
 
     def __repr__(self) -> str:
         return f"Runs({', '.join(f.name for f in self.folders.values())} on {self._truth_name})"
@@ -448,10 +546,12 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def _escape_latex(text: str) -> str:
-    return re.sub(r"([&%$#_{}])", r"\\\1", text.replace("\\", r"\textbackslash ").replace("~", r"\textasciitilde "))
+    return re.sub(
+        r"([&%$#_{}])", r"\\\1", text.replace("\\", r"\textbackslash ").replace("~", r"\textasciitilde ")
+    )
 
 
-# ------------------------------------------------------------------------------------------------------- views
+# ------------------------------------------------------------------------------------------------------ views
 
 
 class _Curves:
@@ -464,9 +564,15 @@ class _Curves:
         order = judged[np.argsort(runs._image_count[judged], kind="stable")]
         names = [truth.category_names[k] for k in order.tolist()]
         if category is not None and category not in names:
-            raise RunsError(f"category {category!r}: the ground truth has no object of a category of that name")
+            raise RunsError(
+                f"category {category!r}: the ground truth has no object of a category of that name"
+            )
         options = [
-            (f"{name}   ({plots.GROUP_NAMES[truth.frequency[k]]}, {runs._image_count[k]:,} training images)", int(k))
+            (
+                f"{name}   ({plots.GROUP_NAMES[truth.frequency[k]]}, "
+                f"{runs._image_count[k]:,} training images)",
+                int(k),
+            )
             for name, k in zip(names, order.tolist(), strict=True)
         ]
         value = int(order[names.index(category)] if category is not None else order[0])
@@ -475,7 +581,9 @@ class _Curves:
         )
         self.chart, self.status = Lines(), ipywidgets.HTML()
         self.choice.observe(self._update, "value")
-        self.view = ipywidgets.VBox([self.choice, self.chart, self.status], layout=ipywidgets.Layout(max_width="860px"))
+        self.view = ipywidgets.VBox(
+            [self.choice, self.chart, self.status], layout=ipywidgets.Layout(max_width="860px")
+        )
         self._update()
 
     def _update(self, _change: object = None) -> None:
@@ -486,11 +594,19 @@ class _Curves:
         recall = np.linspace(0, 1, 101).tolist()
         for i, arm in enumerate(runs.arms):
             own = [e for (a, _), e in runs._anew.items() if a == arm]
-            curve = np.mean([e.precision_recall(category_id, iou_type=kind)["precision"].to_numpy() for e in own], axis=0)
+            curve = np.mean(
+                [e.precision_recall(category_id, iou_type=kind)["precision"].to_numpy() for e in own], axis=0
+            )
             ap = np.mean([e.per_category[f"AP_{kind}"][k] for e in own])
-            color = "var(--ink)" if i == len(runs.arms) - 1 else ("#44AA99", "#AA4499", "#88CCEE", "#999933")[i % 4]
+            color = (
+                "var(--ink)"
+                if i == len(runs.arms) - 1
+                else ("#44AA99", "#AA4499", "#88CCEE", "#999933")[i % 4]
+            )
             y = [None if np.isnan(v) else round(float(v), 4) for v in curve]
-            series.append({"name": runs.title(arm), "kind": "line", "color": color, "x": recall, "y": y, "width": 2.2})
+            series.append(
+                {"name": runs.title(arm), "kind": "line", "color": color, "x": recall, "y": y, "width": 2.2}
+            )
             said.append(f"{runs.title(arm)} {ap:.1f}")
         n = int(runs.truth.instance_count[k])
         self.chart.spec = {
@@ -502,7 +618,9 @@ class _Curves:
         }
         objects = f"{n:,} object{'s' if n != 1 else ''} to be found"
         text = f"{objects}. {IOU_NAMES[kind]} over all IoU thresholds: {', '.join(said)}."
-        self.status.value = f'<div class="rio-view rio-status"><style>{_theme.STYLE}</style>{html.escape(text)}</div>'
+        self.status.value = (
+            f'<div class="rio-view rio-status"><style>{_theme.STYLE}</style>{html.escape(text)}</div>'
+        )
 
 
 class Copy(anywidget.AnyWidget):
