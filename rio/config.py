@@ -87,6 +87,10 @@ def add_rio_config(cfg: CfgNode) -> None:
     # Storage type of the bank: "float32", "float16" or "bfloat16". The halves take half the memory; features
     # are rounded.
     _C.BANK_DTYPE = "float32"
+    # With several processes: True = all ranks store the writes of all ranks, image by image in the order of
+    # the global batch, so the bank depends on the images and not on the number of GPUs; False (the reference)
+    # = each rank has a bank of its own, filled from its share of the images. No effect with one process.
+    _C.BANK_SYNC = True
 
     # Image-level resampling: "none", "rfs" (repeat factors), "irfs" (instance-aware) or "class_aware".
     # The threshold t is detectron2's DATALOADER.REPEAT_THRESHOLD. Reference: DATALOADER.SAMPLER_TRAIN.
@@ -170,7 +174,7 @@ def validate(cfg: CfgNode) -> None:
     _choice("REPLAY_ORDER", rio.REPLAY_ORDER, REPLAY_ORDERS)
     _choice("BANK_DTYPE", rio.BANK_DTYPE, BANK_DTYPES)
     _choice("SAMPLER", rio.SAMPLER, SAMPLERS)
-    for key in ("BANK_ENABLED", "SAMPLER_SQRT"):
+    for key in ("BANK_ENABLED", "BANK_SYNC", "SAMPLER_SQRT"):
         if not isinstance(rio[key], bool):
             raise ConfigError(f"MODEL.RIO.{key}: expected True or False, found {rio[key]!r}")
     _number("COSINE_SCALE", rio.COSINE_SCALE, float, low=0.0, low_open=True)

@@ -12,6 +12,14 @@ Shape shorthand in this module:
 
 The bank lives on the device of the model, is part of its state dict, and costs two device synchronisations a
 step: one ``nonzero`` in ``sample``, one in ``write``. All other shapes are known to the host.
+
+Several processes (``sync=True``): every rank appends the writes of all ranks, in the order in which one process
+would have met them, so all ranks hold the same bank. The training sampler deals the images of a global batch
+like cards, image p to rank p modulo P of P ranks. Hence the order is: first image of rank 0, of rank 1, ...,
+of rank P - 1, second image of rank 0, ...; within an image as the RoIs come. Given the same RoIs, features
+and boxes, the bank is bit for bit the one-process bank. What a run of P processes draws differently stays so:
+which proposals become RoIs (each rank has its own random numbers), the rounding of summed gradients, and with
+DATALOADER.ASPECT_RATIO_GROUPING which images share a batch.
 """
 
 from __future__ import annotations
@@ -20,6 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 REPLAY_ORDERS = ("newest", "random")
@@ -65,7 +74,7 @@ class MemoryBank(nn.Module):
 
     A training step calls ``sample`` and then ``write``, once each: what is replayed was there before the
     step's own write. Nothing is copied but the rows themselves; the bank never gives or takes a gradient.
-    Of several processes each has a bank of its own, filled from its own images.
+    Of several processes each has a bank of its own, filled from its own images, unless ``sync``.
 
     Args:
         num_classes: K, foreground classes of the model.
@@ -76,6 +85,9 @@ class MemoryBank(nn.Module):
         replay_order: "newest", or "random" (without replacement, reproducible from ``seed`` and the step).
         storage_dtype: a floating dtype for the features; boxes are always float32.
         seed: of the random order, and of who is served first under a cap.
+        sync: with torch.distributed at work, append the writes of all ranks; the module's docstring says in
+            which order. Every rank must then call ``write`` every step, rows or not. It costs one gather of
+            a number a step and one of the rows in steps that have any. No effect with one process.
 
     Raises:
         ValueError: names the argument, what was expected, what came, the config key to change.
@@ -99,6 +111,7 @@ class MemoryBank(nn.Module):
         replay_order: str = "newest",
         storage_dtype: torch.dtype = torch.float32,
         seed: int = 0,
+        sync: bool = False,
     ) -> None:
         super().__init__()
         class_ids = [int(c) for c in class_ids]
@@ -114,6 +127,7 @@ class MemoryBank(nn.Module):
         self.replay_per_class = replay_per_class
         self.replay_order = replay_order
         self.seed = seed
+        self.sync = sync
         self.iteration = 0  # training steps seen; a host number, so that reading it is no synchronisation
 
         t, s = self.num_target_classes, slots_per_class
@@ -135,7 +149,7 @@ class MemoryBank(nn.Module):
         return (
             f"num_target_classes={self.num_target_classes}, slots_per_class={self.slots_per_class}, "
             f"replay_per_class={self.replay_per_class}, feature_dim={self.feature_dim}, "
-            f"replay_order={self.replay_order!r}, storage_dtype={self.features.dtype}"
+            f"replay_order={self.replay_order!r}, storage_dtype={self.features.dtype}, sync={self.sync}"
         )
 
     @torch.no_grad()
@@ -202,52 +216,86 @@ class MemoryBank(nn.Module):
         )
 
     @torch.no_grad()
-    def write(self, features: Tensor, proposal_boxes: Tensor, gt_boxes: Tensor, gt_classes: Tensor) -> None:
+    def write(
+        self,
+        features: Tensor,
+        proposal_boxes: Tensor,
+        gt_boxes: Tensor,
+        gt_classes: Tensor,
+        *,
+        rois_per_image: Sequence[int] | None = None,
+    ) -> None:
         """Store every RoI of a target class, oldest slots leaving first, and count the step.
 
-        RoIs are appended in the order given. If a step holds more than S of a class, its last S stay.
+        RoIs are appended in the order given, with ``sync`` image by image over the ranks. If a step holds
+        more than S of a class, its last S stay.
 
         Args:
             features: (R, D), any floating dtype; R may be 0.
             proposal_boxes: (R, 4) XYXY, absolute pixels.
             gt_boxes: (R, 4) XYXY; only read where the class is a target.
             gt_classes: (R,) int64; K and -1 are never stored.
+            rois_per_image: how many of the R rows belong to the first, second, ... image; only read with
+                ``sync``. None: all belong to one.
 
         Raises:
             ValueError: shapes that do not fit the bank or each other, or another device.
         """
         self._check_rows(features, proposal_boxes, gt_boxes, gt_classes)
-        num_targets, num_slots = self.num_target_classes, self.slots_per_class
-
+        if rois_per_image is not None and sum(rois_per_image) != gt_classes.shape[0]:
+            raise ValueError(
+                f"rois_per_image: expected numbers that sum to the {gt_classes.shape[0]} rows, found "
+                f"{list(rois_per_image)}"
+            )
         target = self.target_index.index_select(0, gt_classes + 1)  # (R,)
-        row = (target < num_targets).nonzero().squeeze(1)  # (W,), the synchronisation
+        row = (target < self.num_target_classes).nonzero().squeeze(1)  # (W,), the synchronisation
+        index = target[row]
+        if self.sync and _world_size() > 1:
+            image = _image_of_row(rois_per_image, gt_classes)[row]
+            features = self._as_stored(features.detach().index_select(0, row))
+            proposal_boxes, gt_boxes = (
+                boxes.detach().index_select(0, row).to(self.gt_boxes.dtype)
+                for boxes in (proposal_boxes, gt_boxes)
+            )
+            index, row, features, proposal_boxes, gt_boxes = _gathered(
+                index, image, features, proposal_boxes, gt_boxes
+            )
         if row.numel():
-            index, order = target[row].sort(stable=True)  # class by class, arrival order within a class
-            row = row[order]
-            count = torch.zeros_like(self.num_written).scatter_add_(0, index, torch.ones_like(index))
-            first = count.cumsum(0) - count
-            rank = torch.arange(row.numel(), device=row.device) - first[index]  # within the class
-            slot = (self.num_written[index] + rank) % num_slots
-
-            # With more than S rows of a class several go to one slot, and a scatter leaves open which of them
-            # stays. So each writes what the last of them brings. S = 3, ranks 0 1 2 3 4: slots 0 1 2 0 1;
-            # ranks 0 and 3 share slot 0, hence both write rank 3's row: last = 0 + (5 - 1 - 0) // 3 * 3 = 3.
-            last = rank + (count[index] - 1 - rank) // num_slots * num_slots
-            row = row[first[index] + last]
-
-            place = index * num_slots + slot
-            store = self.features.view(-1, self.feature_dim)  # view, not flatten: never a copy
-            written = features.detach().index_select(0, row)
-            if store.dtype == torch.float16:
-                limit = torch.finfo(torch.float16).max
-                written = written.clamp(-limit, limit)  # an infinite feature would come back as a NaN loss
-            store.index_copy_(0, place, written.to(store.dtype))
-            for name, boxes in (("proposal_boxes", proposal_boxes), ("gt_boxes", gt_boxes)):
-                store = getattr(self, name).view(-1, 4)
-                store.index_copy_(0, place, boxes.detach().index_select(0, row).to(store.dtype))
-            self.written_at.view(-1).index_fill_(0, place, self.iteration)
-            self.num_written += count
+            self._append(index, row, features, proposal_boxes, gt_boxes)
         self.iteration += 1
+
+    def _append(
+        self, index: Tensor, row: Tensor, features: Tensor, proposal_boxes: Tensor, gt_boxes: Tensor
+    ) -> None:
+        """Append rows ``row`` (W,) of the other tensors, in this order, to the target classes index (W,)."""
+        num_slots = self.slots_per_class
+        index, order = index.sort(stable=True)  # class by class, arrival order within a class
+        row = row[order]
+        count = torch.zeros_like(self.num_written).scatter_add_(0, index, torch.ones_like(index))
+        first = count.cumsum(0) - count
+        rank = torch.arange(row.numel(), device=row.device) - first[index]  # within the class
+        slot = (self.num_written[index] + rank) % num_slots
+
+        # With more than S rows of a class several go to one slot, and a scatter leaves open which of them
+        # stays. So each writes what the last of them brings. S = 3, ranks 0 1 2 3 4: slots 0 1 2 0 1;
+        # ranks 0 and 3 share slot 0, hence both write rank 3's row: last = 0 + (5 - 1 - 0) // 3 * 3 = 3.
+        last = rank + (count[index] - 1 - rank) // num_slots * num_slots
+        row = row[first[index] + last]
+
+        place = index * num_slots + slot
+        store = self.features.view(-1, self.feature_dim)  # view, not flatten: never a copy
+        store.index_copy_(0, place, self._as_stored(features.detach().index_select(0, row)))
+        for name, boxes in (("proposal_boxes", proposal_boxes), ("gt_boxes", gt_boxes)):
+            store = getattr(self, name).view(-1, 4)
+            store.index_copy_(0, place, boxes.detach().index_select(0, row).to(store.dtype))
+        self.written_at.view(-1).index_fill_(0, place, self.iteration)
+        self.num_written += count
+
+    def _as_stored(self, features: Tensor) -> Tensor:
+        if self.features.dtype == torch.float16:
+            limit = torch.finfo(torch.float16).max
+            features = features.clamp(-limit, limit)  # an infinite feature would come back as a NaN loss
+        return features.to(self.features.dtype)
 
     def fill(self) -> Tensor:
         """Share of the slots that hold an RoI: a 0-dim float tensor in [0, 1] on the bank's device."""
@@ -340,6 +388,56 @@ class MemoryBank(nn.Module):
             )
             return
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _image_of_row(rois_per_image: Sequence[int] | None, like: Tensor) -> Tensor:
+    """(R,) int64, the place of each row's image in this rank's batch, on the device of (R,) `like`."""
+    if rois_per_image is None:
+        return torch.zeros_like(like)
+    counts = torch.tensor(list(rois_per_image), dtype=torch.int64)
+    return torch.repeat_interleave(counts).to(like.device)  # counted on the host: no synchronisation
+
+
+def _gathered(index: Tensor, image: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:
+    """The rows of all ranks as (index, row, *columns): index and row in the order (image, rank, place).
+
+    Two collectives, the second only where some rank has a row. Rows travel as bytes, so nothing is rounded.
+
+    Args:
+        index: (W,) int64 of this rank; W may differ between ranks and be 0.
+        image: (W,) int64, see ``_image_of_row``.
+        *columns: (W, ...) of the same widths and dtypes on every rank.
+    """
+    world = _world_size()
+    own = index.numel()
+    counts = torch.empty(world, dtype=torch.int64, device=index.device)
+    dist.all_gather(list(counts.split(1)), torch.tensor([own], dtype=torch.int64, device=index.device))
+    sizes = counts.tolist()  # a second synchronisation: without it, room for every RoI would have to travel
+    if not max(sizes):
+        return index, index, *columns
+
+    table = [torch.stack([index, image], dim=1), *columns]
+    parts = [column.contiguous().view(torch.uint8) for column in table]
+    payload = parts[0].new_zeros(max(sizes), sum(part.shape[1] for part in parts))
+    payload[:own] = torch.cat(parts, dim=1)
+    received = payload.new_empty(world, *payload.shape)
+    dist.all_gather(list(received.unbind(0)), payload)
+    rows = torch.cat([received[rank, :size] for rank, size in enumerate(sizes)])
+
+    found = rows.split([part.shape[1] for part in parts], dim=1)
+    keys, *columns = (
+        # Not contiguous(), which leaves a single row with the stride it had in the table.
+        part.clone(memory_format=torch.contiguous_format).view(column.dtype)
+        for part, column in zip(found, table, strict=True)
+    )
+    index, image = keys.unbind(1)
+    # Rank-major now: a stable sort by image leaves the ranks, and the rows of an image, in order.
+    order = image.argsort(stable=True)
+    return index[order], order, *columns
 
 
 def _check_arguments(

@@ -123,6 +123,7 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):
                 replay_order=rio.REPLAY_ORDER,
                 storage_dtype=getattr(torch, rio.BANK_DTYPE),
                 seed=max(cfg.SEED, 0) + stage,
+                sync=rio.BANK_SYNC,
             )
         return ret
 
@@ -196,7 +197,9 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):
             replay = bank.sample(
                 gt_classes, max_per_foreground=self.replay_max_per_foreground, dtype=features.dtype
             )
-        bank.write(features, proposal_boxes, gt_boxes, gt_classes)
+        bank.write(
+            features, proposal_boxes, gt_boxes, gt_classes, rois_per_image=[len(p) for p in proposals]
+        )
         self._log(gt_classes, 0 if replay is None else len(replay))
         return replay
 

@@ -6,10 +6,15 @@ What is random or state here, where it comes from, and what is saved of it:
     augmentation        seeded by (seed, position of the showing)          nothing, any number of workers
     RoI/anchor choice   torch's generator, seeded by (seed, iteration,
                         rank) before every step                            nothing
-    weights and bank    the model's parameters and buffers                 checkpoint
+    weights and bank    the model's parameters and buffers; without
+                        MODEL.RIO.BANK_SYNC the bank of each rank          checkpoint
     optimiser, LR       momentum, scheduler, AMP scaler                    checkpoint
 
 So a run that was stopped and resumed ends, on a CPU, with the same bits as one that was not.
+
+A run may be resumed with another number of processes, which is said. The global batch, the bank and, without
+DATALOADER.ASPECT_RATIO_GROUPING, the order of the images stay; RoIs are chosen by other random numbers. Of
+banks of P ranks, rank r of the resumed run takes that of rank r modulo P; with BANK_SYNC all take rank 0's.
 """
 
 from __future__ import annotations
@@ -196,11 +201,14 @@ def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
             cfg.SOLVER.MAX_ITER,
         )
     if comm.get_world_size() > 1 and cfg.MODEL.RIO.BANK_ENABLED:
-        logger.warning(
-            "%d processes: each fills a memory bank of its own from its share of the images, and a "
-            "checkpoint keeps the first one's. A resumed run starts all of them from that.",
-            comm.get_world_size(),
-        )
+        if cfg.MODEL.RIO.BANK_SYNC:
+            logger.info("%d processes share the writes to the memory bank.", comm.get_world_size())
+        else:
+            logger.warning(
+                "%d processes, MODEL.RIO.BANK_SYNC False: each fills a memory bank of its own from its share "
+                "of the images, so the method changes with their number. Checkpoints keep all of them.",
+                comm.get_world_size(),
+            )
     validate(cfg)
     if comm.is_main_process():
         if has_run:
@@ -570,19 +578,32 @@ def build_training_loader(cfg: CfgNode) -> TrainingLoader:
 
 
 class Checkpointer(DetectionCheckpointer):
-    """detectron2's checkpoints: written atomically, read without running code, held to the model's shapes."""
+    """detectron2's checkpoints: written atomically, read without running code, held to the model's shapes.
+
+    Args:
+        own_banks: every rank has a memory bank of its own, and each is saved (in the one file).
+    """
+
+    def __init__(self, *args: Any, own_banks: bool = False, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.own_banks = own_banks and comm.get_world_size() > 1
 
     def save(self, name: str, **extra: Any) -> None:
         """Write ``name.pth`` with all that a resumed run needs and point ``last_checkpoint`` to it.
+
+        With ``own_banks`` all ranks have to call it, as the first one gathers their banks.
 
         Raises:
             CheckpointError: the disk is full or the folder cannot be written to; what was there before is
                 untouched.
         """
+        banks = self._gathered_banks() if self.own_banks else []
         if not self.save_dir or not self.save_to_disk:
             return
         state = {
             "model": self.model.state_dict(),
+            "world_size": comm.get_world_size(),
+            "banks": banks,  # of the ranks after the first, whose bank is part of the model
             **{k: o.state_dict() for k, o in self.checkpointables.items()},
             **extra,
         }
@@ -595,12 +616,21 @@ class Checkpointer(DetectionCheckpointer):
             self._write(f"{name}.pth", {"model": self.model.state_dict()})
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        _write_atomically(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename.encode())
+        self._write_file("last_checkpoint", last_filename_basename.encode())
+
+    def _gathered_banks(self) -> list[dict[str, torch.Tensor]]:
+        """The banks of the second and all further ranks; only the first rank gets any."""
+        own = self.model.state_dict()
+        return comm.gather({name: own[name].cpu() for name in own if _is_bank(name)})[1:]
 
     def _write(self, basename: str, state: dict[str, Any]) -> None:
+        self._write_file(basename, lambda file: torch.save(state, file))
+        logger.info("Saved %s", os.path.join(self.save_dir, basename))
+
+    def _write_file(self, basename: str, content: bytes | Callable[[Any], None]) -> None:
         path = os.path.join(self.save_dir, basename)
         try:
-            _write_atomically(path, lambda file: torch.save(state, file))
+            _write_atomically(path, content)
         except (
             OSError,
             RuntimeError,
@@ -609,28 +639,32 @@ class Checkpointer(DetectionCheckpointer):
                 f"checkpoint {path}: could not be written: {error}. Earlier checkpoints are untouched; make "
                 "room, then go on with --resume"
             ) from error
-        logger.info("Saved %s", path)
 
     def resume(self) -> str | None:
-        """Load the newest checkpoint of the folder that can be read.
+        """Load the newest checkpoint of the folder that can be read and fits; all ranks take the same one.
 
         Returns:
             Its path; None where the folder has none.
 
         Raises:
-            CheckpointError: there are some and none can be read, or it belongs to another model.
+            CheckpointError: there are some, and none can be read or all belong to another model.
         """
-        candidates = self._candidates()
         problems = []
-        for path in candidates:
+        for path in comm.all_gather(self._candidates())[0]:
+            problem = ""
             try:
                 state = self._load_file(path)
+                self._load_model(path, state)
             except CheckpointError as error:
-                logger.warning("%s. Trying the one before it.", error)
-                problems.append(str(error))
-                continue
-            self._load_all(path, state)
-            return path
+                problem = str(error)
+            found = [text for text in comm.all_gather(problem) if text]  # one rank's trouble is everybody's
+            if not found:
+                self._load_rest(path, state)
+                return path
+            logger.warning("%s. Trying the one before it.", found[0])
+            problems.append(found[0])
+        if problems and all("belongs to another model" in problem for problem in problems):
+            raise CheckpointError(problems[0])
         if problems:
             raise CheckpointError(
                 f"{self.save_dir}: none of its checkpoints can be read: {'; '.join(problems)}. Begin again "
@@ -654,9 +688,15 @@ class Checkpointer(DetectionCheckpointer):
                 f"checkpoint {filename}: expected the states of model and trainer, found weights alone. "
                 "Start from weights with MODEL.WEIGHTS, without --resume"
             )
+        trainer = state["trainer"]
+        if not isinstance(trainer, dict) or not {"iteration", "_trainer"} <= trainer.keys():
+            raise CheckpointError(
+                f"checkpoint {filename}: trainer: expected iteration and optimizer, as this project saves "
+                "them, found another layout. Start from its weights with MODEL.WEIGHTS, without --resume"
+            )
         return state
 
-    def _load_all(self, path: str, state: dict[str, Any]) -> None:
+    def _load_model(self, path: str, state: dict[str, Any]) -> None:
         found, own = state["model"], self.model.state_dict()
         wrong = [
             f"{name}: {tuple(found[name].shape)} in the file, {tuple(value.shape)} in the model"
@@ -675,8 +715,31 @@ class Checkpointer(DetectionCheckpointer):
             self.model.load_state_dict(found)
         except RuntimeError as error:  # the bank holds other classes, though as many
             raise CheckpointError(f"checkpoint {path}: {' '.join(str(error).split())}") from error
+
+    def _load_rest(self, path: str, state: dict[str, Any]) -> None:
         for key, target in self.checkpointables.items():
             target.load_state_dict(state[key])
+        banks, world = state.get("banks", []), comm.get_world_size()
+        if self.own_banks and comm.get_rank() % (1 + len(banks)):
+            bank = banks[comm.get_rank() % (1 + len(banks)) - 1]
+            self.model.load_state_dict({**self.model.state_dict(), **bank})
+        before = state.get("world_size", world)
+        if before == world and (not banks) == (not self.own_banks):
+            return
+        text = f"{path} was saved by {before} processes, this run has {world}"
+        if before != world:
+            text += ". RoIs are chosen by other random numbers from here on"
+        if banks and not self.own_banks:
+            text += ". All ranks take the memory bank of rank 0; the other ranks' are dropped"
+        elif banks:
+            text += f". Rank r takes the memory bank of rank r modulo {1 + len(banks)}"
+        elif self.own_banks:
+            text += ". Every rank goes on with a copy of its one memory bank"
+        logger.warning("%s.", text)
+
+
+def _is_bank(name: str) -> bool:
+    return ".memory_bank." in name
 
 
 def _periodic(folder: str) -> list[str]:
@@ -699,8 +762,9 @@ class _Checkpoints(HookBase):
             self._checkpointer.save("model_final")
         elif self._period > 0 and done % self._period == 0:
             self._checkpointer.save(f"model_{self.trainer.iter:07d}")
-            for old in _periodic(self._checkpointer.save_dir)[:-CHECKPOINTS_KEPT]:
-                os.unlink(old)
+            if comm.is_main_process():
+                for old in _periodic(self._checkpointer.save_dir)[:-CHECKPOINTS_KEPT]:
+                    os.unlink(old)
 
 
 class _EvaluateAndKeepBest(HookBase):
@@ -792,7 +856,12 @@ class Trainer(DefaultTrainer):
         kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = kind(model, self._loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = Checkpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            own_banks=cfg.MODEL.RIO.BANK_ENABLED and not cfg.MODEL.RIO.BANK_SYNC,
+            trainer=weakref.proxy(self),
+        )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self._stop_signal: int | None = None
@@ -830,8 +899,7 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase]:
         cfg = self.cfg
         found = [hooks.IterationTimer(), hooks.LRScheduler()]
-        if comm.is_main_process():
-            found.append(_Checkpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
+        found.append(_Checkpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
         found.append(_EvaluateAndKeepBest(cfg.TEST.EVAL_PERIOD, self._evaluate, self.checkpointer))
         if comm.is_main_process():
             found.append(_Writers(period=20 if self.max_iter >= 1000 else 5))
@@ -894,7 +962,8 @@ class Trainer(DefaultTrainer):
             except KeyboardInterrupt as error:
                 if isinstance(error, Interrupted):
                     raise
-                self._save_and_stop(signal.SIGINT if self._stop_signal is None else self._stop_signal)
+                number = signal.SIGINT if self._stop_signal is None else self._stop_signal
+                self._save_and_stop(number, agreed=False)
             finally:
                 self._loader.close()
         return getattr(self, "_last_eval_results", {})
@@ -935,10 +1004,12 @@ class Trainer(DefaultTrainer):
             return False
         return any(comm.all_gather(self._stop_signal is not None))
 
-    def _save_and_stop(self, number: int) -> None:
+    def _save_and_stop(self, number: int, *, agreed: bool = True) -> None:
+        # Not agreed on between the ranks, a checkpoint that gathers from all of them might wait for ever.
+        can_save = agreed or not self.checkpointer.own_banks
         done = min(self._last_step + 1, self.max_iter)
         if (
-            self._last_step == self.iter and done < self.max_iter
+            can_save and self._last_step == self.iter and done < self.max_iter
         ):  # not in the middle of a step, nor before the first
             self.checkpointer.save(f"model_{self.iter:07d}")
         what = (

@@ -198,6 +198,7 @@ def test_keys_of_the_reference_name_the_new_one(old, where, tmp_path):
         (["MODEL.RIO.CLASSIFIER", "3"], "CLASSIFIER: expected str"),
         (["MODEL.RIO.REPLAY_ORDER", "oldest"], r"\['newest', 'random'\], found 'oldest'"),
         (["MODEL.RIO.BANK_DTYPE", "float8"], "BANK_DTYPE"),
+        (["MODEL.RIO.BANK_SYNC", "2"], "BANK_SYNC"),
         (["MODEL.RIO.SAMPLER", "RFS"], "Did you mean 'rfs'"),
         (["MODEL.RIO.BANK_ENABLED", "1"], "expected bool"),
         (["MODEL.RIO.BANK_ENABLED", "None"], "expected True or False"),
