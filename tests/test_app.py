@@ -55,9 +55,17 @@ def test_paths_are_seen_from_anywhere(served, tmp_path):
     assert values["train"] == "shapes_demo_train"
 
 
-def test_quotes_in_a_path_stay_a_path(served):
-    app.main(["--run", "a'; import os #/x"])
-    assert given(served[0])["run"].endswith("a'; import os #/x")
+def test_quotes_in_a_path_stay_a_path(served, tmp_path):
+    (tmp_path / "a'; import os #").mkdir()
+    app.main(["--run", "a'; import os #"])
+    assert given(served[0])["run"].endswith("a'; import os #")
+
+
+def test_a_run_that_is_not_there(served, capsys):
+    with pytest.raises(SystemExit):
+        app.main(["--run", "nowhere"])
+    assert "make demo" in capsys.readouterr().err
+    assert not served
 
 
 def test_results_need_their_ground_truth(served, capsys):

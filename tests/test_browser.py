@@ -131,6 +131,16 @@ def test_inspector_as_a_web_page(notebooks, tmp_path, page):
         use_inspector(page)
 
 
+def test_bad_results_are_a_sentence_on_the_page(notebooks, tmp_path, page):
+    (tmp_path / "results.json").write_text("[")
+    folder = next(path for path in notebooks.parent.iterdir() if (path / "val.json").is_file())
+    dataset = f"{folder}/val.json@{folder}/val"
+    with lab.app(tmp_path, "--results", str(tmp_path / "results.json"), "--dataset", dataset) as address:
+        page.goto(address)
+        page.get_by_text("results.json").first.wait_for(timeout=lab.CELL_SECONDS * 1000)
+        assert "Traceback" not in page.inner_text("body")
+
+
 def test_balance_in_jupyterlab(address, page):
     assert lab.run_notebook(page, address, "02_image_vs_object_balance.ipynb") == []
     slider = page.locator(".widget-slider", has_text="replay per class").first

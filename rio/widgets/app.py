@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if (args.results is None) != (args.dataset is None):
         parser.error("--results and --dataset: expected both or neither")
+    if args.run is not None and not Path(args.run).expanduser().is_dir():
+        parser.error(f"--run {args.run}: expected a run's folder, found none there. `make demo` makes output/demo/rio-seed1")
     given = {"threshold": args.threshold}
     given |= {name: _absolute(getattr(args, name)) for name in ("run", "results", "dataset", "train")}
     source = _data.project_root() / "notebooks" / NOTEBOOK
@@ -80,7 +82,8 @@ def _serve(notebook: Path, port: int, no_browser: bool) -> int:
         environment[name] = os.pathsep.join([str(folder), *filter(None, [environment.get(name)])])
     command = [
         sys.executable, "-m", "voila", str(notebook), "--token", "--template=rio", "--Voila.ip=127.0.0.1",
-        f"--port={port}", *(["--no-browser"] if no_browser else []),
+        # What a notebook says when it cannot go on is a sentence; voila alone would say that there was an error.
+        "--VoilaConfiguration.show_tracebacks=True", f"--port={port}", *(["--no-browser"] if no_browser else []),
     ]  # fmt: skip
     process = subprocess.Popen(command, env=environment)
     while True:
