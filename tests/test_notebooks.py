@@ -131,7 +131,7 @@ def execute(world, tmp_path, monkeypatch):
         "JUPYTER_DATA_DIR",
         "JUPYTER_RUNTIME_DIR",
         "IPYTHONDIR",
-        "XDG_CACHE_HOME",
+        "RIO_CACHE",
     ):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
     monkeypatch.chdir(tmp_path)

@@ -1,10 +1,9 @@
-"""Data sets by name without detectron2, columns that open again at once, the explorer's tables worked by
+"""Data sets by name without detectron2, the explorer's tables worked by
 hand."""
 
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 
 import cv2
@@ -16,7 +15,6 @@ pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `
 import tiny_shapes
 
 from rio import plots, widgets
-from rio.annotations import Annotations
 from rio.widgets import _data, _theme, distribution
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -144,43 +142,6 @@ def test_broken_records_are_left_out_only_on_request(own, tmp_path):
     data = widgets.open_dataset(own + "?skip")
     assert data.annotations.num_annotations == 6
     assert "1 records left out (box_outside 1)" in data._repr_html_()
-
-
-# ------------------------------------------------------------------------------------------------------ cache
-
-
-def test_large_files_open_from_their_columns_the_second_time(own, tmp_path, monkeypatch):
-    monkeypatch.setattr(_data, "CACHE_FROM_BYTES", 0)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    first = widgets.open_dataset(own).annotations
-    with monkeypatch.context() as patch:
-        patch.setattr(_data, "load_annotations", None)  # would fail if it were asked
-        second = widgets.open_dataset(own).annotations
-    for field in dataclasses.fields(Annotations):
-        a, b = getattr(first, field.name), getattr(second, field.name)
-        assert np.array_equal(a, b), field.name
-        if isinstance(a, np.ndarray):
-            assert a.dtype == b.dtype
-
-
-def test_a_changed_file_is_read_again_and_a_broken_cache_does_not_matter(own, tmp_path, monkeypatch):
-    monkeypatch.setattr(_data, "CACHE_FROM_BYTES", 0)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    widgets.open_dataset(own)
-    content = json.loads((tmp_path / "own.json").read_text())
-    content["annotations"].pop()
-    (tmp_path / "own.json").write_text(json.dumps(content))
-    assert widgets.open_dataset(own).annotations.num_annotations == 6
-    for file in (tmp_path / "cache" / "rio").iterdir():
-        file.write_bytes(b"PK broken")
-    assert widgets.open_dataset(own).annotations.num_annotations == 6
-
-
-def test_a_cache_that_cannot_be_written_does_not_matter(own, tmp_path, monkeypatch):
-    monkeypatch.setattr(_data, "CACHE_FROM_BYTES", 0)
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert widgets.open_dataset(own).annotations.num_annotations == 7
 
 
 # ----------------------------------------------------------------------------------------------------- tables

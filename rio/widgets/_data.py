@@ -1,5 +1,4 @@
-"""Data sets for the notebooks, found by name or path without detectron2, and columns that open again in a
-moment.
+"""Data sets for the notebooks, found by name or path without detectron2.
 
 I: images, A: annotations, K: categories.
 """
@@ -7,23 +6,18 @@ I: images, A: annotations, K: categories.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import html
 import os
-import tempfile
-import zipfile
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from rio.annotations import Annotations, Skipped, load_annotations
+from rio.annotations import Annotations, load_annotations
 from rio.widgets import _theme
 
 SHAPES = ("demo", "bench")
-CACHE_FROM_BYTES = 20_000_000
-"""Files larger than this are kept as columns, so that they open at once the second time."""
 
 
 class DatasetError(ValueError):
@@ -143,7 +137,7 @@ def open_dataset(name: str | os.PathLike[str], *, segmentations: bool = False) -
             LVIS names, such as "lvis_v1_train", below the folder of data sets; "file.json@images" (LVIS or
             COCO format); or "file.json" alone, without thumbnails. Broken records of a file given by path are
             errors; "?skip" at the end leaves them out and says how many.
-        segmentations: read masks too. Takes longer on large files, which are then read anew each time.
+        segmentations: read masks too. Takes longer on large files.
 
     Returns:
         The data set. It shows itself as the last line of a cell.
@@ -153,7 +147,12 @@ def open_dataset(name: str | os.PathLike[str], *, segmentations: bool = False) -
     """
     text = os.fspath(name)
     json_file, images, on_error, embedded = _where(text)
-    annotations = _load(json_file, images, on_error, segmentations)
+    annotations = load_annotations(
+        json_file,
+        image_root=None if images is None else str(images),
+        on_error=on_error,
+        segmentations=segmentations,
+    )
     if not annotations.instance_count.sum():
         raise DatasetError(
             f"{json_file}: expected annotated objects, found none. There is no distribution to look at."
@@ -202,81 +201,3 @@ def _draw(root: Path, size: str) -> None:
     from rio import shapes  # OpenCV takes a while to import
 
     shapes.generate(root, shapes.SPECS[size], progress=False)
-
-
-# ------------------------------------------------------------------------------------------------------ cache
-
-_COLUMNS = [f.name for f in dataclasses.fields(Annotations) if f.type in ("np.ndarray", "list[str]")]
-
-
-def _load(file: Path, images: Path | None, on_error: str, segmentations: bool) -> Annotations:
-    def read() -> Annotations:
-        return load_annotations(
-            file,
-            image_root=None if images is None else str(images),
-            on_error=on_error,
-            segmentations=segmentations,
-        )
-
-    if segmentations or not file.is_file() or file.stat().st_size < CACHE_FROM_BYTES:
-        return read()
-    cache = _cache_file(file, images, on_error)
-    stored = _read_cache(cache)
-    if stored is not None:
-        return stored
-    annotations = read()
-    _write_cache(cache, annotations)
-    return annotations
-
-
-def _cache_file(file: Path, images: Path | None, on_error: str) -> Path:
-    """Where the columns of this state of a file are kept: another size or time is another name."""
-    status = file.stat()
-    state = "\0".join(
-        map(str, (file.resolve(), images, on_error, status.st_size, status.st_mtime_ns, _COLUMNS))
-    )
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rio"
-    return folder / f"{file.stem}-{hashlib.sha256(state.encode()).hexdigest()[:16]}.npz"
-
-
-def _write_cache(cache: Path, annotations: Annotations) -> None:
-    """Keep the columns; a full or read-only disk costs the next opening's time and nothing else."""
-    arrays = {name: np.asarray(getattr(annotations, name)) for name in _COLUMNS}
-    if annotations.declared_frequency is not None:
-        arrays["declared_frequency"] = annotations.declared_frequency
-    arrays["federated"] = np.array(annotations.federated)
-    arrays["where"] = np.array([annotations.path, annotations.image_root or ""])
-    arrays["skipped"] = np.array(annotations.skipped, dtype=str).reshape(-1, 3)
-    temporary = None
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".part", delete=False) as file:
-            temporary = file.name
-            np.savez(file, **arrays)
-        os.replace(temporary, cache)
-    except OSError:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def _read_cache(cache: Path) -> Annotations | None:
-    """The columns, or None where there are none or they cannot be read (then the JSON is read)."""
-    try:
-        with np.load(cache, allow_pickle=False) as arrays:
-            columns: dict[str, object] = {name: arrays[name] for name in _COLUMNS}
-            declared = arrays["declared_frequency"] if "declared_frequency" in arrays else None
-            federated, where = bool(arrays["federated"]), arrays["where"].tolist()
-            skipped = [Skipped(*row) for row in arrays["skipped"].tolist()]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return None
-    for name in ("file_names", "category_names"):
-        columns[name] = np.asarray(columns[name]).tolist()
-    return Annotations(
-        **columns,
-        path=where[0],
-        image_root=where[1] or None,
-        declared_frequency=declared,
-        federated=federated,
-        rles={},
-        skipped=skipped,
-    )
