@@ -22,7 +22,7 @@ import pandas as pd
 import traitlets
 
 from rio import plots
-from rio.annotations import Annotations, category_id_to_class_id, check_same_categories
+from rio.annotations import Annotations, category_id_to_class_id, check_same_categories, load_annotations
 from rio.evaluation import Results, ResultsError, Verified
 from rio.predictions import KINDS, Objects, box_iou, load_results, match, objects_of, predictions_of
 from rio.widgets import _data, _theme
@@ -289,7 +289,7 @@ def _source(
 
 def _annotations(name: str) -> Annotations:
     json_file, images, on_error, _ = _data._where(name)
-    return _data._load(json_file, images, on_error, True)
+    return load_annotations(json_file, image_root=None if images is None else str(images), on_error=on_error)
 
 
 def _datasets_of(folder: Path) -> dict[str, str]:
