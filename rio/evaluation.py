@@ -613,8 +613,8 @@ def _compressed(rle: dict[str, Any], where: str, source: str) -> dict[str, Any]:
 def _rle_totals(strings: Sequence[str]) -> np.ndarray | None:
     """How many pixels each compressed COCO RLE describes, without decoding it: (n,) int64; None: not RLEs.
 
-    All strings at once; `annotations.rle_counts` reads one of them, and describes the format. A total is right
-    where no run is negative, which is not seen here.
+    All strings at once; `annotations.rle_counts` reads one of them, and describes the format. A total is
+    right where no run is negative, which is not seen here.
 
     >>> _rle_totals(["042", "04"])  # an image of six pixels; a mask that stops short
     array([6, 4])

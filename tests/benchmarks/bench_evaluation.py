@@ -1,10 +1,11 @@
-"""Evaluation against the official `lvis` package: CPU time, peak memory, and whether the numbers are the same bits.
+"""Evaluation against the official `lvis` package: CPU time, peak memory, and whether the bits are the same.
 
     python -m tests.benchmarks.bench_evaluation [--scale 0.1] [--only boxes,masks,full]
 
-Each side runs in a fresh process and does the whole of it, from the two files to the metrics (importing apart). The
-ground truth has LVIS's size and tail (`lvis_size`), the results 300 predictions an image in detectron2's spelling:
-objects of the ground truth moved about, six in ten under their own category, the others under any.
+Each side runs in a fresh process and does the whole of it, from the two files to the metrics (importing
+apart). The ground truth has LVIS's size and tail (`lvis_size`), the results 300 predictions an image in
+detectron2's spelling: objects of the ground truth moved about, six in ten under their own category, the
+others under any.
 """
 
 from __future__ import annotations
@@ -134,8 +135,8 @@ def _mask(polygons: list[list[float]], shift: np.ndarray, image: _Image) -> dict
 # Measuring
 # ------------------------------------------------------------------------------------------------------------
 
-# Both start from the two files and end with the metrics; sys.argv: ground truth, results, bbox or segm, file for the
-# precision array.
+# Both start from the two files and end with the metrics; sys.argv: ground truth, results, bbox or segm, file
+# for the precision array.
 _IMPORT = {
     "rio": "import hotcoco\nfrom rio.evaluation import evaluate",
     "lvis": "import json\nimport numpy as np\nnp.float = float  # which lvis 0.5.3 still writes\nimport lvis",
@@ -171,7 +172,7 @@ print(json.dumps([after[0] - before[0], after[1] - before[1], after[2]]))
 
 
 class Measured(NamedTuple):
-    """One evaluation in a process of its own: seconds without imports, the process' highest memory, what it found."""
+    """One evaluation in a process of its own: seconds without imports, highest memory, what it found."""
 
     cpu_s: float
     wall_s: float

@@ -1,0 +1,582 @@
+"""How fast RIO trains on a GPU, against plain detectron2 under the same settings; and which settings are
+worth it.
+
+    python -m tests.benchmarks.gpu [--minutes 9] [--out gpu.json]
+    python -m tests.benchmarks.gpu --device cpu --tiny      # seconds, and no result: that the benchmark runs
+
+It has not been run on a GPU yet: none was at hand when it was written. It needs a CUDA device (16 GiB should
+do), this repository and its requirements; no data set, no weights, no network.
+
+R50-FPN Mask R-CNN of configs/lvis_v1 at 800 px on random images of LVIS's sizes with random objects: 1,203
+classes, a bank on 553. Weights are random, normalised on one batch as trained ones are. Five parts; what does
+not begin within the minutes is left out, and said to be:
+
+1. `bank`: milliseconds and synchronisations of the bank alone.
+2. `speed`: for each setting images/s and peak memory of plain and of RIO, and the median of their paired
+   ratios: the two take turns, a few steps each, on the same images.
+3. `loss`: after the same iterations on the same images, plain fp32 settings and the best ones.
+4. `profile`: where a step of RIO goes under the best settings.
+5. `synchronisations`: how often a step makes the host wait.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import datetime
+import gc
+import json
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import build_model
+from detectron2.solver import build_optimizer
+from detectron2.structures import Boxes, Instances, PolygonMasks
+from detectron2.utils.events import EventStorage
+
+import rio.roi_heads  # noqa: F401  (registers the heads)
+from rio.config import load_config
+from tests.benchmarks import bench_memory_bank
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "lvis_v1" / "rio_r50.yaml"
+OBJECTS_AN_IMAGE, TARGETS_A_BATCH = 12, 3  # LVIS: 12.7; the targets are rare, also under repeat factors
+SIZES = ((480, 640), (427, 640), (640, 480), (640, 640))  # most of LVIS, before resizing
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What is trained
+# ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a step is run; the same for plain and RIO."""
+
+    name: str
+    tf32: bool = False  # matrix products of the heads too; convolutions have it from PyTorch
+    amp: bool = False
+    channels_last: bool = False
+    fused: bool = False  # SGD in one kernel
+    pinned: bool = False  # images are copied while the GPU computes
+
+
+def settings() -> list[Setting]:
+    """Each with one thing more than the one before."""
+    found = [Setting("fp32")]
+    for more in (
+        {"name": "tf32", "tf32": True},
+        {"name": "+ AMP", "amp": True},
+        {"name": "+ channels_last", "channels_last": True},
+        {"name": "+ fused SGD", "fused": True},
+        {"name": "+ pinned memory", "pinned": True},
+    ):
+        found.append(replace(found[-1], **more))
+    return found
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is measured on: the real thing, or something that a CPU does in a second."""
+
+    short_side: int = 800
+    images: int = 4
+    batches: int = 8
+    classes: int = 1203
+    targets: int = 553
+    options: tuple = ()
+
+
+TINY = Size(
+    short_side=64,
+    images=2,
+    batches=2,
+    classes=12,
+    targets=5,
+    options=(
+        *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.FPN.OUT_CHANNELS", 16),
+        *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", 50, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 20),
+        *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16, "MODEL.ROI_BOX_HEAD.FC_DIM", 32),
+        *("MODEL.ROI_MASK_HEAD.CONV_DIM", 16, "MODEL.ROI_MASK_HEAD.NUM_CONV", 1),
+    ),
+)
+
+
+def config(kind: str, size: Size, device: str) -> CfgNode:
+    """The config of "plain" (detectron2's own heads and classifier) or "rio"."""
+    options = [
+        "MODEL.WEIGHTS",
+        "",
+        "MODEL.DEVICE",
+        device,
+        "SEED",
+        1,
+        "MODEL.ROI_HEADS.NUM_CLASSES",
+        size.classes,
+    ]
+    options += ["MODEL.RIO.BANK_CLASS_IDS", target_ids(size)]
+    if kind == "plain":
+        options += ["MODEL.ROI_HEADS.NAME", "StandardROIHeads"]
+        options += ["MODEL.RIO.BANK_ENABLED", False, "MODEL.RIO.CLASSIFIER", "linear"]
+    return load_config(CONFIG, [*options, *size.options])
+
+
+def target_ids(size: Size) -> list[int]:
+    return list(range(0, 2 * size.targets, 2))
+
+
+def random_batches(size: Size, seed: int = 0) -> list[list[dict[str, Any]]]:
+    """What detectron2's loader would give: uint8 images, boxes, classes, polygons; on the CPU."""
+    rng = np.random.default_rng(seed)
+    targets = target_ids(size)
+    others = np.setdiff1d(np.arange(size.classes), targets)
+    batches = []
+    for _ in range(size.batches):
+        classes = rng.choice(others, (size.images, OBJECTS_AN_IMAGE))
+        rows = rng.choice(classes.size, TARGETS_A_BATCH, replace=False)
+        classes.reshape(-1)[rows] = rng.choice(targets, TARGETS_A_BATCH)
+        batches.append([_random_image(rng, size, own) for own in classes])
+    return batches
+
+
+def _random_image(rng: np.random.Generator, size: Size, classes: np.ndarray) -> dict[str, Any]:
+    height, width = SIZES[int(rng.integers(len(SIZES)))]
+    scale = size.short_side / min(height, width)
+    height, width = round(height * scale), round(width * scale)
+    extent = np.exp(rng.normal(np.log(0.12), 0.8, (len(classes), 2))).clip(0.03, 0.9) * (width, height)
+    corner = rng.uniform(0, 1, (len(classes), 2)) * ((width, height) - extent)
+    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    circle = np.stack([np.cos(angle), np.sin(angle)], 1) / 2 + 0.5
+    instances = Instances((height, width))
+    instances.gt_boxes = Boxes(
+        torch.tensor(np.concatenate([corner, corner + extent], 1), dtype=torch.float32)
+    )
+    instances.gt_classes = torch.tensor(classes)
+    instances.gt_masks = PolygonMasks(
+        [[(c + circle * e).ravel()] for c, e in zip(corner, extent, strict=True)]
+    )
+    image = torch.from_numpy(rng.integers(0, 256, (3, height, width), dtype=np.uint8))
+    return {"image": image, "instances": instances, "height": height, "width": width}
+
+
+class Arm:
+    """A model and its optimiser under a setting; `step` trains it on one batch."""
+
+    def __init__(self, kind: str, setting: Setting, size: Size, device: str, batches: list) -> None:
+        self.setting, self.device = setting, torch.device(device)
+        cfg = config(kind, size, device)
+        torch.manual_seed(1)
+        self.model = build_model(cfg).train()
+        self._normalise(batches[0])
+        if setting.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self.optimizer = build_optimizer(cfg, self.model)
+        if setting.fused:
+            keys = ("params", "lr", "weight_decay", "momentum", "nesterov", "dampening")
+            groups = [{key: group[key] for key in keys} for group in self.optimizer.param_groups]
+            self.optimizer = torch.optim.SGD(groups, lr=cfg.SOLVER.BASE_LR, fused=True)
+        # SOLVER.AMP.ENABLED: float16, with the gradients scaled; a CPU has bfloat16, which needs no scaling.
+        self.dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
+        scaled = setting.amp and self.device.type == "cuda"
+        self.scaler = torch.amp.GradScaler("cuda", enabled=scaled) if scaled else None
+        self.batches = batches
+        if setting.pinned and self.device.type == "cuda":
+            self.batches = [[d | {"image": d["image"].pin_memory()} for d in batch] for batch in batches]
+        # The published rate is for 16 images; warmed up, as training begins.
+        self.rates = [group["lr"] * size.images / 16 for group in self.optimizer.param_groups]
+        self.steps = 0
+
+    @torch.no_grad()
+    def _normalise(self, batch: list[dict[str, Any]]) -> None:
+        """Frozen norms take the first batch's statistics: with 0 and 1 random weights overflow."""
+
+        def take(norm: FrozenBatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
+            norm.running_mean.copy_(inputs[0].mean((0, 2, 3)))
+            norm.running_var.copy_(inputs[0].var((0, 2, 3), unbiased=False) + 1e-5)
+
+        norms = [m for m in self.model.modules() if isinstance(m, FrozenBatchNorm2d)]
+        handles = [norm.register_forward_pre_hook(take) for norm in norms]
+        self.model.backbone(self.model.preprocess_image(batch).tensor)
+        for handle in handles:
+            handle.remove()
+
+    def step(self) -> torch.Tensor:
+        """One iteration on the next batch; returns the loss, not waited for."""
+        batch = self.batches[self.steps % len(self.batches)]
+        warm = min(1.0, (self.steps + 1) / 100)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * warm
+        self.steps += 1
+        if self.setting.pinned:
+            batch = [d | {"image": d["image"].to(self.device, non_blocking=True)} for d in batch]
+        with torch.autocast(self.device.type, self.dtype, enabled=self.setting.amp):
+            loss = sum(self.model(batch).values())
+        self.optimizer.zero_grad()
+        if self.scaler is None:
+            loss.backward()
+            self.optimizer.step()
+        else:
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        return loss.detach()
+
+
+@contextlib.contextmanager
+def _numbers(setting: Setting) -> Iterator[None]:
+    """float32 products in TF32 or not, for as long as the setting is measured."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if setting.tf32 else "highest")
+    try:
+        with EventStorage():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The parts
+# ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Task:
+    """What all parts share."""
+
+    device: str
+    size: Size
+    rounds: int
+    block: int
+    warm_up: int
+    iterations: int
+    batches: list
+    ends: float = float("inf")  # of time.monotonic; nothing begins after it
+    best: Setting | None = None
+
+    @property
+    def cuda(self) -> bool:
+        return self.device.startswith("cuda")
+
+    def arm(self, kind: str, setting: Setting) -> Arm:
+        return Arm(kind, setting, self.size, self.device, copy.deepcopy(self.batches))
+
+    def milliseconds(self, work: Callable[[], Any]) -> float:
+        """Of the GPU's clock from the first to the last kernel, waits included; on a CPU wall time."""
+        if not self.cuda:
+            start = time.perf_counter()
+            work()
+            return 1e3 * (time.perf_counter() - start)
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        first.record()
+        work()
+        last.record()
+        torch.cuda.synchronize()
+        return first.elapsed_time(last)
+
+    def allocated(self) -> int:
+        return torch.cuda.memory_allocated() if self.cuda else 0
+
+    def peak(self, work: Callable[[], Any], before: int) -> float | None:
+        """GiB allocated at most during `work`, beyond what was before the model was there."""
+        if not self.cuda:
+            work()
+            return None
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**30
+
+    def free(self) -> None:
+        gc.collect()
+        if self.cuda:
+            torch.cuda.empty_cache()
+
+
+def bank(task: Task) -> dict[str, Any]:
+    sample, write = bench_memory_bank.bank_alone(task.device, rounds=200 if task.cuda else 3)
+    found = {"sample_ms": sample, "write_ms": write}
+    if task.cuda:
+        found["synchronisations"] = bench_memory_bank.synchronisations(task.device)
+    return found
+
+
+def speed(task: Task, chosen: list[Setting]) -> list[dict[str, Any]]:
+    rows = []
+    for setting in chosen:
+        if rows and time.monotonic() > task.ends:
+            print(f"{setting.name:18s} left out: the minutes are over")
+            continue
+        row: dict[str, Any] = {
+            "setting": setting.name,
+            **{k: v for k, v in asdict(setting).items() if k != "name"},
+        }
+        with _numbers(setting):
+            arms = {}
+            for kind in ("plain", "rio"):
+                before = task.allocated()
+                arms[kind] = arm = task.arm(kind, setting)
+                row[f"{kind}_peak_gib"] = task.peak(lambda arm=arm: _steps(arm, task.warm_up), before)
+            times = {kind: [] for kind in arms}
+            for number in range(task.rounds):
+                for kind in ("plain", "rio") if number % 2 else ("rio", "plain"):
+                    ms = task.milliseconds(lambda kind=kind: _steps(arms[kind], task.block))
+                    times[kind].append(ms / task.block)
+        for kind, found in times.items():
+            row[f"{kind}_ms"] = statistics.median(found)
+            row[f"{kind}_images_s"] = 1e3 * task.size.images / row[f"{kind}_ms"]
+        ratios = [r / p for r, p in zip(times["rio"], times["plain"], strict=True)]
+        row["rio_by_plain"] = statistics.median(ratios)
+        row["rio_by_plain_quartiles"] = [float(q) for q in np.quantile(ratios, (0.25, 0.75))]
+        row["times_plain_fp32"] = (
+            rows[0]["plain_ms"] / row["rio_ms"] if rows else row["plain_ms"] / row["rio_ms"]
+        )
+        rows.append(row)
+        print(_speed_line(row), flush=True)
+        arms.clear()
+        task.free()
+    fastest = min(rows, key=lambda row: row["rio_ms"])["setting"]
+    task.best = next(setting for setting in chosen if setting.name == fastest)
+    return rows
+
+
+def _steps(arm: Arm, number: int) -> None:
+    for _ in range(number):
+        arm.step()
+
+
+def _speed_line(row: dict[str, Any]) -> str:
+    def peak(value: float | None) -> str:
+        return "        -" if value is None else f"{value:9.2f}"
+
+    return (
+        f"{row['setting']:18s} {row['plain_images_s']:8.1f} {row['rio_images_s']:8.1f}"
+        f" {row['rio_by_plain']:9.4f} {row['times_plain_fp32']:12.2f} {peak(row['plain_peak_gib'])} {peak(row['rio_peak_gib'])}"
+    )
+
+
+def loss(task: Task, first: Setting) -> dict[str, Any]:
+    """Mean of the last tenth of the iterations: both see the same images in the same order."""
+    found: dict[str, Any] = {"iterations": task.iterations}
+    for name, setting in (("first", first), ("best", task.best or first)):
+        with _numbers(setting):
+            arm = task.arm("rio", setting)
+            torch.manual_seed(2)  # RoIs are drawn at random: alike, whatever was drawn before
+            losses = [arm.step() for _ in range(task.iterations)]
+        values = torch.stack(losses).float().cpu().tolist()
+        last = max(1, task.iterations // 10)
+        found[name] = {
+            "setting": setting.name,
+            "begin": statistics.mean(values[:last]),
+            "end": statistics.mean(values[-last:]),
+        }
+        del arm, losses
+        task.free()
+    found["best_by_first"] = found["best"]["end"] / found["first"]["end"]
+    return found
+
+
+def profile(task: Task, setting: Setting, steps: int = 3) -> dict[str, Any]:
+    """Milliseconds a step of the model's parts (forward) and of the kernels; and PyTorch's own table."""
+    from torch.profiler import ProfilerActivity
+
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if task.cuda else [])
+    with _numbers(setting):
+        arm = task.arm("rio", setting)
+        _steps(arm, task.warm_up)
+        for name, owner, method in _parts(arm):
+            setattr(owner, method, _named(name, getattr(owner, method)))
+        with torch.profiler.profile(activities=activities) as profiler:
+            _steps(arm, steps)
+            if task.cuda:
+                torch.cuda.synchronize()
+    events = profiler.key_averages()
+    device_time = "device_time_total" if hasattr(events[0], "device_time_total") else "cuda_time_total"
+    column = f"self_{device_time}" if task.cuda else "self_cpu_time_total"
+    parts = {
+        event.key.removeprefix("part: "): {
+            "host_ms": event.cpu_time_total / 1e3 / steps,
+            "device_ms": getattr(event, device_time) / 1e3 / steps,
+        }
+        for event in events
+        if event.key.startswith("part: ")
+    }
+    table = events.table(sort_by=column, row_limit=25)
+    del arm
+    task.free()
+    return {"setting": setting.name, "steps": steps, "parts": parts, "table": table}
+
+
+def _parts(arm: Arm) -> list[tuple[str, Any, str]]:
+    model, heads = arm.model, arm.model.roi_heads
+    predictor = heads.box_predictor
+    return [
+        ("images to the device, padded", model, "preprocess_image"),
+        ("backbone", model.backbone, "forward"),
+        ("proposals", model.proposal_generator, "forward"),
+        ("matching of proposals", heads, "label_and_sample_proposals"),
+        ("box pooler", heads.box_pooler, "forward"),
+        ("box head", heads.box_head, "forward"),
+        ("classifier and box regression", predictor, "forward"),
+        ("box losses, bank included", predictor, "losses"),
+        ("bank: sample", predictor.memory_bank, "sample"),
+        ("bank: write", predictor.memory_bank, "write"),
+        ("mask branch", heads, "_forward_mask"),
+        ("optimiser", arm.optimizer, "step"),
+    ]
+
+
+def _named(name: str, function: Callable) -> Callable:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch.profiler.record_function(f"part: {name}"):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def synchronisations(task: Task, setting: Setting) -> dict[str, int]:
+    """How often one step of plain and of RIO makes the host wait for the GPU."""
+    found = {}
+    for kind in ("plain", "rio"):
+        with _numbers(setting):
+            arm = task.arm(kind, setting)
+            _steps(arm, task.warm_up)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                torch.cuda.set_sync_debug_mode("warn")
+                try:
+                    arm.step()
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
+            found[kind] = sum("synchroniz" in str(w.message) for w in caught)
+        del arm
+        task.free()
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All parts, as far as the minutes reach; what was measured."""
+    begun = time.monotonic()
+    size = TINY if arguments.tiny else Size()
+    task = Task(
+        device=arguments.device,
+        size=size,
+        rounds=arguments.rounds,
+        block=arguments.block,
+        warm_up=arguments.warm_up,
+        iterations=arguments.iterations,
+        batches=random_batches(size),
+        ends=begun + 60 * arguments.minutes,
+    )
+    if task.cuda:
+        torch.cuda.set_device(torch.device(arguments.device).index or 0)
+    chosen = [s for s in settings() if not arguments.only or s.name in arguments.only]
+    result: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if task.cuda else "CPU",
+        "date": datetime.date.today().isoformat(),
+        "versions": {
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "detectron2": detectron2.__version__,
+            "python": platform.python_version(),
+        },
+        "size": asdict(size),
+        "left_out": [],
+    }
+    print(
+        f"{result['device']}; {json.dumps(result['versions'])};"
+        f" {size.images} images of {size.short_side} px a step"
+    )
+    parts: dict[str, Callable[[], Any]] = {
+        "bank": lambda: bank(task),
+        "speed": lambda: speed(task, chosen),
+        "loss": lambda: loss(task, chosen[0]),
+        "profile": lambda: profile(task, task.best or chosen[-1]),
+    }
+    if task.cuda:
+        parts["synchronisations"] = lambda: synchronisations(task, task.best or chosen[-1])
+    for name, part in parts.items():
+        if name in arguments.skip or time.monotonic() > task.ends:
+            result["left_out"].append(name)
+            continue
+        if name == "speed":
+            print(
+                f"\nimages/s{'':10s} {'plain':>8s} {'RIO':>8s} {'RIO/plain':>9s} {'x plain fp32':>12s}"
+                f" {'GiB plain':>9s} {'GiB RIO':>9s}"
+            )
+        result[name] = part()
+        if name != "speed":
+            _show(name, result[name])
+        if arguments.out:  # after each part: a call that is cut off has something to show
+            Path(arguments.out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    result["seconds"] = round(time.monotonic() - begun, 1)
+    if result["left_out"]:
+        print(f"\nleft out: {', '.join(result['left_out'])}")
+    if arguments.out:
+        Path(arguments.out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+def _show(name: str, found: dict[str, Any]) -> None:
+    print(f"\n{name}")
+    if name != "profile":
+        print(json.dumps(found, indent=1))
+        return
+    for part, ms in found["parts"].items():
+        print(f"  {part:32s} host {ms['host_ms']:8.2f} ms   device {ms['device_ms']:8.2f} ms a step")
+    print(found["table"])
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu (default: %(default)s)")
+    made.add_argument(
+        "--tiny", action="store_true", help="a small model on small images: tries the benchmark"
+    )
+    made.add_argument(
+        "--minutes", type=float, default=9.0, help="no part begins after these (default: %(default)s)"
+    )
+    made.add_argument("--rounds", type=int, default=20, help="turns of each arm (default: %(default)s)")
+    made.add_argument("--block", type=int, default=4, help="steps a turn (default: %(default)s)")
+    made.add_argument("--warm-up", type=int, default=16, help="steps before timing (default: %(default)s)")
+    made.add_argument("--iterations", type=int, default=200, help="of the part `loss` (default: %(default)s)")
+    made.add_argument("--only", action="append", metavar="SETTING", help="may be given several times")
+    made.add_argument(
+        "--skip", action="append", default=[], metavar="PART", help="may be given several times"
+    )
+    made.add_argument("--out", help="JSON file")
+    return made
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    names = [s.name for s in settings()]
+    if set(arguments.only or ()) - set(names):
+        raise SystemExit(f"--only: expected some of {names}, found {arguments.only}")
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        raise SystemExit(
+            "No CUDA device here. Run it where there is one; --device cpu --tiny only tries the benchmark."
+        )
+    run(arguments)
+
+
+if __name__ == "__main__":
+    main()

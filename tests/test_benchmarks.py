@@ -1,0 +1,131 @@
+"""That the benchmarks run and compare what they say; not how long anything takes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests.benchmarks import bench_evaluation
+
+
+def test_the_evaluations_row_compares_the_same_numbers(tmp_path, monkeypatch):
+    monkeypatch.setenv("RIO_BENCH", str(tmp_path))
+    monkeypatch.setattr(bench_evaluation, "PREDICTIONS_AN_IMAGE", 20)
+    row = bench_evaluation.row("masks", 0.0)
+    assert row["what"] == "evaluation, 20 images x 20 masks: bit-identical"
+    assert row["cpu_ratio"] == row["peer_cpu_s"] / row["ours_cpu_s"] and row["peer"] == "lvis"
+
+
+def test_the_full_size_has_no_peer(monkeypatch):
+    measured = bench_evaluation.Measured(cpu_s=20.0, wall_s=14.0, peak_gib=2.0, precision=np.zeros(3))
+    monkeypatch.setattr(bench_evaluation, "measure", lambda *arguments: measured)
+    monkeypatch.setattr(bench_evaluation, "files", lambda *arguments: ("truth", "results"))
+    row = bench_evaluation.row("full", 1.0)
+    assert row["peer_cpu_s"] is row["cpu_ratio"] is None and row["met"] and row["ours_cpu_s"] == 20.0
+
+
+def test_numbers_that_differ_are_said_to(monkeypatch):
+    def measured(side, *arguments):
+        return bench_evaluation.Measured(1.0, 1.0, 0.1, np.full(3, 0.5 if side == "rio" else 0.25))
+
+    monkeypatch.setattr(bench_evaluation, "measure", measured)
+    monkeypatch.setattr(bench_evaluation, "files", lambda *arguments: ("truth", "results"))
+    row = bench_evaluation.row("boxes", 1.0)
+    assert row["what"].endswith("NOT THE SAME NUMBERS") and not row["met"]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The GPU's, in small on a CPU
+# ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    return pytest.importorskip("tests.benchmarks.gpu", reason="needs detectron2")
+
+
+def test_gpu_benchmark_runs_in_small(gpu, tmp_path, capsys):
+    out = tmp_path / "gpu.json"
+    words = "--device cpu --tiny --rounds 1 --block 1 --warm-up 1 --iterations 2 --skip bank"
+    words += " --only fp32 --only tf32"
+    precision = torch.get_float32_matmul_precision()
+    gpu.run(gpu.parser().parse_args([*words.split(), "--out", str(out)]))
+    found = json.loads(out.read_text())
+    assert [row["setting"] for row in found["speed"]] == ["fp32", "tf32"] and found["left_out"] == ["bank"]
+    first, second = found["speed"]
+    for row in (first, second):
+        assert row["rio_images_s"] == pytest.approx(1e3 * gpu.TINY.images / row["rio_ms"])
+        assert row["rio_by_plain"] == pytest.approx(row["rio_ms"] / row["plain_ms"])
+        assert row["times_plain_fp32"] == pytest.approx(first["plain_ms"] / row["rio_ms"])
+    assert np.isfinite(
+        [found["loss"][key][when] for key in ("first", "best") for when in ("begin", "end")]
+    ).all()
+    parts = found["profile"]["parts"]
+    assert set(parts) == {name for name, _, _ in gpu._parts(arm(gpu, "rio", gpu.Setting("fp32")))}
+    assert all(part["host_ms"] > 0 for part in parts.values())
+    assert torch.get_float32_matmul_precision() == precision
+    assert "RIO/plain" in capsys.readouterr().out
+
+
+def arm(gpu, kind, setting):
+    return gpu.Arm(kind, setting, gpu.TINY, "cpu", gpu.random_batches(gpu.TINY))
+
+
+def test_gpu_settings_do_what_they_say(gpu):
+    every = gpu.settings()[-1]
+    assert [s.name for s in gpu.settings()][:3] == ["fp32", "tf32", "+ AMP"]
+    assert all((every.tf32, every.amp, every.channels_last, every.fused, every.pinned))
+    one = arm(gpu, "rio", gpu.Setting("", channels_last=True, fused=True))
+    weight = one.model.backbone.bottom_up.stem.conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(group["fused"] for group in one.optimizer.param_groups)
+    plain = arm(gpu, "plain", gpu.Setting(""))
+    assert type(plain.model.roi_heads).__name__ == "StandardROIHeads"
+    # The optimiser goes by detectron2's groups: what it trains, and with which decay, stays.
+    groups = [
+        sorted(
+            (group["weight_decay"], p.numel())
+            for group in each.optimizer.param_groups
+            for p in group["params"]
+        )
+        for each in (one, arm(gpu, "rio", gpu.Setting("")))
+    ]
+    assert groups[0] == groups[1]
+
+
+def test_gpu_loss_is_the_same_for_the_same_arm(gpu):
+    """Two arms start alike and see alike images; the loss of two settings can be compared."""
+    losses = []
+    for _ in range(2):
+        with gpu._numbers(gpu.Setting("")):
+            one = arm(gpu, "rio", gpu.Setting(""))
+            torch.manual_seed(0)
+            losses.append([float(one.step()) for _ in range(2)])
+    assert losses[0] == losses[1]
+    written = one.model.roi_heads.box_predictor.memory_bank.num_written
+    assert written.sum() > 0  # there are targets in the batches
+
+
+def test_gpu_minutes_are_kept(gpu, capsys):
+    result = gpu.run(gpu.parser().parse_args("--device cpu --tiny --minutes -1".split()))
+    assert result["left_out"] == ["bank", "speed", "loss", "profile"]
+
+
+def test_gpu_random_batches_are_what_a_loader_gives(gpu):
+    size = gpu.Size(batches=2)
+    batches = gpu.random_batches(size)
+    for record in batches[0]:
+        height, width = record["image"].shape[1:]
+        assert min(height, width) == 800 and record["instances"].image_size == (height, width)
+        boxes = record["instances"].gt_boxes.tensor
+        assert (boxes >= 0).all() and (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
+        masks = record["instances"].gt_masks.get_bounding_boxes().tensor
+        torch.testing.assert_close(masks, boxes, atol=1e-2, rtol=0)
+    classes = torch.cat([record["instances"].gt_classes for record in batches[0]])
+    targets = np.isin(classes, gpu.target_ids(size)).sum()
+    assert targets == gpu.TARGETS_A_BATCH and len(gpu.target_ids(size)) == 553
+    again = gpu.random_batches(size)
+    assert torch.equal(batches[1][3]["image"], again[1][3]["image"])
