@@ -19,11 +19,11 @@ FIND_PYTHON = python=; for candidate in $(1); do \
 		echo 'rio needs Python 3.11 or 3.12; tried: $(1). Name one: make PYTHON=/path/to/python3.12' >&2; exit 1; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lab app screenshots bench wheelhouse constraints clean distclean
+.PHONY: help install demo test test-slow lab app screenshots bench wheelhouse constraints clean distclean
 
 help:
 	@echo 'make demo        train three detectors on the embedded data set, on the CPU; ends with an HTML report'
-	@echo 'make test        run the tests (make test-fast: without the slow ones; TEST_WORKERS=$(TEST_WORKERS))'
+	@echo 'make test        run the tests (make test-slow: the long ones, which it leaves out; TEST_WORKERS=$(TEST_WORKERS))'
 	@echo 'make lab         open the notebooks in JupyterLab'
 	@echo 'make app         look at predictions in a browser: RUN=output/demo/rio-seed1  PORT=8866  (this machine only)'
 	@echo 'make bench       measure against the peers and write tests/benchmarks/RESULTS.md (BENCH_ARGS="--only data")'
@@ -45,11 +45,13 @@ demo: install
 	@'$(VENV)/bin/python' -m rio demo
 
 # One thread a process: the workers are what keeps the cores busy.
-test: install
-	@OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+PYTEST = OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -n $(TEST_WORKERS) --dist loadfile
 
-test-fast: install
-	@OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -n $(TEST_WORKERS) --dist loadfile -m 'not slow and not browser' $(PYTEST_ARGS)
+test: install
+	@$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
+
+test-slow: install
+	@$(PYTEST) -m slow $(PYTEST_ARGS)
 
 # Loopback only, each with a token of its own in the address that it prints.
 lab: install
