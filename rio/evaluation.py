@@ -885,13 +885,8 @@ def _hotcoco_precision(
         segmentation=[_segmentation(annotations, a) for a in objects.tolist()] if masks else None,
     )
     rows = prepared.rows
-    table = np.empty((len(rows), 7))
-    table[:, 0] = results.image_index[rows] + 1
-    table[:, 1:5] = results.boxes[rows]
-    table[:, 5] = results.scores[rows]
-    table[:, 6] = results.class_id[rows] + 1
     predictions = ground_truth.load_res(
-        table, segmentation=[results.rles[i] for i in rows.tolist()] if masks else None
+        _table(results, rows), segmentation=[results.rles[i] for i in rows.tolist()] if masks else None
     )
     if masks or not results.has_boxes:
         predictions.update_anns(ids=np.arange(1, len(rows) + 1), area=prepared.areas)
@@ -902,6 +897,16 @@ def _hotcoco_precision(
     return evaluator.eval["precision"].reshape(
         len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), -1, len(AREA_LABELS)
     )
+
+
+def _table(results: Results, rows: np.ndarray) -> np.ndarray:
+    """(n, 7) float64: image, x, y, width, height, score, class; 1-based."""
+    table = np.empty((len(rows), 7))
+    table[:, 0] = results.image_index[rows] + 1
+    table[:, 1:5] = results.boxes[rows]
+    table[:, 5] = results.scores[rows]
+    table[:, 6] = results.class_id[rows] + 1
+    return table
 
 
 def _segmentation(annotations: Annotations, index: int) -> Any:
