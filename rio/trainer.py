@@ -393,10 +393,15 @@ def _make_folder(path: str) -> None:
 
 
 def _write_atomically(path: str, content: bytes | Callable[[Any], None]) -> None:
-    """Write a file so that at any moment either the old or the new one is there, whole."""
+    """Write a file so that at any moment either the old or the new one is there, whole.
+
+    Raises:
+        OSError: the disk is full, or the folder may not be written to; names the file.
+    """
     folder = os.path.dirname(path) or "."
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.", suffix=".tmp")
+    temporary = None
     try:
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.", suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
             if callable(content):
                 content(file)
@@ -406,9 +411,13 @@ def _write_atomically(path: str, content: bytes | Callable[[Any], None]) -> None
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files; a run is read by others too
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+    except BaseException as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        if isinstance(error, OSError):  # a full disk's own error names no file
+            remedy = "Make room there, or choose another folder by --output-dir"
+            raise OSError(error.errno, f"{error.strerror or error}. {remedy}", path) from error
         raise
     with contextlib.suppress(
         OSError
