@@ -918,6 +918,7 @@ class Trainer(DefaultTrainer):
         with (
             self._outside_step()
         ):  # a signal may stop an evaluation at once: the checkpoint before it is complete
+            _take_statistics_of_first_rank(self.model)
             self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
 
@@ -1085,6 +1086,18 @@ class Trainer(DefaultTrainer):
             "if it is on. Saved weights may have begun to diverge already: start again, or --resume from "
             "an earlier checkpoint by writing its name into last_checkpoint"
         )
+
+
+def _take_statistics_of_first_rank(model: torch.nn.Module) -> None:
+    """Give all ranks the first one's batch norm statistics: the model that is evaluated is the one saved.
+
+    Each rank's are of its own images (the training itself reads only the batch's). The bank is not touched.
+    """
+    if comm.get_world_size() == 1:
+        return
+    for name, buffer in model.named_buffers():
+        if not _is_bank(name):
+            torch.distributed.broadcast(buffer, src=0)
 
 
 def load_initial_weights(cfg: CfgNode, model: torch.nn.Module) -> None:

@@ -99,3 +99,122 @@ def test_numbers_of_rois_must_fit_the_rows():
     with pytest.raises(ValueError, match=r"sum to the 3 rows, found \[1, 1\]"):
         bank.write(torch.zeros(3, WIDTH), *torch.zeros(2, 3, 4), torch.ones(3).long(), rois_per_image=[1, 1])
     assert bank.iteration == 0
+
+
+# Whole runs under torchrun ---------------------------------------------------------------------------------
+
+BANK = "roi_heads.box_predictor.memory_bank."
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return tiny_shapes.draw(tmp_path_factory.mktemp("shapes"))
+
+
+def train_words(data: Path, output: Path, *options: object, max_iter: int = 4) -> list[str]:
+    return [
+        "train", "--config-file", str(tiny_shapes.DEMO_CONFIG), "--output-dir", str(output), "--resume",
+        *tiny_shapes.data_flags(data), *tiny_shapes.model_options(max_iter), "SEED", "7",
+        "SOLVER.IMS_PER_BATCH", "4", "SOLVER.CHECKPOINT_PERIOD", "2", "DATALOADER.NUM_WORKERS", "0",
+        *map(str, options),
+    ]  # fmt: skip
+
+
+def torchrun(world: int, program: list[str], *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
+    path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [*command, *flags, *program], capture_output=True, text=True, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+    )  # fmt: skip
+
+
+def run(world: int, words: list[str]) -> str:
+    """Train and return what was printed."""
+    if world == 1:
+        path = str(Path(__file__).resolve().parents[1])
+        done = subprocess.run(
+            [sys.executable, "-m", "rio", *words], capture_output=True, text=True, timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        )  # fmt: skip
+    else:
+        done = torchrun(world, ["-m", "rio", *words])
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return done.stdout + done.stderr
+
+
+def load(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+def test_several_ranks_evaluate_and_see_the_images_of_one(world, data, tmp_path):
+    run(world, train_words(data, tmp_path / "several", max_iter=2))
+    weights = tmp_path / "several" / "model_final.pth"
+    run(1, ["eval", "--weights", str(weights), "--output-dir", str(tmp_path / "one")])
+    for name in ("instances_results.json", "evaluation.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "several" / name).read_bytes(), name
+    assert json.loads((tmp_path / "one" / "instances_results.json").read_text()), "there should be detections"
+    state = load(weights)
+    assert state["world_size"] == world and state["banks"] == []
+    assert state["model"][BANK + "num_written"].sum() > 0
+
+
+@pytest.mark.slow
+def test_banks_of_their_own_are_saved_restored_and_dealt_out_anew(data, tmp_path):
+    """Two ranks to the end; the same stopped and resumed; resumed by four, by one, and with BANK_SYNC."""
+    options = ["MODEL.RIO.BANK_SYNC", False]
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert "the method changes with their number" in run(2, train_words(data, whole, *options))
+    state = load(whole / "model_final.pth")
+    assert len(state["banks"]) == 1 and set(state["banks"][0]) == {k for k in state["model"] if BANK in k}
+    assert not torch.equal(state["banks"][0][BANK + "features"], state["model"][BANK + "features"])
+
+    for path in (whole / "model_0000001.pth", whole / "config.yaml"):
+        (halves / path.name).parent.mkdir(exist_ok=True)
+        (halves / path.name).write_bytes(path.read_bytes())
+    (halves / "last_checkpoint").write_text("model_0000001.pth")
+    run(2, train_words(data, halves, *options))
+    again = load(halves / "model_final.pth")
+    for name, value in state["model"].items():
+        assert torch.equal(again["model"][name], value), name
+    for name, value in state["banks"][0].items():
+        assert torch.equal(again["banks"][0][name], value), name
+
+    # From a finished run no step is taken: what is said, and kept, shows in the log and nothing moves.
+    log = run(4, train_words(data, halves, *options, max_iter=5))
+    assert re.search(r"saved by 2 processes, this run has 4.*Rank r takes .* of rank r modulo 2", log)
+    banks = [b[BANK + "num_written"] for b in load(halves / "model_final.pth")["banks"]]
+    before = [x[BANK + "num_written"] for x in (again["model"], again["banks"][0])]
+    model = load(halves / "model_final.pth")["model"][BANK + "num_written"]
+    assert all((now >= before[r % 2]).all() for r, now in enumerate([model, *banks]))
+    log = run(1, train_words(data, halves, max_iter=6))
+    assert re.search(r"saved by 4 processes, this run has 1.*All ranks take the memory bank of rank 0", log)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["error", "killed"])
+def test_a_rank_that_dies_ends_the_job_with_its_error(how, data, tmp_path):
+    program = str(Path(__file__).with_name("rank_that_dies.py"))
+    started = time.monotonic()
+    words = train_words(data, tmp_path / "run", max_iter=500)
+    done = torchrun(2, [program, str(tmp_path / "died"), "1", "3", how, *words])
+    output = done.stdout + done.stderr
+    assert done.returncode != 0 and (tmp_path / "died").exists(), output[-4000:]
+    assert time.monotonic() - started < 120
+    assert ("rank 1 has had enough" if how == "error" else "SIGKILL") in output
+    assert (tmp_path / "run" / "last_checkpoint").read_text() == "model_0000001.pth"
+
+
+@pytest.mark.slow
+def test_an_elastic_restart_resumes(data, tmp_path):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    run(2, train_words(data, straight))
+    program = str(Path(__file__).with_name("rank_that_dies.py"))
+    words = train_words(data, broken)
+    done = torchrun(2, [program, str(tmp_path / "died"), "1", "3", "killed", *words], "--max-restarts", "1")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert (tmp_path / "died").exists() and "2 of 4 iterations are done" in done.stdout + done.stderr
+    ours, theirs = (load(folder / "model_final.pth")["model"] for folder in (broken, straight))
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())

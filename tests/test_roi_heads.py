@@ -493,15 +493,30 @@ def test_gradcheck_of_the_joint_loss():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_autocast(dtype):
-    """bf16 autocast and half-precision storage stay within 2 % of float32."""
-    full, _ = train_steps(build(make_cfg()))
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
+def test_autocast(dtype, autocast):
+    """Half-precision autocast and storage stay within 2 % of float32, the bank's content within its rounding."""
+    exact = build(make_cfg())
+    full, _ = train_steps(exact)
     heads = build(make_cfg(BANK_DTYPE=dtype))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=autocast):
         half, _ = train_steps(heads)
     for a, b in zip(half, full):
         for key in ("loss_cls", "loss_box_reg"):
             torch.testing.assert_close(a[key].float(), b[key], rtol=0.02, atol=0.01)
+    ours, theirs = heads.box_predictor.memory_bank, exact.box_predictor.memory_bank
+    assert torch.equal(ours.num_written, theirs.num_written)
+    assert torch.equal(ours.gt_boxes, theirs.gt_boxes) and torch.equal(ours.written_at, theirs.written_at)
+    torch.testing.assert_close(ours.features.float(), theirs.features, rtol=0.05, atol=0.02)
+
+
+def test_a_class_that_is_never_seen_replays_nothing():
+    heads = build(make_cfg(BANK_CLASS_IDS=[2, 3]))  # no batch has an object of class 2
+    losses, _ = train_steps(heads)
+    bank = heads.box_predictor.memory_bank
+    assert bank.num_written[0] == 0 and bank.num_written[1] > 0 and not bank.features[0].any()
+    assert len(bank.sample(torch.tensor([2, 2]))) == 0 and len(bank.sample(torch.tensor([2, 3]))) == 3
+    assert all(loss.isfinite() for step in losses for loss in step.values())
 
 
 def test_state_dict_continues_exactly_through_the_heads():

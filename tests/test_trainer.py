@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +107,16 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(straight, prepared, t
     assert iterations == sorted(set(iterations))
     results = [Path(run.cfg.OUTPUT_DIR, "instances_results.json").read_bytes() for run in (second, straight)]
     assert results[0] == results[1]
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path):
+    """Three of them here; `python -m tests.kill_and_resume --points 20` is the same with more."""
+    command = [sys.executable, "-m", "tests.kill_and_resume", "--points", "3", "--iterations", "16"]
+    top = Path(__file__).resolve().parents[1]
+    done = subprocess.run(command, cwd=top, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"3 kills survived, \d+ runs compared with the uninterrupted one, 0 different", done.stdout)
 
 
 def test_a_killed_run_forgets_what_came_after_its_checkpoint(straight, prepared, tmp_path):
@@ -296,6 +309,28 @@ def test_a_checkpoint_of_another_model_is_refused(straight, prepared):
     assert "FC_DIM" in before
 
 
+def test_a_foreign_checkpoint_is_named_and_the_last_good_one_used(prepared, tmp_path):
+    run = prepared(tmp_path)
+    run.iter = 0  # TrainerBase sets it when training starts
+    run.checkpointer.save("model_0000000")
+    state = torch.load(tmp_path / "model_0000000.pth", weights_only=True)
+    name = next(name for name in state["model"] if name.endswith("box_predictor.bbox_pred.bias"))
+    foreign = {
+        "model_0000001.pth": {**state, "model": {**state["model"], name: torch.zeros(3)}},
+        "model_0000002.pth": {**state, "trainer": {"iteration": 2}},
+        "model_0000003.pth": {"model": state["model"]},
+    }
+    for file, content in foreign.items():
+        torch.save(content, tmp_path / file)
+    (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
+    again = prepared(tmp_path, resume=True)
+    assert again.start_iter == 1
+    log = (tmp_path / "log.txt").read_text()
+    for file, why in zip(sorted(foreign), ("belongs to another model", "another layout", "weights alone")):
+        assert any(file in line and why in line and "Trying" in line for line in log.splitlines()), file
+    assert _same(again.model.state_dict(), run.model.state_dict())
+
+
 def test_weights_alone_are_no_run_to_resume(straight, prepared, tmp_path):
     weights = Path(straight.cfg.OUTPUT_DIR, "model_best.pth")
     (tmp_path / "model_best.pth").write_bytes(weights.read_bytes())
@@ -323,6 +358,45 @@ def test_a_full_disk_leaves_the_checkpoint_before(prepared, tmp_path, monkeypatc
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pth")} == before
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000000.pth"
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("where", ["fsync", "replace"])
+def test_no_room_for_the_note_of_the_last_checkpoint(prepared, tmp_path, monkeypatch, where):
+    run = prepared(tmp_path)
+    run.iter = 0
+    run.checkpointer.save("model_0000000")
+
+    def fails(*arguments) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, where, fails)
+    with pytest.raises(CheckpointError, match=r"last_checkpoint: could not be written.*No space left.*--res"):
+        run.checkpointer.tag_last_checkpoint("model_0000001.pth")
+    with pytest.raises(CheckpointError, match=r"model_0000001.pth: could not be written.*No space left"):
+        run.checkpointer.save("model_0000001")
+    monkeypatch.undo()
+    assert not list(tmp_path.glob(".*.tmp"))
+    assert prepared(tmp_path, resume=True).start_iter == 1
+
+
+def test_a_file_system_that_takes_no_more_bytes(prepared, tmp_path):
+    """The write itself fails, in the middle of torch's zip file: a limit of the process stands for the disk."""
+    resource = pytest.importorskip("resource")
+    run = prepared(tmp_path)
+    run.iter = 0
+    run.checkpointer.save("model_0000000")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"model_0000001.pth: could not be written.*--resume"):
+            run.checkpointer.save("model_0000001")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["model_0000000.pth"]
+    assert not list(tmp_path.glob(".*.tmp"))
+    assert prepared(tmp_path, resume=True).start_iter == 1
 
 
 def test_old_checkpoints_leave(prepared, tmp_path):
