@@ -1,0 +1,322 @@
+"""What comes from a file stays data: no code, no shell, no path outside its folder, no markup; servers for this machine only.
+
+Rules that are decided here:
+
+- Weights are read without running code, `.pkl` of the model zoo too: its reader knows arrays and plain containers and
+  nothing else. So there is no flag that would allow pickles, and none is needed.
+- A file name in an annotation file leads below the image folder, by its letters. A link in that folder is followed,
+  wherever it leads: data sets are often laid out in links, and whoever made the folder made them, not the annotation file.
+  What is found there is decoded as an image or refused; nothing else of it is shown.
+"""
+
+from __future__ import annotations
+
+import ast
+import html.parser
+import json
+import os
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from annotation_files import coco, write
+
+from rio.annotations import AnnotationError, load_annotations
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SOURCES = [*sorted((REPOSITORY / "rio").rglob("*.py")), REPOSITORY / "install.py"]
+EVIL = "<img src=x onerror=alert(1)>"
+TAG = "!!python/object/apply:os.mkdir ['was_here']"
+
+
+def calls() -> list[tuple[Path, str, ast.Call]]:
+    """Every call in the package: file, dotted name, node."""
+    found = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                found.append((path, ast.unparse(node.func), node))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------- no code
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("was_here",)
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "legacy.pth", "weights.pkl"])
+def test_weights_run_no_code(tmp_path, monkeypatch, name):
+    import torch
+
+    from rio.checkpoints import CheckpointError, load_weights
+
+    monkeypatch.chdir(tmp_path)
+    content = {"model": {"weight": np.zeros(2), "bomb": Bomb()}, "__author__": "x"}
+    if name == "weights.pth":
+        torch.save(content, name)
+    else:
+        Path(name).write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(CheckpointError, match="could run code and is not loaded"):
+        load_weights(torch.nn.Linear(2, 2), name)
+    assert not Path("was_here").exists()
+
+
+def test_nothing_else_in_the_package_unpickles():
+    for path, name, node in calls():
+        if name == "torch.load":
+            assert any(k.arg == "weights_only" and k.value.value is True for k in node.keywords), f"{path}:{node.lineno}"
+        unsafe = {"pickle.load", "pickle.loads", "torch.hub.load", "joblib.load", "np.load", "eval", "exec", "__import__"}
+        assert name not in unsafe, f"{path}:{node.lineno}: {name}"
+        assert not (name == "pickle.Unpickler" or name.endswith("load_state_dict_from_url")), f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize("where", ["config", "base", "study", "study's config", "resumed run"])
+def test_yaml_is_data(tmp_path, monkeypatch, where):
+    from rio import config, study, trainer
+
+    monkeypatch.chdir(tmp_path)
+    evil = write(tmp_path / "config.yaml", f"MODEL: {{WEIGHTS: {TAG}}}")
+    child = write(tmp_path / "child.yaml", "_BASE_: config.yaml\nSEED: 1\n")
+    arms = "arms: {a: []}\nseeds: [1]\n"
+    attempts = {
+        "config": lambda: config.load_config(str(evil)),
+        "base": lambda: config.load_config(str(child)),
+        "study": lambda: study.load_study(write(tmp_path / "s.yaml", f"config: {TAG}\n{arms}")),
+        "study's config": lambda: study.run_study(
+            study.load_study(write(tmp_path / "s.yaml", f"config: child.yaml\n{arms}")), "out"
+        ),
+        "resumed run": lambda: trainer._stored_seed(str(tmp_path)),
+    }
+    with pytest.raises(Exception, match="python/object/apply"):
+        attempts[where]()
+    assert not Path("was_here").exists()
+
+
+def test_yaml_of_finished_runs_is_data(runs, tmp_path, monkeypatch):
+    pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `notebooks`)")
+    import shutil
+
+    from rio import report, widgets
+    from rio.widgets import inspect, training
+
+    monkeypatch.chdir(tmp_path)
+    run = Path(shutil.copytree(runs / "rio-seed1", tmp_path / "rio-seed1"))
+    write(run / "config.yaml", f"DATASETS: {TAG}")
+    truth = load_annotations(runs.parent / "val.json", image_root=runs.parent / "val")
+    with pytest.raises(report.ReportError, match="config.yaml"):
+        report.write_report(tmp_path / "r.html", title="x", runs={"rio": run}, train=truth, val=truth)
+    with pytest.raises(widgets.NotebookError, match="config.yaml"):
+        widgets.open_runs(run)
+    with pytest.raises(Exception, match="config.yaml"):
+        inspect.open_predictions(run=str(run))
+    training.RunFolder(run).explain()
+    assert not Path("was_here").exists()
+
+
+def test_only_the_safe_yaml_loader_is_called():
+    unsafe = {"load", "load_all", "full_load", "unsafe_load", "unsafe_load_all", "full_load_all"}
+    for path, name, node in calls():
+        assert not (name.startswith("yaml.") and name.split(".")[1] in unsafe), f"{path}:{node.lineno}"
+        assert not name.endswith(("load_yaml_with_base", "merge_from_file")), f"{path}:{node.lineno}: allows Python tags"
+
+
+# ---------------------------------------------------------------------------------------------------- no shell
+
+
+def test_nothing_reaches_a_shell():
+    for path, name, node in calls():
+        where = f"{path}:{node.lineno}: {name}"
+        assert name not in {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "pty.spawn"}, where
+        assert not name.startswith(("os.spawn", "os.posix_spawn")), where
+        assert not any(k.arg == "shell" for k in node.keywords), where
+        if name in {"subprocess.run", "subprocess.Popen", "subprocess.call", "subprocess.check_output"}:
+            # A list, or the name of one: never text put together.
+            assert isinstance(node.args[0], (ast.List, ast.Name, ast.Attribute)), where
+
+
+# ---------------------------------------------------------------------------------------------------- paths
+
+NAMES = ["../a.jpg", "a/../../b.jpg", "..", "/etc/passwd", "a/..", "\\\\server\\a.jpg", "C:\\a.jpg", "c:a.jpg", "a\0.jpg"]
+NAMES += ["..\\a.jpg", "a\\..\\..\\b.jpg", "", "a/", "//a", "/"]
+
+
+@pytest.mark.parametrize("key", ["file_name", "coco_url"])
+@pytest.mark.parametrize("name", NAMES)
+def test_file_names_lead_below_the_image_folder(tmp_path, name, key):
+    data = coco()
+    image = data["images"][0]
+    del image["file_name"]
+    image[key] = name if key == "file_name" else f"http://host/{name}"
+    root = tmp_path / "images"
+    try:
+        found = load_annotations(write(tmp_path / "set.json", data), image_root=root)
+    except AnnotationError as error:
+        assert error.kind == "file_name"
+        return
+    assert key == "coco_url"  # of an address the last two parts count, and these may be harmless
+    path = Path(os.path.normpath(found.image_path(1)))
+    assert path.is_relative_to(root) and path != root
+
+
+def test_a_link_is_followed_and_shows_nothing_but_an_image(tmp_path):
+    from PIL import Image
+
+    from rio.trainer import TrainingError, read_image
+
+    Image.new("RGB", (100, 50), "red").save(tmp_path / "outside.jpg")
+    write(tmp_path / "secret.txt", "the secret")
+    root = tmp_path / "images"
+    root.mkdir()
+    (root / "a.jpg").symlink_to(tmp_path / "secret.txt")
+    (root / "b.jpg").symlink_to(tmp_path / "outside.jpg")
+    found = load_annotations(write(tmp_path / "set.json", coco()), image_root=root, check_images=True)
+    assert read_image(found.image_path(1)).shape == (50, 100, 3)
+    with pytest.raises(TrainingError) as error:
+        read_image(found.image_path(0))
+    assert "a.jpg" in str(error.value) and "the secret" not in str(error.value)
+
+
+def test_pictures_of_predictions_stay_in_their_folder(tmp_path, capsys):
+    from PIL import Image
+
+    from rio.__main__ import main
+
+    data = coco()
+    data["images"][0]["file_name"] = "deep/er/..b.jpg"
+    (tmp_path / "images" / "deep" / "er").mkdir(parents=True)
+    for image in data["images"]:
+        Image.new("RGB", (image["width"], image["height"])).save(tmp_path / "images" / image["file_name"])
+    truth = write(tmp_path / "set.json", data)
+    results = write(tmp_path / "r.json", [{"image_id": 7, "category_id": 90, "score": 0.9, "bbox": [1, 1, 9, 9]}])
+    before = set(tmp_path.rglob("*"))
+    words = ["predict", "--results", results, "--gt", truth, "--gt-images", tmp_path / "images", "--output", tmp_path / "out"]
+    assert main([str(word) for word in words]) == 0
+    new = set(tmp_path.rglob("*")) - before - {tmp_path / "out"}
+    assert len(new) == 2 and all(path.parent == tmp_path / "out" for path in new)
+
+
+# ---------------------------------------------------------------------------------------------------- markup
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Finished runs on the tiny set, whose categories have hostile names."""
+    import finished_runs
+    import tiny_shapes
+
+    folder = tiny_shapes.draw(tmp_path_factory.mktemp("hostile"))
+    for split in ("train", "val"):
+        data = json.loads((folder / f"{split}.json").read_text())
+        for i, category in enumerate(data["categories"]):
+            category["name"] = f"{EVIL} {i}"
+        (folder / f"{split}.json").write_text(json.dumps(data))
+    return finished_runs.make(folder / "runs", folder)
+
+
+class Markup(html.parser.HTMLParser):
+    """The tags of a page that carry code or come from a name."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.bad: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        if any(name.startswith("on") or (name in ("src", "href") and value == "x") for name, value in attrs):
+            self.bad.append(f"{tag} {attrs}")
+
+
+def harmless(page: str) -> None:
+    assert page and not Markup(page).bad
+
+
+def test_the_report_escapes_names(runs):
+    from rio.report import write_report
+
+    train, val = (load_annotations(runs.parent / f"{s}.json", image_root=runs.parent / s) for s in ("train", "val"))
+    arms = {f"rio {EVIL}": runs / "rio-seed1", "none": runs / "none-seed1"}
+    page = write_report(runs.parent / "report.html", title=EVIL, runs=arms, train=train, val=val).read_text(encoding="utf-8")
+    harmless(page)
+    assert "&lt;img src=x onerror=alert(1)&gt;" in page
+
+
+def test_the_notebooks_views_escape_names(runs):
+    pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `notebooks`)")
+    from rio import widgets
+    from rio.widgets import inspect
+
+    folder = runs.parent
+    data = widgets.open_dataset(f"{folder}/train.json@{folder}/train")
+    found = widgets.open_runs(runs)
+    view = inspect.Inspector(inspect.open_predictions(run=str(runs / "rio-seed1")), threshold=0.0)
+    pages = [data._repr_html_(), found._repr_html_(), view.source._repr_html_(), view.item.value, view.why.value]
+    balance = widgets.balance_of(data)
+    pages += [balance._repr_html_(), *_html(balance.panel()), *_html(found.curves()), *_html(view)]
+    for page in pages:
+        if page:
+            harmless(page)
+    assert "&lt;img" in view.item.value + view.why.value  # shown, as text
+
+
+def _html(widget) -> list[str]:
+    """The HTML of a view's parts."""
+    import ipywidgets
+
+    if isinstance(widget, ipywidgets.HTML):
+        return [widget.value]
+    return [text for child in getattr(widget, "children", ()) for text in _html(child)]
+
+
+def test_the_views_javascript_writes_text_not_markup():
+    scripts = sorted((REPOSITORY / "rio" / "widgets").rglob("*.js"))
+    assert scripts
+    for path in scripts:
+        text = path.read_text(encoding="utf-8")
+        for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "DOMParser"):
+            assert word not in text, f"{path.name}: {word}"
+        assert not re.search(r"https?://(?!www\.w3\.org/)", text), f"{path.name}: an address"
+
+
+# ---------------------------------------------------------------------------------------------------- servers
+
+
+def test_jupyter_listens_to_this_machine_alone_and_asks_for_a_token():
+    makefile = (REPOSITORY / "Makefile").read_text()
+    lab = re.search(r"^lab:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)[1]
+    assert "--ServerApp.ip=127.0.0.1" in lab
+    for text in (makefile, *(path.read_text(encoding="utf-8") for path in SOURCES)):
+        assert "0.0.0.0" not in text
+        assert not re.search(r"(token|password)=(''|\"\"|$)|disable_check_xsrf|allow_origin|allow.root", text, re.IGNORECASE)
+
+
+def test_the_app_listens_to_this_machine_alone_and_asks_for_a_token(monkeypatch, tmp_path):
+    pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `notebooks`)")
+    from rio.widgets import app
+
+    started, cells = [], []
+
+    class Server:
+        def __init__(self, command, **options):
+            started.append((command, options))
+            notebook = json.loads(Path(command[3]).read_text(encoding="utf-8"))
+            cells.extend(cell["source"] for cell in notebook["cells"] if cell.get("id") == "given")
+
+        def wait(self):
+            return 0
+
+    monkeypatch.setattr(app.subprocess, "Popen", Server)
+    folder = tmp_path / "x'\"; touch was_here; '\n"
+    folder.mkdir()
+    assert app.main(["--run", str(folder), "--no-browser"]) == 0
+    ((command, options),) = started
+    assert isinstance(command, list) and not options.get("shell")
+    assert "--Voila.ip=127.0.0.1" in command and "--token" in command
+    assert not any("was_here" in word for word in command)
+    (cell,) = cells  # the folder's name is a string in the notebook, and no code
+    assert all(isinstance(line, ast.Assign) and isinstance(line.value, ast.Constant) for line in ast.parse(cell).body)
+    assert str(folder) in [line.value.value for line in ast.parse(cell).body]
