@@ -13,11 +13,13 @@ import json
 import os
 import pickle
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fuzz
 import numpy as np
 import pytest
 import tiny_shapes
@@ -513,3 +515,13 @@ def test_taken(place, kind):
 
 def test_the_tables_are_as_long_as_they_claim():
     assert len(REFUSED) + len(BROKEN_RECORDS) + len(TAKEN) >= 100
+
+
+@pytest.mark.parametrize("kind", fuzz.KINDS)
+def test_a_hundred_broken_ones_are_taken_or_refused_in_our_words(tmp_path, kind):
+    """`python -m tests.fuzz` tries thousands."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fuzz.KINDS[kind](tmp_path / "input", np.random.default_rng(0))  # imports are no input's time or memory
+        for seed in range(1, 101):
+            fuzz.try_one(kind, seed, tmp_path / "input")
