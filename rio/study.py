@@ -39,6 +39,7 @@ from rio.evaluation import Evaluation
 
 GROUP_METRICS = ("AP", "APr", "APc", "APf")
 POLL_SECONDS = 0.5
+MEMORY_SECONDS = 5.0  # between measurements of memory
 PLAIN_SECONDS = 15.0  # between lines where no terminal shows bars
 STOP_SECONDS = 120.0  # a stopped training finishes its iteration and saves; after that it is killed
 EVALUATION_SHARE = 0.15  # evaluation and start-up as a share of training, until a run has shown its own
@@ -425,6 +426,7 @@ class _Runner:
         self.failed: list[Run] = []
         self.finished: list[Run] = []
         self.peak_gib: float | None = None
+        self._memory_due = 0.0
 
     def run(self) -> None:
         try:
@@ -539,6 +541,10 @@ class _Runner:
         return makespan([left(r) for r in self._running], [left(r) for r in self._waiting], self._slots)
 
     def _measure_memory(self) -> None:
+        # The kernel walks every page table for it, tens of milliseconds a gigabyte that the trainings lack.
+        if time.monotonic() < self._memory_due:
+            return
+        self._memory_due = time.monotonic() + MEMORY_SECONDS
         held = memory_of_sessions({run.process.pid for run in self._running} | {os.getpid()})
         if held is not None:
             self.peak_gib = max(self.peak_gib or 0.0, held / 2**30)
