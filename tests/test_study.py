@@ -178,11 +178,14 @@ def test_ctrl_c_stops_every_run_and_leaves_none_behind(stand_in, folder, tmp_pat
         return poll(sessions)
 
     study.memory_of_sessions, started = interrupt_when_ready, time.monotonic()
+    # A shell without job control starts what it puts into the background with Ctrl-C ignored, this test too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt, match="The same command goes on"):
             run_study(plan, out, options=tiny_shapes.data_options(folder))
     finally:
         study.memory_of_sessions = poll
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - started < 40
     assert len(list(out.glob("*/saved"))) == 2 and not list(out.glob("*/study_finished.json"))
 
