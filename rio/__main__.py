@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -125,7 +126,16 @@ def _train_under_torchrun(args: argparse.Namespace) -> int:
     if on_gpu:
         torch.cuda.set_device(local_rank)
     dist = torch.distributed
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    backend = "nccl" if on_gpu else "gloo"
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts != "0" and os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # The agent's store may still hold the addresses of processes that are dead. Nodes count restarts each
+        # for themselves, so this is for one node.
+        store, rank, world = next(dist.rendezvous("env://"))
+        store = dist.PrefixStore(f"restart_{restarts}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+    else:
+        dist.init_process_group(backend)
     try:
         if hasattr(comm, "create_local_process_group"):  # detectron2 after v0.6
             comm.create_local_process_group(local_size)
@@ -328,6 +338,13 @@ def _drawable(segmentation, size: tuple[int, int]):
 
 
 def _save_picture(path: str, panels: list[tuple]) -> None:
+    with warnings.catch_warnings():
+        # A category name in a script that the font lacks is drawn as boxes; the picture is made all the same.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+        _draw_picture(path, panels)
+
+
+def _draw_picture(path: str, panels: list[tuple]) -> None:
     from matplotlib.figure import Figure
 
     from rio.plots import draw_objects
