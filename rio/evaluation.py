@@ -1068,7 +1068,7 @@ class Evaluation:
             "info": self.info,
             "per_category": {name: self.per_category[name].tolist() for name in self.per_category},
         }
-        _write_atomically(Path(path), msgspec.json.format(msgspec.json.encode(content), indent=1))
+        write_atomically(Path(path), msgspec.json.format(msgspec.json.encode(content), indent=1))
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Evaluation:
@@ -1195,21 +1195,30 @@ def results_to_json(path: str | os.PathLike[str], results: Sequence[dict[str, An
             }
         return out
 
-    _write_atomically(Path(path), msgspec.json.encode([plain(r) for r in results]))
+    write_atomically(Path(path), msgspec.json.encode([plain(r) for r in results]))
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Readers see the old file or the new one, never a part; a crash leaves the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whose readers see the old one or the new one, never a part; a crash leaves the old one.
+
+    Raises:
+        OSError: the disk is full, or the folder may not be written to; names the file and the remedy.
+    """
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would keep colleagues from reading it
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+    except BaseException as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        if isinstance(error, OSError):  # a full disk's own error names no file
+            remedy = "Make room there, or choose another folder"
+            raise OSError(error.errno, f"{error.strerror or error}. {remedy}", str(path)) from error
         raise

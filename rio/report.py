@@ -15,7 +15,6 @@ import io
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -32,7 +31,7 @@ from PIL import Image
 
 from rio import __version__, balance, plots
 from rio.annotations import Annotations
-from rio.evaluation import Evaluation
+from rio.evaluation import Evaluation, write_atomically
 from rio.predictions import Objects, Results, load_results, objects_of, predictions_of, ranked_examples
 from rio.sampler import image_repeat_factors
 
@@ -140,7 +139,7 @@ def write_report(
             written=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z").lstrip("0"),
         )
     )
-    _write_atomically(path, page.lstrip().encode())
+    write_atomically(path, page.lstrip().encode())
     return path
 
 
@@ -200,7 +199,7 @@ def write_summary(
             figure.savefig(buffer, format=path.suffix[1:] or "png", dpi=160)
         finally:
             plt.close(figure)
-    _write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
     return path
 
 
@@ -627,20 +626,6 @@ def _environment() -> jinja2.Environment:
     return jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would keep colleagues from reading the report
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 _STYLE = """

@@ -920,3 +920,16 @@ def test_numpy_is_left_as_it_was():
         assert np.float is float
         raise RuntimeError
     assert {name: vars(np).get(name) for name in ("float", "bool", "int")} == before
+
+
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    results_to_json(path, [])
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left on device. Make room.*results.json"):
+        results_to_json(path, [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5}])
+    assert path.read_text() == "[]" and list(tmp_path.iterdir()) == [path]
