@@ -27,12 +27,12 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, BinaryIO, TypedDict
 
 import msgspec
 import numpy as np
@@ -1198,27 +1198,48 @@ def results_to_json(path: str | os.PathLike[str], results: Sequence[dict[str, An
     write_atomically(Path(path), msgspec.json.encode([plain(r) for r in results]))
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whose readers see the old one or the new one, never a part; a crash leaves the old one.
+def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[BinaryIO], None]) -> None:
+    """Write a file so that at any moment either the old or the new one is there, whole.
+
+    Args:
+        path: the file; its folder is made if missing.
+        content: the bytes, or a function that writes them to an open file.
 
     Raises:
         OSError: the disk is full, or the folder may not be written to; names the file and the remedy.
     """
+    path = Path(path)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        with os.fdopen(handle, "wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would keep colleagues from reading it
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files; a run is read by others too
         os.replace(temporary, path)
     except BaseException as error:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
         if isinstance(error, OSError):  # a full disk's own error names no file
-            remedy = "Make room there, or choose another folder"
+            remedy = "Make room there, or choose another folder by --output-dir"
             raise OSError(error.errno, f"{error.strerror or error}. {remedy}", str(path)) from error
         raise
+    # Make the rename itself durable; not every file system lets a folder be synced.
+    with contextlib.suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

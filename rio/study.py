@@ -35,7 +35,7 @@ import pandas as pd
 import yaml
 from tqdm.auto import tqdm
 
-from rio.evaluation import Evaluation
+from rio.evaluation import Evaluation, write_atomically
 
 GROUP_METRICS = ("AP", "APr", "APc", "APf")
 POLL_SECONDS = 0.5
@@ -359,7 +359,7 @@ def _keep_settings(run: Run, settings: str) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     file = run.folder / "study_settings.yaml"
     if not file.exists():
-        _replace(file, settings)
+        write_atomically(file, settings.encode())
         return
     before, now = _flat(yaml.safe_load(file.read_text(encoding="utf-8"))), _flat(yaml.safe_load(settings))
     changed = [
@@ -383,12 +383,6 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 def _finished(run: Run) -> bool:
     return (run.folder / "study_finished.json").exists() and (run.folder / "evaluation.json").exists()
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 @contextlib.contextmanager
@@ -501,7 +495,9 @@ class _Runner:
         if run.seconds_per_iteration:
             trained = run.seconds_per_iteration * (run.max_iter - run.first_iteration)
             self._overhead.append(max(run.seconds - trained, 0.0))
-        _replace(run.folder / "study_finished.json", json.dumps({"seconds": round(run.seconds, 1)}))
+        write_atomically(
+            run.folder / "study_finished.json", json.dumps({"seconds": round(run.seconds, 1)}).encode()
+        )
         metrics = Evaluation.from_json(run.folder / "evaluation.json").metrics["bbox"]
         values = "  ".join(f"{m} {metrics[m]:.1f}" for m in GROUP_METRICS if metrics[m] == metrics[m])
         self._display.say(f"{run.name}: finished in {_clock(run.seconds)}, box {values}")

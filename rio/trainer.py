@@ -31,7 +31,6 @@ import secrets
 import signal
 import struct
 import sys
-import tempfile
 import threading
 import time
 import weakref
@@ -64,7 +63,7 @@ from rio import backbone, datasets
 from rio import roi_heads as _  # as backbone does, it registers its modules with detectron2
 from rio.annotations import Annotations, check_same_categories
 from rio.config import ConfigError, validate
-from rio.evaluation import Evaluation, evaluate
+from rio.evaluation import Evaluation, evaluate, write_atomically
 from rio.checkpoints import CheckpointError, load_weights, read_weights
 from rio.sampler import BatchSampler, TrainingSampler, aspect_ratio_groups
 
@@ -213,7 +212,7 @@ def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
     if comm.is_main_process():
         if has_run:
             _say_what_changed(cfg)
-        _write_atomically(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), cfg.dump().encode())
+        write_atomically(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), cfg.dump().encode())
     comm.synchronize()
     torch.backends.cudnn.benchmark = bool(cfg.CUDNN_BENCHMARK)
     cfg.freeze()
@@ -390,49 +389,6 @@ def _make_folder(path: str) -> None:
             f"OUTPUT_DIR {path}: expected a folder that can be written to, found: {error.strerror}. Choose "
             "another by --output-dir"
         ) from error
-
-
-def _write_atomically(path: str, content: bytes | Callable[[Any], None]) -> None:
-    """Write a file so that at any moment either the old or the new one is there, whole.
-
-    Raises:
-        OSError: the disk is full, or the folder may not be written to; names the file.
-    """
-    folder = os.path.dirname(path) or "."
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.", suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files; a run is read by others too
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        if isinstance(error, OSError):  # a full disk's own error names no file
-            remedy = "Make room there, or choose another folder by --output-dir"
-            raise OSError(error.errno, f"{error.strerror or error}. {remedy}", path) from error
-        raise
-    with contextlib.suppress(
-        OSError
-    ):  # make the rename itself durable; not every file system lets a folder be synced
-        folder_handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(folder_handle)
-        finally:
-            os.close(folder_handle)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 # ------------------------------------------------------------------------------------------------- data
@@ -639,7 +595,7 @@ class Checkpointer(DetectionCheckpointer):
     def _write_file(self, basename: str, content: bytes | Callable[[Any], None]) -> None:
         path = os.path.join(self.save_dir, basename)
         try:
-            _write_atomically(path, content)
+            write_atomically(path, content)
         except (
             OSError,
             RuntimeError,
@@ -822,7 +778,7 @@ class _EvaluateAndKeepBest(HookBase):
             return
         self._checkpointer.save_weights("model_best")
         content = {"metric": metric, "value": flat[metric], "iteration": iteration}
-        _write_atomically(note, json.dumps(content).encode())
+        write_atomically(note, json.dumps(content).encode())
 
 
 class _Writers(hooks.PeriodicWriter):
@@ -1128,7 +1084,7 @@ def _forget_lines_from(path: str, iteration: int) -> None:
         except (ValueError, KeyError, TypeError):
             continue  # the half line of a killed process
     if kept != lines:
-        _write_atomically(path, b"".join(kept))
+        write_atomically(path, b"".join(kept))
 
 
 # ------------------------------------------------------------------------------------------------- evaluation
@@ -1219,7 +1175,7 @@ def evaluate_model(
 
 def _score(test: Annotations, results: list[dict], folder: str, cfg: CfgNode, backend: str) -> Evaluation:
     _make_folder(folder)
-    _write_atomically(os.path.join(folder, "instances_results.json"), msgspec.json.encode(results))
+    write_atomically(os.path.join(folder, "instances_results.json"), msgspec.json.encode(results))
     started = time.perf_counter()
     kinds = ("bbox", "segm") if cfg.MODEL.MASK_ON and test.has_segmentations else ("bbox",)
     if not results:
