@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
 import pytest
 import torch
 
+from tests import tiny_shapes
 from tests.benchmarks import bench_evaluation
 
 
@@ -51,8 +53,10 @@ def test_gpu_benchmark_runs_in_small(gpu, tmp_path, capsys):
     out = tmp_path / "gpu.json"
     words = "--device cpu --tiny --rounds 1 --block 1 --warm-up 1 --iterations 2 --skip bank"
     words += " --only fp32 --only tf32"
+    bench = [*tiny_shapes.data_options(tiny_shapes.draw(tmp_path)), *tiny_shapes.model_options()]
+    bench += ["DATALOADER.NUM_WORKERS", "0"]
     precision = torch.get_float32_matmul_precision()
-    gpu.run(gpu.parser().parse_args([*words.split(), "--out", str(out)]))
+    gpu.run(gpu.parser().parse_args([*words.split(), "--out", str(out), "--bench-options", *bench]))
     found = json.loads(out.read_text())
     assert [row["setting"] for row in found["speed"]] == ["fp32", "tf32"] and found["left_out"] == ["bank"]
     first, second = found["speed"]
@@ -67,11 +71,18 @@ def test_gpu_benchmark_runs_in_small(gpu, tmp_path, capsys):
     assert set(parts) == {name for name, _, _ in gpu._parts(arm(gpu, "rio", gpu.Setting("fp32")))}
     assert all(part["host_ms"] > 0 for part in parts.values())
     assert torch.get_float32_matmul_precision() == precision
+    bench_set = found["bench_set"]
+    assert bench_set["images"] == 2 and bench_set["arms"]["plain"] == "fp32"
+    assert bench_set["rio: time by plain's"] == pytest.approx(
+        bench_set["plain: images_s"] / bench_set["rio: images_s"]
+    )
+    assert bench_set["loader_images_s"] > 0
     assert "RIO/plain" in capsys.readouterr().out
 
 
 def arm(gpu, kind, setting):
-    return gpu.Arm(kind, setting, gpu.TINY, "cpu", gpu.random_batches(gpu.TINY))
+    cfg = gpu.config(kind, gpu.TINY, "cpu")
+    return gpu.Arm(cfg, setting, itertools.cycle(gpu.random_batches(gpu.TINY)))
 
 
 def test_gpu_settings_do_what_they_say(gpu):
@@ -111,7 +122,7 @@ def test_gpu_loss_is_the_same_for_the_same_arm(gpu):
 
 def test_gpu_minutes_are_kept(gpu, capsys):
     result = gpu.run(gpu.parser().parse_args("--device cpu --tiny --minutes -1".split()))
-    assert result["left_out"] == ["bank", "speed", "loss", "profile"]
+    assert result["left_out"] == ["bank", "speed", "loss", "profile", "bench_set"]
 
 
 def test_gpu_random_batches_are_what_a_loader_gives(gpu):

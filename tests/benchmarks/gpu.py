@@ -5,10 +5,11 @@ worth it.
     python -m tests.benchmarks.gpu --device cpu --tiny      # seconds, and no result: that the benchmark runs
 
 It has not been run on a GPU yet: none was at hand when it was written. It needs a CUDA device (16 GiB should
-do), this repository and its requirements; no data set, no weights, no network.
+do), this repository and its requirements; no weights, no network. The part `bench_set` draws the embedded set
+on first use (minutes; `python -m rio shapes` does it beforehand), the others need no data.
 
 R50-FPN Mask R-CNN of configs/lvis_v1 at 800 px on random images of LVIS's sizes with random objects: 1,203
-classes, a bank on 553. Weights are random, normalised on one batch as trained ones are. Five parts; what does
+classes, a bank on 553. Weights are random, normalised on one batch as trained ones are. Six parts; what does
 not begin within the minutes is left out, and said to be:
 
 1. `bank`: milliseconds and synchronisations of the bank alone.
@@ -17,6 +18,8 @@ not begin within the minutes is left out, and said to be:
 3. `loss`: after the same iterations on the same images, plain fp32 settings and the best ones.
 4. `profile`: where a step of RIO goes under the best settings.
 5. `synchronisations`: how often a step makes the host wait.
+6. `bench_set`: whole iterations of configs/shapes/bench.yaml, the images decoded and augmented by the loader;
+   plain, RIO, and RIO under the best settings; and how many images/s the loader alone gives.
 """
 
 from __future__ import annotations
@@ -26,12 +29,14 @@ import contextlib
 import copy
 import datetime
 import gc
+import itertools
 import json
 import platform
 import statistics
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,9 +53,15 @@ from detectron2.utils.events import EventStorage
 
 import rio.roi_heads  # noqa: F401  (registers the heads)
 from rio.config import load_config
+from rio.trainer import build_training_loader, setup_training
 from tests.benchmarks import bench_memory_bank
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "lvis_v1" / "rio_r50.yaml"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIG = CONFIGS / "lvis_v1" / "rio_r50.yaml"
+PLAIN = (
+    *("MODEL.ROI_HEADS.NAME", "StandardROIHeads"),
+    *("MODEL.RIO.BANK_ENABLED", False, "MODEL.RIO.CLASSIFIER", "linear"),
+)
 OBJECTS_AN_IMAGE, TARGETS_A_BATCH = 12, 3  # LVIS: 12.7; the targets are rare, also under repeat factors
 SIZES = ((480, 640), (427, 640), (640, 480), (640, 640))  # most of LVIS, before resizing
 
@@ -126,10 +137,7 @@ def config(kind: str, size: Size, device: str) -> CfgNode:
         size.classes,
     ]
     options += ["MODEL.RIO.BANK_CLASS_IDS", target_ids(size)]
-    if kind == "plain":
-        options += ["MODEL.ROI_HEADS.NAME", "StandardROIHeads"]
-        options += ["MODEL.RIO.BANK_ENABLED", False, "MODEL.RIO.CLASSIFIER", "linear"]
-    return load_config(CONFIG, [*options, *size.options])
+    return load_config(CONFIG, [*options, *(PLAIN if kind == "plain" else ()), *size.options])
 
 
 def target_ids(size: Size) -> list[int]:
@@ -171,14 +179,22 @@ def _random_image(rng: np.random.Generator, size: Size, classes: np.ndarray) -> 
 
 
 class Arm:
-    """A model and its optimiser under a setting; `step` trains it on one batch."""
+    """A model and its optimiser under a setting; `step` trains it on one batch.
 
-    def __init__(self, kind: str, setting: Setting, size: Size, device: str, batches: list) -> None:
-        self.setting, self.device = setting, torch.device(device)
-        cfg = config(kind, size, device)
+    Args:
+        cfg: what to build.
+        setting: how a step is run.
+        batches: what a loader gives, without end.
+    """
+
+    def __init__(self, cfg: CfgNode, setting: Setting, batches: Iterable[list[dict[str, Any]]]) -> None:
+        self.setting, self.device = setting, torch.device(cfg.MODEL.DEVICE)
         torch.manual_seed(1)
         self.model = build_model(cfg).train()
-        self._normalise(batches[0])
+        batches = iter(batches)
+        first = next(batches)
+        self.batches = itertools.chain([first], batches)
+        self._normalise(first)
         if setting.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(cfg, self.model)
@@ -190,11 +206,9 @@ class Arm:
         self.dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
         scaled = setting.amp and self.device.type == "cuda"
         self.scaler = torch.amp.GradScaler("cuda", enabled=scaled) if scaled else None
-        self.batches = batches
-        if setting.pinned and self.device.type == "cuda":
-            self.batches = [[d | {"image": d["image"].pin_memory()} for d in batch] for batch in batches]
-        # The published rate is for 16 images; warmed up, as training begins.
-        self.rates = [group["lr"] * size.images / 16 for group in self.optimizer.param_groups]
+        # The configs' rate is for their batch; warmed up, as training begins.
+        share = len(first) / cfg.SOLVER.IMS_PER_BATCH
+        self.rates = [group["lr"] * share for group in self.optimizer.param_groups]
         self.steps = 0
 
     @torch.no_grad()
@@ -213,7 +227,7 @@ class Arm:
 
     def step(self) -> torch.Tensor:
         """One iteration on the next batch; returns the loss, not waited for."""
-        batch = self.batches[self.steps % len(self.batches)]
+        batch = next(self.batches)
         warm = min(1.0, (self.steps + 1) / 100)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * warm
@@ -261,6 +275,7 @@ class Task:
     warm_up: int
     iterations: int
     batches: list
+    bench_options: list[str]
     ends: float = float("inf")  # of time.monotonic; nothing begins after it
     best: Setting | None = None
 
@@ -269,7 +284,10 @@ class Task:
         return self.device.startswith("cuda")
 
     def arm(self, kind: str, setting: Setting) -> Arm:
-        return Arm(kind, setting, self.size, self.device, copy.deepcopy(self.batches))
+        batches = copy.deepcopy(self.batches)
+        if setting.pinned and self.cuda:
+            batches = [[d | {"image": d["image"].pin_memory()} for d in batch] for batch in batches]
+        return Arm(config(kind, self.size, self.device), setting, itertools.cycle(batches))
 
     def milliseconds(self, work: Callable[[], Any]) -> float:
         """Of the GPU's clock from the first to the last kernel, waits included; on a CPU wall time."""
@@ -465,6 +483,57 @@ def synchronisations(task: Task, setting: Setting) -> dict[str, int]:
     return found
 
 
+def bench_set(task: Task, first: Setting) -> dict[str, Any]:
+    """Images/s of whole iterations on the embedded set, loader included, and of the loader alone.
+
+    The best settings are taken without pinned memory: the loader's images are not pinned.
+    """
+    best = replace(task.best or first, pinned=False)
+    arms: dict[str, tuple[str, Setting]] = {"plain": ("plain", first), "rio": ("rio", first)}
+    if best != replace(first, pinned=False):
+        arms["rio, best"] = ("rio", replace(best, name=f"{best.name}, not pinned"))
+    found: dict[str, Any] = {"arms": {name: setting.name for name, (_, setting) in arms.items()}}
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        built: dict[str, Arm] = {}
+        for name, (kind, setting) in arms.items():
+            options = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", task.device, "SEED", 1]
+            options += ["OUTPUT_DIR", str(Path(folder) / name), *(PLAIN if kind == "plain" else ())]
+            cfg = setup_training(load_config(CONFIGS / "shapes" / "bench.yaml", [*options, *task.bench_options]))
+            loader = build_training_loader(cfg)
+            stack.callback(loader.close)
+            found |= {"images": cfg.SOLVER.IMS_PER_BATCH, "loader_workers": cfg.DATALOADER.NUM_WORKERS}
+            if name == "plain":
+                found["loader_images_s"] = _loader_alone(loader, found["images"], task)
+            built[name] = Arm(cfg, setting, loader)
+            with _numbers(setting):
+                _steps(built[name], task.warm_up)
+        times: dict[str, list[float]] = {name: [] for name in arms}
+        for number in range(task.rounds):
+            order = list(arms)
+            for name in order if number % 2 else order[::-1]:
+                with _numbers(arms[name][1]):
+                    ms = task.milliseconds(lambda name=name: _steps(built[name], task.block))
+                times[name].append(ms / task.block)
+    for name, milliseconds in times.items():
+        found[f"{name}: images_s"] = 1e3 * found["images"] / statistics.median(milliseconds)
+        if name != "plain":
+            ratios = [a / b for a, b in zip(milliseconds, times["plain"], strict=True)]
+            found[f"{name}: time by plain's"] = statistics.median(ratios)
+    return found
+
+
+def _loader_alone(loader: Iterable[list[dict[str, Any]]], images: int, task: Task) -> float:
+    batches = iter(loader)
+    for _ in range(task.warm_up):
+        next(batches)
+    start, steps = time.perf_counter(), task.rounds * task.block
+    for _ in range(steps):
+        next(batches)
+    seconds = time.perf_counter() - start
+    batches.close()
+    return images * steps / seconds
+
+
 # ------------------------------------------------------------------------------------------------------------
 
 
@@ -480,6 +549,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         warm_up=arguments.warm_up,
         iterations=arguments.iterations,
         batches=random_batches(size),
+        bench_options=arguments.bench_options,
         ends=begun + 60 * arguments.minutes,
     )
     if task.cuda:
@@ -509,6 +579,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     if task.cuda:
         parts["synchronisations"] = lambda: synchronisations(task, task.best or chosen[-1])
+    parts["bench_set"] = lambda: bench_set(task, chosen[0])
     for name, part in parts.items():
         if name in arguments.skip or time.monotonic() > task.ends:
             result["left_out"].append(name)
@@ -561,6 +632,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--only", action="append", metavar="SETTING", help="may be given several times")
     made.add_argument(
         "--skip", action="append", default=[], metavar="PART", help="may be given several times"
+    )
+    made.add_argument(
+        "--bench-options", nargs="*", default=[], metavar="KEY VALUE", help="over configs/shapes/bench.yaml"
     )
     made.add_argument("--out", help="JSON file")
     return made
