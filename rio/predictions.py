@@ -138,10 +138,8 @@ def match(
     g_boxes, g_classes = annotations.boxes[objects], annotations.annotation_class[objects]
     counts = verified.counts_if_unmatched(verified.keys(results.image_index[rows], p_classes))
 
-    kinds = np.where(counts, _CODE["background"], _CODE["unverified"]).astype(np.int8)
-    partners = np.full(len(rows), -1, np.int64)  # row of `objects`
-    ious = np.zeros(len(rows))
-    missed = np.ones(len(objects), bool)
+    # Image by image only what needs the matrix of IoUs; an image without objects leaves no overlap.
+    overlaps = _Overlaps.none(len(rows))
     missed_ious = np.zeros(len(objects))
     for image in range(num_images):
         p, g = slice(*p_offsets[image : image + 2]), slice(*g_offsets[image : image + 2])
@@ -149,44 +147,74 @@ def match(
             continue
         iou = box_iou(p_boxes[p], g_boxes[g])
         same = p_classes[p, None] == g_classes[None, g]
-        kinds[p], partner, ious[p] = _kinds(iou, same, counts[p], iou_threshold, background_threshold)
-        partners[p] = np.where(partner >= 0, partner + g.start, -1)
-        finds = partner[np.isin(kinds[p], _FINDS)]
-        missed[g.start + finds] = False
+        overlaps.take(p, g.start, iou, same, iou_threshold)
         missed_ious[g] = iou.max(0)
+    kinds, partners, ious = _kinds(overlaps, counts, iou_threshold, background_threshold)
+    missed = np.ones(len(objects), bool)
+    missed[partners[np.isin(kinds, _FINDS)]] = False
     return _frame(annotations, results, rows, objects, kinds, partners, ious, missed, missed_ious)
 
 
 _FINDS = tuple(_CODE[kind] for kind in ("correct", "classification", "localisation"))
 
 
+@dataclass(frozen=True, eq=False)
+class _Overlaps:
+    """What is left of the IoU matrices: (D,) arrays over the predictions of all images.
+
+    Objects are rows of `match`'s objects, -1: none. same / other: with objects of the predicted class, of
+    another; the first of the highest where several are alike.
+    """
+
+    claimed: np.ndarray
+    claimed_iou: np.ndarray
+    best_same: np.ndarray
+    same: np.ndarray
+    best_other: np.ndarray
+    other: np.ndarray
+
+    @classmethod
+    def none(cls, number: int) -> _Overlaps:
+        objects, ious = (lambda: np.full(number, -1, np.int64)), (lambda: np.zeros(number))
+        return cls(objects(), ious(), ious(), objects(), ious(), objects())
+
+    def take(self, p: slice, first_object: int, iou: np.ndarray, same: np.ndarray, found: float) -> None:
+        """The rows `p` from one image: iou (D, G), same (D, G) whether of the same class."""
+        row = np.arange(len(iou))
+        claimed = _claims(iou, same & (iou >= found))
+        self.claimed[p] = np.where(claimed >= 0, claimed + first_object, -1)
+        self.claimed_iou[p] = iou[row, claimed]
+        for overlap, best, column in (
+            (np.where(same, iou, 0.0), self.best_same, self.same),
+            (np.where(same, 0.0, iou), self.best_other, self.other),
+        ):
+            highest = overlap.argmax(1)
+            best[p], column[p] = overlap[row, highest], highest + first_object
+
+
 def _kinds(
-    iou: np.ndarray, same: np.ndarray, counts: np.ndarray, found: float, background: float
+    overlaps: _Overlaps, counts: np.ndarray, found: float, background: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One image: kind codes (D,), the object claimed or pointed at (D,), -1: none, and the IoU (D,)."""
-    claimed = _claims(iou, same & (iou >= found))
-    with_same, with_other = np.where(same, iou, 0.0), np.where(same, 0.0, iou)
-    best_same, best_other, best = with_same.max(1), with_other.max(1), iou.max(1)
-    localisation = (best_same >= background) & (best_same < found) & (best_same > 0)
-    conditions = [
-        claimed >= 0,
-        ~counts,
-        localisation,
-        best_other >= found,
-        best_same >= found,
-        best <= background,
+    """Kind codes (D,), the object claimed or pointed at (D,), -1: none, and the IoU (D,)."""
+    o = overlaps
+    best = np.maximum(o.best_same, o.best_other)
+    no_object = np.full(len(best), -1)
+    cases = [  # the first that holds: kind, where, object, IoU
+        ("correct", o.claimed >= 0, o.claimed, o.claimed_iou),
+        ("unverified", ~counts, no_object, best),
+        (
+            "localisation",
+            (o.best_same >= background) & (o.best_same < found) & (o.best_same > 0),
+            o.same,
+            o.best_same,
+        ),
+        ("classification", o.best_other >= found, o.other, o.best_other),
+        ("duplicate", o.best_same >= found, o.same, o.best_same),
+        ("background", best <= background, no_object, best),
     ]
-    names = ["correct", "unverified", "localisation", "classification", "duplicate", "background"]
+    names, conditions, objects, ious = zip(*cases, strict=True)
     kind = np.select(conditions, [_CODE[name] for name in names], _CODE["both"]).astype(np.int8)
-    no_object = np.full(len(kind), -1)
-    own, other = with_same.argmax(1), with_other.argmax(1)
-    partner = np.select(conditions, [claimed, no_object, own, other, own, no_object], other)
-    value = np.select(
-        conditions,
-        [iou[np.arange(len(kind)), claimed], best, best_same, best_other, best_same, best],
-        best_other,
-    )
-    return kind, partner, value
+    return kind, np.select(conditions, objects, o.other), np.select(conditions, ious, o.best_other)
 
 
 def _claims(iou: np.ndarray, candidates: np.ndarray) -> np.ndarray:
