@@ -7,7 +7,8 @@ A name in DATASETS.TRAIN or DATASETS.TEST is one of
   it: ``lvis/lvis_v1_train.json`` and ``coco/train2017/*.jpg``. Broken records of these files are left out,
   listed and logged: nobody can mend them.
 - ``shapes_demo_train``, ``shapes_demo_val``, ``shapes_bench_train``, ``shapes_bench_val``: the embedded
-  synthetic sets, drawn on first use into the same folder.
+  synthetic sets, drawn on first use into the same folder; and of each ``shapes_demo_tune``, to choose
+  settings by, and ``shapes_demo_balanced``, a training set without the tail (see `rio.shapes`).
 - ``path/to/train.json@path/to/images``: any LVIS- or COCO-format file with its image folder. A broken record
   is an error; with ``?skip`` at the end it is left out, listed and logged. The name says all, so a dumped
   config.yaml is complete.
@@ -52,6 +53,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 SHAPES = ("demo", "bench")
+_SHAPES_SPLITS = ("train", "val", "tune", "balanced")
 _SKIP = "?skip"
 
 
@@ -69,7 +71,7 @@ class _Source(NamedTuple):
     json_file: str
     image_root: str
     on_error: str
-    shapes: str | None  # the embedded set to draw, if it is one
+    shapes: tuple[str, str] | None  # size and split of the embedded set to draw, if it is one
     own: bool  # given by path
 
 
@@ -87,7 +89,7 @@ def _lvis_splits() -> dict[str, tuple[str, str]]:
 
 
 def _shapes_splits() -> dict[str, tuple[str, str]]:
-    return {f"shapes_{size}_{split}": (size, split) for size in SHAPES for split in ("train", "val")}
+    return {f"shapes_{size}_{split}": (size, split) for size in SHAPES for split in _SHAPES_SPLITS}
 
 
 def _source(name: str) -> _Source:
@@ -105,9 +107,9 @@ def _source(name: str) -> _Source:
         return _Source(json_file, image_root, "skip", None, False)
     if name in shapes:
         size, split = shapes[name]
-        folder = os.path.join(root, f"shapes_{size}")
+        folder = os.path.join(root, f"shapes_{size}" if split in ("train", "val") else name)
         return _Source(
-            os.path.join(folder, f"{split}.json"), os.path.join(folder, split), "raise", size, False
+            os.path.join(folder, f"{split}.json"), os.path.join(folder, split), "raise", (size, split), False
         )
     path, separator, images = name.partition(".json@")
     if separator:
@@ -191,7 +193,7 @@ def annotations_of(name: str, *, check_images: bool = False) -> Annotations:
     """
     source = _source(name)
     if source.shapes is not None and (source not in _loaded or not os.path.isfile(source.json_file)):
-        _draw(source.shapes)
+        _draw(*source.shapes)
     try:
         status = os.stat(source.json_file)
     except (FileNotFoundError, NotADirectoryError):
@@ -220,13 +222,16 @@ def annotations_of(name: str, *, check_images: bool = False) -> Annotations:
     return annotations
 
 
-def _draw(size: str) -> None:
+def _draw(size: str, split: str) -> None:
     from rio import shapes  # needed only here; OpenCV takes a while to import
 
     spec = shapes.SPECS[size]
     if spec.name != f"shapes_{size}":
         raise RuntimeError(f"shapes.SPECS[{size!r}].name: expected 'shapes_{size}', found {spec.name!r}")
-    shapes.generate(datasets_root(), spec)
+    if split in shapes.EXTRA_SPLITS:
+        shapes.generate_extra(datasets_root(), spec, split)
+    else:
+        shapes.generate(datasets_root(), spec)
 
 
 def _not_found(name: str, source: _Source, path: str) -> DatasetNotFoundError:

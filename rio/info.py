@@ -148,11 +148,13 @@ def format_info(info: dict) -> str:
         f"  {name:<{max(width, 26)}}{version or 'not installed'}"
         for name, version in info["versions"].items()
     ]
-    text += ["", "data sets"]
+    text += ["", "data sets (the embedded ones, shapes_*, are drawn on first use)"]
     names = max((len(entry["name"]) for entry in info["datasets"]), default=0) + 2
     for entry in info["datasets"]:
+        # The embedded sets are no one's to provide.
+        missing = "not drawn" if entry["name"].startswith("shapes_") else "not found"
         text.append(
-            f"  {entry['name']:<{names}}{'found' if entry['found'] else 'not found':<11}{entry['looked_at']}"
+            f"  {entry['name']:<{names}}{'found' if entry['found'] else missing:<11}{entry['looked_at']}"
         )
     return "\n".join(text)
 

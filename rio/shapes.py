@@ -5,6 +5,14 @@ teal star"); a rare category shares two of the three with a more frequent one, s
 one of them alone. The image counts fall log-linearly and cross LVIS's own group thresholds (r 1..10 images,
 c 11..100, f > 100). Numbers measured on it say how methods compare *on it*, not on LVIS.
 
+A set is ``train`` and ``val``. Beside it, each in a folder of its own and with pictures of its own, go
+
+- ``tune``: drawn as ``val`` is, to choose settings by, so that ``val`` is looked at once;
+- ``balanced``: as many images as ``train``, each of as many classes, but every class in equally many images:
+  a training set that shows what the tail costs. Its ``image_count`` and ``instance_count`` are its own; its
+  ``frequency`` is that of ``train``, so that a detector trained on it is scored by the same groups as one
+  trained on the tail. By its own counts all its classes would be of one group and APr would be of nothing.
+
 Shapes: S = image side in px, H = S * supersampling = side of the canvas that is drawn on before it is
 reduced.
 """
@@ -29,6 +37,10 @@ from tqdm.auto import tqdm
 # version is refused, not mixed with what this one draws.
 DRAWING_VERSION = 1
 RARE_MAX_IMAGES, COMMON_MAX_IMAGES = 10, 100  # LVIS: r 1..10, c 11..100, f > 100 images of the training set
+# The random stream of each split: part of the seed of its plan, its pictures and its verified absences. 2..5
+# are taken, by what is drawn from them: classes, JPEG qualities, plans, absences.
+_STREAMS = {"train": 0, "val": 1, "tune": 6, "balanced": 7}
+EXTRA_SPLITS = ("tune", "balanced")  # drawn on their own, when asked for
 # An object of which less is visible is no ground truth; its category becomes not-exhaustive in that image.
 MIN_VISIBLE = 0.5
 
@@ -732,7 +744,7 @@ def draw_image(
         spec: the data set.
         classes: (shape, texture, hue) of all K classes.
         present: class ids that the image must hold.
-        split: "train" or "val".
+        split: "train", "val", "tune" or "balanced".
         index: number of the image in its split.
 
     Returns:
@@ -740,7 +752,7 @@ def draw_image(
         objects: dicts with class_id, bbox (XYWH px), area (px^2, visible), segmentation (polygons).
         not_exhaustive: class ids of which one more object is there, too hidden to be labelled.
     """
-    rng = np.random.default_rng([spec.seed, ("train", "val").index(split), index])
+    rng = np.random.default_rng([spec.seed, _STREAMS[split], index])
     size, ss = spec.image_size, spec.supersampling
     side = size * ss
 
@@ -887,6 +899,38 @@ def plan_images(
     return held
 
 
+def deal_evenly(sizes: Sequence[int], num_classes: int, rng: np.random.Generator) -> list[list[int]]:
+    """Which classes each image holds: sizes[i] different ones in image i, all classes in equally many images,
+    give or take one.
+
+    Args:
+        sizes: number of classes of each image, 0..num_classes.
+        num_classes: K.
+        rng: decides between classes that were dealt equally often.
+
+    Returns:
+        Ascending class ids of each image.
+    """
+    dealt = np.zeros(num_classes, int)
+    held = []
+    for size in sizes:
+        least = np.lexsort((rng.random(num_classes), dealt))[:size]
+        dealt[least] += 1
+        held.append(sorted(least.tolist()))
+    return held
+
+
+def plan_split(spec: ShapesSpec, split: str) -> list[list[int]]:
+    """Which classes each image of a split holds; one list an image."""
+    rng = np.random.default_rng([spec.seed, 4, _STREAMS[split]])
+    train, val = image_counts(spec)
+    if split in ("val", "tune"):
+        return plan_images(val, spec.val_images, spec.num_frequent, rng)
+    held = plan_images(train, spec.train_images, spec.num_frequent, rng)
+    # Balanced images are as crowded as those of a training set with the tail.
+    return held if split == "train" else deal_evenly([len(h) for h in held], spec.num_classes, rng)
+
+
 def category_names(spec: ShapesSpec) -> list[str]:
     """Names of the K classes, most frequent first, such as "striped teal star"."""
     return [f"{texture} {hue} {shape}" for shape, texture, hue in choose_classes(spec)]
@@ -900,9 +944,7 @@ def _draw_file(
 ) -> tuple[list[dict], list[int]]:
     spec, classes, present, split, index, path = task
     image, labels, not_exhaustive = draw_image(spec, classes, present, split, index)
-    quality = int(
-        np.random.default_rng([spec.seed, 3, ("train", "val").index(split), index]).integers(86, 96)
-    )
+    quality = int(np.random.default_rng([spec.seed, 3, _STREAMS[split], index]).integers(86, 96))
     ok, data = cv2.imencode(
         ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
     )
@@ -912,22 +954,29 @@ def _draw_file(
     return labels, not_exhaustive
 
 
-def _marker(spec: ShapesSpec) -> dict:
-    return {
+def _marker(spec: ShapesSpec, split: str | None = None) -> dict:
+    """What spec.json holds. `split`: the one extra split of the folder; None: train and val."""
+    marker = {
         "generator": "rio.shapes",
         "synthetic": True,
         "drawing_version": DRAWING_VERSION,
         "spec": dataclasses.asdict(spec),
     }
+    return marker if split is None else {**marker, "split": split}
 
 
-def _is_complete(folder: Path, spec: ShapesSpec) -> bool:
-    """True: drawn and whole. False: nothing there, or ours with files missing. Else an error."""
+def _is_complete(folder: Path, marker: dict, sizes: dict[str, int]) -> bool:
+    """True: drawn and whole. False: nothing there, or ours with files missing. Else an error.
+
+    Args:
+        folder: where the set is or would be.
+        marker: what its spec.json must hold.
+        sizes: number of images of each split in it.
+    """
     if not folder.exists():
         return False
-    marker = folder / "spec.json"
     try:
-        found = json.loads(marker.read_text())
+        found = json.loads((folder / "spec.json").read_text())
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict) or found.get("generator") != "rio.shapes":
@@ -937,19 +986,22 @@ def _is_complete(folder: Path, spec: ShapesSpec) -> bool:
             f"{folder} exists and was not drawn by rio.shapes (no valid spec.json in it); choose another "
             "folder (DETECTRON2_DATASETS) or move it away."
         )
-    if found != _marker(spec):
-        old, new = found.get("spec", {}), dataclasses.asdict(spec)
+    if found != marker:
+        old = found.get("spec", {})
+        new = marker["spec"]
         differs = [f"{k}: there {old.get(k)!r}, asked {v!r}" for k, v in new.items() if old.get(k) != v]
-        if found.get("drawing_version") != DRAWING_VERSION:
-            differs.append(f"drawing_version: there {found.get('drawing_version')!r}, here {DRAWING_VERSION}")
+        differs += [
+            f"{k}: there {found.get(k)!r}, asked {marker.get(k)!r}"
+            for k in ("drawing_version", "split")
+            if found.get(k) != marker.get(k)
+        ]
         raise ShapesError(
             f"{folder} was drawn otherwise ({'; '.join(differs)}); remove it to have it drawn anew, or "
             "give the new spec another name."
         )
-    counts = {"train": spec.train_images, "val": spec.val_images}
     return all(
         (folder / f"{s}.json").is_file() and len(list((folder / s).glob("*.jpg"))) == n
-        for s, n in counts.items()
+        for s, n in sizes.items()
     )
 
 
@@ -972,74 +1024,130 @@ def generate(
             (move it, or name the spec otherwise).
     """
     spec.validate()
-    root = Path(root)
+    sizes = {"train": spec.train_images, "val": spec.val_images}
+
+    def draw(folder: Path) -> None:
+        drawn = _draw_images(folder, spec, list(sizes), workers, progress)
+        categories = _categories(spec, drawn["train"])
+        for split in sizes:
+            _write_json(folder / f"{split}.json", _lvis_json(spec, split, drawn[split], categories))
+        _write_json(folder / "spec.json", _marker(spec))
+
+    return _once(Path(root), spec.name, _marker(spec), sizes, draw)
+
+
+def generate_extra(
+    root: str | os.PathLike,
+    spec: ShapesSpec,
+    split: str,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Draws one split that goes with a data set, and before it the set itself, unless they are there.
+
+    Args:
+        root: folder that gets `{spec.name}_{split}` with `{split}.json`, `{split}/*.jpg` and `spec.json`.
+        spec: the data set; its categories and frequency groups are the split's too.
+        split: "tune" or "balanced"; see the module's docstring.
+        workers: threads; None: one a usable core.
+        progress: show a progress bar.
+
+    Returns:
+        root/{spec.name}_{split}.
+
+    Raises:
+        ShapesError: as for `generate`, or there is no such split.
+    """
+    spec.validate()
+    if split not in EXTRA_SPLITS:
+        raise ShapesError(f"split = {split!r}; expected one of {', '.join(EXTRA_SPLITS)}.")
+
+    def draw(folder: Path) -> None:
+        base = generate(root, spec, workers=workers, progress=progress)
+        categories = json.loads((base / "train.json").read_text())["categories"]
+        drawn = _draw_images(folder, spec, [split], workers, progress)[split]
+        if split == "balanced":
+            groups = [category["frequency"] for category in categories]
+            categories = _categories(spec, drawn)
+            for category, group in zip(categories, groups, strict=True):
+                category["frequency"] = group
+        _write_json(folder / f"{split}.json", _lvis_json(spec, split, drawn, categories))
+        _write_json(folder / "spec.json", _marker(spec, split))
+
+    size = spec.val_images if split == "tune" else spec.train_images
+    return _once(Path(root), f"{spec.name}_{split}", _marker(spec, split), {split: size}, draw)
+
+
+def _once(root: Path, name: str, marker: dict, sizes: dict[str, int], draw: Callable[[Path], None]) -> Path:
+    """root/name; unless it is there, drawn by `draw` into a folder that gets the name when it is whole."""
     root.mkdir(parents=True, exist_ok=True)
-    target = root / spec.name
-    if _is_complete(target, spec):
+    target = root / name
+    if _is_complete(target, marker, sizes):
         return target
     # Two trainings may start side by side and both want the set: the second waits for the first. The lock
     # dies with its process, so nothing stale is left behind.
-    with open(root / f".{spec.name}.lock", "w") as lock:
+    with open(root / f".{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if _is_complete(target, spec):
+        if _is_complete(target, marker, sizes):
             return target
-        partial = root / f".{spec.name}.partial"
+        partial = root / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        _draw_all(partial, spec, workers, progress)
+        draw(partial)
         shutil.rmtree(target, ignore_errors=True)  # ours, with files missing; or empty
         partial.rename(target)
     return target
 
 
-def _draw_all(folder: Path, spec: ShapesSpec, workers: int | None, progress: bool) -> None:
+# Of one image: the classes it was to hold, its labels, and its classes that are not exhaustive.
+_Drawn = tuple[list[int], list[dict], list[int]]
+
+
+def _draw_images(
+    folder: Path, spec: ShapesSpec, splits: Sequence[str], workers: int | None, progress: bool
+) -> dict[str, list[_Drawn]]:
+    """Draws splits into folder/SPLIT/*.jpg; returns what is in the pictures, by split."""
     classes = choose_classes(spec)
-    counts = image_counts(spec)
-    plans, tasks = {}, []
-    for number, split in enumerate(("train", "val")):
+    plans = {split: plan_split(spec, split) for split in splits}
+    for split in splits:
         (folder / split).mkdir()
-        size = (spec.train_images, spec.val_images)[number]
-        plans[split] = plan_images(
-            counts[number], size, spec.num_frequent, np.random.default_rng([spec.seed, 4, number])
-        )
-        tasks += [
-            (spec, classes, held, split, i, str(folder / split / f"{i + 1:06d}.jpg"))
-            for i, held in enumerate(plans[split])
-        ]
+    tasks = [
+        (spec, classes, held, split, i, str(folder / split / f"{i + 1:06d}.jpg"))
+        for split, plan in plans.items()
+        for i, held in enumerate(plan)
+    ]
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers < 1:
         raise ShapesError(f"workers = {workers}; expected 1 or more, or None for one a usable core.")
     bar = tqdm(
         total=len(tasks),
-        desc=f"drawing {spec.name} ({spec.image_size} px)",
+        desc=f"drawing {spec.name} {' and '.join(splits)} ({spec.image_size} px)",
         unit="image",
         disable=None if progress else True,
     )
-    drawn = []
+    drawn: dict[str, list[_Drawn]] = {split: [] for split in splits}
     with bar:
         # Threads, not processes: NumPy and OpenCV compute outside the interpreter's lock; spawned processes
         # would run an unguarded script of the user's a second time, forked ones can hang beside torch's
         # threads.
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
             try:
-                for result in pool.map(_draw_file, tasks):
-                    drawn.append(result)
+                for (_, _, held, split, _, _), labels in zip(tasks, pool.map(_draw_file, tasks), strict=True):
+                    drawn[split].append((held, *labels))
                     bar.update()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    by_split = {"train": drawn[: spec.train_images], "val": drawn[spec.train_images :]}
-    categories = _categories(spec, by_split["train"])
-    for split, results in by_split.items():
-        _write_json(folder / f"{split}.json", _lvis_json(spec, split, plans[split], results, categories))
-    _write_json(folder / "spec.json", _marker(spec))
+    return drawn
 
 
-def _categories(spec: ShapesSpec, train: list[tuple[list[dict], list[int]]]) -> list[dict]:
-    """LVIS's categories, ids 1..K. As in LVIS, both files carry the training set's counts and groups."""
+def _categories(spec: ShapesSpec, drawn: list[_Drawn]) -> list[dict]:
+    """LVIS's categories, ids 1..K, with the counts and groups of a training set. As in LVIS, the file of the
+    validation set carries them too."""
     instances, images = np.zeros(spec.num_classes, int), np.zeros(spec.num_classes, int)
-    for labels, _ in train:
+    for _, labels, _ in drawn:
         ids = [label["class_id"] for label in labels]
         np.add.at(instances, ids, 1)
         images[sorted(set(ids))] += 1
@@ -1059,16 +1167,10 @@ def _categories(spec: ShapesSpec, train: list[tuple[list[dict], list[int]]]) -> 
     ]
 
 
-def _lvis_json(
-    spec: ShapesSpec,
-    split: str,
-    plan: list[list[int]],
-    results: list[tuple[list[dict], list[int]]],
-    categories: list[dict],
-) -> dict:
-    rng = np.random.default_rng([spec.seed, 5, ("train", "val").index(split)])
+def _lvis_json(spec: ShapesSpec, split: str, drawn: list[_Drawn], categories: list[dict]) -> dict:
+    rng = np.random.default_rng([spec.seed, 5, _STREAMS[split]])
     images, annotations = [], []
-    for i, (held, (labels, not_exhaustive)) in enumerate(zip(plan, results)):
+    for i, (held, labels, not_exhaustive) in enumerate(drawn):
         absent = np.setdiff1d(np.arange(spec.num_classes), held)
         verified = absent[rng.random(absent.size) < spec.negative_share]
         images.append(
@@ -1092,8 +1194,9 @@ def _lvis_json(
                     "segmentation": label["segmentation"],
                 }
             )
+    tail = 'no tail, but "frequency" as with it' if split == "balanced" else "long tail"
     info = {
-        "description": f"rio shapes {spec.name!r} {split}: synthetic pictures, long tail, LVIS v1 format",
+        "description": f"rio shapes {spec.name!r} {split}: synthetic pictures, {tail}, LVIS v1 format",
         "version": str(DRAWING_VERSION),
         "synthetic": True,
     }

@@ -163,7 +163,7 @@ def test_paths_may_hold_spaces_at_signs_and_a_home(own, tmp_path, monkeypatch):
     ("name", "words"),
     [
         ("lvis_v1_trian", "Did you mean lvis_v1_train"),
-        ("shapes_demo", "Did you mean shapes_demo_val or shapes_demo_train"),
+        ("shapes_demo_tuen", "Did you mean shapes_demo_tune"),
         ("set.json", "'set.json@path/to/images'"),
         ("set.json@", "found 'set.json@'"),
         ("@pictures", "found '@pictures'"),
@@ -246,13 +246,37 @@ def test_the_embedded_set_is_drawn_on_first_use(catalogs, tmp_path, monkeypatch)
     assert found == {"shapes_demo_train", "shapes_demo_val"} and drawn == ["shapes_demo"]
 
 
+@pytest.mark.parametrize("split", ["tune", "balanced"])
+def test_the_splits_beside_the_embedded_set_are_drawn_on_first_use(catalogs, monkeypatch, split):
+    shapes = pytest.importorskip("rio.shapes")
+    assert shapes.EXTRA_SPLITS == ("tune", "balanced")
+    drawn = []
+
+    def generate_extra(root, spec, split):
+        drawn.append((spec.name, split))
+        folder = Path(root) / f"{spec.name}_{split}"
+        (folder / split).mkdir(parents=True)
+        write(folder / f"{split}.json", lvis())
+        return folder
+
+    monkeypatch.setattr(shapes, "generate_extra", generate_extra)
+    monkeypatch.setattr(shapes, "generate", None)
+    name = f"shapes_bench_{split}"
+    assert resolve(name) == resolve(name) == name
+    assert drawn == [("shapes_bench", split)]
+    metadata = MetadataCatalog.get(name)
+    assert metadata.image_root == os.path.join("datasets", name, split)
+    assert metadata.frequency == ["c", "r", "f"]  # as declared, whatever its own counts
+    assert [row["name"] for row in find_datasets() if row["found"]] == [name]
+
+
 def test_find_datasets_says_where_it_looked(catalogs, tmp_path):
     make_lvis(tmp_path / "datasets", "lvis_v1_val.json", lvis())
     rows = {row["name"]: row for row in find_datasets()}
     looked_at = str(tmp_path / "datasets" / "lvis" / "lvis_v1_val.json")
     assert rows["lvis_v1_val"] == {"name": "lvis_v1_val", "found": True, "looked_at": looked_at}
     assert not rows["lvis_v1_train"]["found"] and not rows["shapes_bench_val"]["found"]
-    assert set(rows) >= {"lvis_v0.5_train", "lvis_v0.5_val", "lvis_v1_test_dev", "shapes_demo_train"}
+    assert set(rows) >= {"lvis_v0.5_train", "lvis_v0.5_val", "lvis_v1_test_dev", "shapes_demo_train", "shapes_bench_tune"}
 
 
 # ---------------------------------------------------------------------------------------------------- records

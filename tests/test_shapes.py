@@ -16,6 +16,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from rio import shapes as S
+from rio.annotations import load_annotations
 
 TINY = S.ShapesSpec(
     "tiny",
@@ -30,6 +31,24 @@ TINY = S.ShapesSpec(
     val_classes_per_image=3.0,
     supersampling=2,
 )
+
+
+GOLDEN_PLANS = {
+    "demo train": "0538d5ed875e8c8c",
+    "demo val": "4bd0158154ab37f1",
+    "demo tune": "e967bd889080318a",
+    "demo balanced": "2a55f65ad4cb46e8",
+    "bench train": "9cdd17228a78359f",
+    "bench val": "41f920adef956d37",
+    "bench tune": "e2bde6b552a9dc23",
+    "bench balanced": "2a0b91f114c9f8d5",
+}
+GOLDEN_PICTURES = {
+    "train": [9, 26.58, 29.61, 43.5, 41.16, 168.0, 114.2, 82.1],
+    "val": [23, 65.0, 90.91, 19.0, 30.76, 181.2, 130.3, 103.4],
+    "tune": [0, 47.67, 34.23, 27.06, 26.51, 143.0, 107.5, 86.0],
+    "balanced": [22, 90.29, 55.26, 34.47, 40.41, 122.4, 102.5, 80.7],
+}
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +237,7 @@ def test_same_bytes_whatever_the_workers(tiny, tmp_path):
 def test_what_is_there_is_kept_and_what_is_missing_is_redrawn(tiny, tmp_path, monkeypatch):
     before = _digest(tiny)
     with monkeypatch.context() as patch:
-        patch.setattr(S, "_draw_all", lambda *a: pytest.fail("drawn although it is there"))
+        patch.setattr(S, "_draw_images", lambda *a: pytest.fail("drawn although it is there"))
         assert S.generate(tiny.parent, TINY) == tiny
     (tiny / "train" / "000003.jpg").unlink()
     S.generate(tiny.parent, TINY, progress=False)
@@ -285,3 +304,139 @@ def test_counts_for_missing_groups(rare, common):
 def test_bad_texture_is_named():
     with pytest.raises(S.ShapesError, match="plaid"):
         S._texture("plaid", np.zeros((2, 2)), np.zeros((2, 2)), np.zeros(3))
+
+
+# ---- what is drawn must not change
+
+
+def test_golden_plans():
+    """Folders drawn by earlier versions stay valid, so the same images must hold the same classes as ever."""
+    found = {
+        f"{name} {split}": hashlib.sha256(json.dumps(S.plan_split(spec, split)).encode()).hexdigest()[:16]
+        for name, spec in S.SPECS.items()
+        for split in ("train", "val", "tune", "balanced")
+    }
+    assert found == GOLDEN_PLANS, f"new values: {found}"
+
+
+def test_golden_pictures():
+    """Class and box (XYWH px) of the first object, mean RGB, up to what another OpenCV may round."""
+    spec = S.SPECS["demo"]
+    found = {}
+    for split in ("train", "val", "tune", "balanced"):
+        index, held = next((i, held) for i, held in enumerate(S.plan_split(spec, split)) if held)
+        image, labels, _ = S.draw_image(spec, S.choose_classes(spec), held, split, index)
+        found[split] = [labels[0]["class_id"], *labels[0]["bbox"], *image.mean((0, 1)).round(1).tolist()]
+    assert found.keys() == GOLDEN_PICTURES.keys()
+    for split, values in found.items():
+        np.testing.assert_allclose(values, GOLDEN_PICTURES[split], atol=1.0, err_msg=f"new values: {found}")
+
+
+# ---- tune and balanced
+
+
+@pytest.fixture(scope="module")
+def extras(tiny) -> dict[str, Path]:
+    return {
+        split: S.generate_extra(tiny.parent, TINY, split, workers=2, progress=False)
+        for split in S.EXTRA_SPLITS
+    }
+
+
+def test_extra_splits_have_folders_of_their_own(tiny, extras):
+    for split, folder in extras.items():
+        assert folder == tiny.parent / f"tiny_{split}"
+        assert {p.name for p in folder.iterdir()} == {f"{split}.json", split, "spec.json"}
+    assert {p.name for p in tiny.iterdir()} == {"train.json", "train", "val.json", "val", "spec.json"}
+
+
+def test_no_picture_is_in_two_splits(tiny, extras):
+    folders = [tiny / "train", tiny / "val", extras["tune"] / "tune", extras["balanced"] / "balanced"]
+    pictures = [_digest(folder) for folder in folders]
+    assert [len(p) for p in pictures] == [110, 10, 10, 110]
+    everything = [digest for split in pictures for digest in split.values()]
+    assert len(set(everything)) == len(everything) == 240
+    plans = [S.plan_split(S.SPECS["bench"], split) for split in ("val", "tune")]
+    same = np.mean([a == b for a, b in zip(*plans)])
+    assert same < 0.01, "tune is val's plan again"
+
+
+def test_tune_is_drawn_by_the_rules_of_val(tiny, extras):
+    val, tune = _load(tiny, "val"), _load(extras["tune"], "tune")
+    assert tune["categories"] == val["categories"]
+    assert [i["id"] for i in tune["images"]] == [i["id"] for i in val["images"]]
+    images = [Counter(c for ids in _positive(content).values() for c in ids) for content in (val, tune)]
+    assert images[0] == images[1] and sum(images[0].values()) == S.image_counts(TINY)[1].sum()
+    assert tune["annotations"] != val["annotations"]
+
+
+def test_balanced_has_every_class_equally_often_and_images_as_crowded(tiny, extras):
+    train, balanced = _load(tiny, "train"), _load(extras["balanced"], "balanced")
+    counts = np.array([c["image_count"] for c in balanced["categories"]])
+    assert counts.sum() == S.image_counts(TINY)[0].sum() and np.ptp(counts) <= 1
+    positive = _positive(balanced)
+    assert counts.tolist() == [sum(k + 1 in ids for ids in positive.values()) for k in range(6)]
+    instances = Counter(a["category_id"] for a in balanced["annotations"])
+    assert [c["instance_count"] for c in balanced["categories"]] == [instances[k + 1] for k in range(6)]
+    assert len(balanced["annotations"]) == pytest.approx(len(train["annotations"]), rel=0.1)
+    for spec in S.SPECS.values():
+        held = [S.plan_split(spec, split) for split in ("train", "balanced")]
+        crowds = [np.bincount([len(h) for h in plan], minlength=6) / spec.train_images for plan in held]
+        np.testing.assert_allclose(*crowds, atol=0.03)  # the shares of images with 0, 1, 2, ... classes
+
+
+def test_balanced_declares_the_groups_of_the_tail(tiny, extras):
+    train, balanced = _load(tiny, "train"), _load(extras["balanced"], "balanced")
+    assert "".join(c["frequency"] for c in balanced["categories"]) == "ffccrr"
+    same = ("id", "name", "synset", "synonyms", "def", "frequency")
+    assert [[c[k] for k in same] for c in balanced["categories"]] == [
+        [c[k] for k in same] for c in train["categories"]
+    ]
+    assert "no tail" in balanced["info"]["description"]
+
+
+def test_a_detector_trained_on_balanced_is_scored_by_the_groups_of_the_tail(tiny, extras):
+    train = load_annotations(tiny / "train.json")
+    balanced = load_annotations(extras["balanced"] / "balanced.json")
+    val = load_annotations(tiny / "val.json")
+    assert (balanced.image_count > 10).all()  # by its own counts no class would be rare
+    grouped = val.with_frequency_of(balanced)  # as the evaluation of a training run does
+    assert grouped.frequency.tolist() == val.with_frequency_of(train).frequency.tolist() == list("ffccrr")
+
+
+def test_deal_evenly_by_hand():
+    rng = np.random.default_rng(0)
+    assert S.deal_evenly([], 3, rng) == []
+    assert S.deal_evenly([0, 3, 0], 3, rng) == [[], [0, 1, 2], []]
+    held = S.deal_evenly([2, 2, 2], 3, rng)  # six places for three classes: each in two images
+    assert Counter(k for h in held for k in h) == {0: 2, 1: 2, 2: 2} and all(len(set(h)) == 2 for h in held)
+    held = S.deal_evenly([1, 4, 3, 5, 2, 2], 5, rng)  # 17 places for five classes
+    assert sorted(Counter(k for h in held for k in h).values()) == [3, 3, 3, 4, 4]
+
+
+def test_an_extra_split_draws_its_set_first_and_neither_twice(tiny, extras, tmp_path, monkeypatch):
+    folder = S.generate_extra(tmp_path, TINY, "tune", workers=1, progress=False)
+    assert _digest(folder) == _digest(extras["tune"]) and _digest(tmp_path / "tiny") == _digest(tiny)
+    monkeypatch.setattr(S, "_draw_images", lambda *a: pytest.fail("drawn although it is there"))
+    assert S.generate_extra(tmp_path, TINY, "tune") == folder
+
+
+def test_an_interrupted_extra_split_leaves_the_set_alone(tiny, tmp_path, monkeypatch):
+    (tmp_path / "tiny").symlink_to(tiny)
+
+    def interrupted(task):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(S, "_draw_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        S.generate_extra(tmp_path, TINY, "tune", workers=2, progress=False)
+    assert not (tmp_path / "tiny_tune").exists() and (tmp_path / "tiny" / "val.json").is_file()
+
+
+def test_extra_splits_refuse_what_is_not_theirs(tiny, extras, tmp_path):
+    with pytest.raises(S.ShapesError, match="'test'; expected one of tune, balanced"):
+        S.generate_extra(tmp_path, TINY, "test")
+    with pytest.raises(S.ShapesError, match="split: there 'tune', asked None"):
+        S.generate(tiny.parent, dataclasses.replace(TINY, name="tiny_tune"), progress=False)
+    with pytest.raises(S.ShapesError, match="seed: there 3, asked 4"):
+        S.generate_extra(tiny.parent, dataclasses.replace(TINY, seed=4), "tune", progress=False)
