@@ -400,9 +400,16 @@ def _study(args: argparse.Namespace) -> int:
 
     plan = study.load_study(args.file)
     folder = args.output_dir or os.path.join("output", plan.name)
-    outcome = study.run_study(plan, folder, processes=args.processes, options=args.opts)
-    print(study.format_table(outcome.table))
-    print(f"\nRuns: {folder}")
+    outcome = study.run_study(
+        plan,
+        folder,
+        processes=args.processes,
+        gpus=args.num_gpus,
+        minutes=args.minutes,
+        options=args.opts,
+    )
+    print(study.format_result(outcome.result))
+    print(f"\nRuns: {folder} (study.md has all tables, study_*.svg the figures)")
     return 0
 
 
@@ -584,6 +591,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--processes", type=_positive, metavar="N", help="trainings side by side (default: the file's)"
     )
+    sub.add_argument(
+        "--num-gpus", type=_positive, metavar="N",
+        help="GPUs of this machine that the trainings are dealt over (default: the file's, else 1)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--minutes", type=_minutes, metavar="M",
+        help="work at most so long, then save and end; the same command goes on",
+    )  # fmt: skip
     options(sub, "config keys for every arm")
 
     sub = command(
@@ -606,6 +621,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected an integer >= 1, found {text}")
+    return value
+
+
+def _minutes(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected minutes > 0, found {text}")
     return value
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, PathPatch, Rectangle
 from matplotlib.path import Path
 from matplotlib.patheffects import withStroke
@@ -889,6 +890,141 @@ def ap_difference(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.margins(y=0.08)
     ax.grid(axis="y")
     return ax
+
+
+# ------------------------------------------------------------------------------------------------- studies
+
+_METRICS = {"AP": "all", "APr": "rare", "APc": "common", "APf": "frequent"}
+
+
+def _metric_color(metric: str) -> str:
+    return _ink()[0] if metric == "AP" else COLORS[metric[2:]]
+
+
+def _rows(ax: Axes | None, names: Sequence[str], lanes: int, width: float) -> Axes:
+    """An Axes with a named row for each of `names`, the first on top, each with room for so many lanes."""
+    ax = _axes(ax, width, 0.75 + (0.14 + 0.075 * lanes) * len(names))
+    ink, _, rule = _ink()
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    for y in np.arange(len(names) - 1) + 0.5:
+        ax.axhline(y, color=rule, linewidth=0.6, zorder=0)
+    ax.tick_params(axis="y", length=0, labelcolor=ink)
+    ax.spines["left"].set_visible(False)
+    ax.grid(axis="x")
+    return ax
+
+
+def _lanes(count: int) -> np.ndarray:
+    """Where in a row of height 1 its lanes are, from its middle."""
+    return (np.arange(count) - (count - 1) / 2) * min(0.19, 0.62 / max(count, 1))
+
+
+@_styled
+def arm_ap(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP (%)") -> Axes:
+    """AP, APr, APc and APf of a study's arms: the mean as a large point, every seed as a small one.
+
+    Args:
+        table: one row a run: arm, seed, AP, APr, APc, APf in percent (NaN is left out); arms are drawn in the
+            order in which they come.
+        ax: where to draw; a new figure if None.
+        label: of the x axis.
+
+    Raises:
+        PlotError: a column is missing, a run appears twice (two IoU types, say), or there are no runs.
+    """
+    _need(table, ("arm", "seed", *_METRICS), "rio.study.StudyResult.per_run")
+    if table.duplicated(["arm", "seed"]).any():
+        twice = table[table.duplicated(["arm", "seed"])].iloc[0]
+        raise PlotError(
+            f"table: expected every arm and seed once, found {twice['arm']!r}, seed {twice['seed']}, again. "
+            "Choose one iou_type."
+        )
+    arms = list(dict.fromkeys(table["arm"]))
+    ax = _rows(ax, [str(arm) for arm in arms], len(_METRICS), 6.4)
+    for metric, shift in zip(_METRICS, _lanes(len(_METRICS)), strict=True):
+        color = _metric_color(metric)
+        means = table.groupby("arm")[metric].mean().reindex(arms)
+        y = np.arange(len(arms)) + shift
+        own = table["arm"].map({arm: at for arm, at in zip(arms, y, strict=True)})
+        ax.scatter(table[metric], own, s=9, color=tint(color, 0.6), linewidth=0, zorder=2)
+        ax.scatter(means, y, s=27, color=color, linewidth=0, zorder=3, label=f"{_METRICS[metric]} ({metric})")
+    ax.set(xlabel=label, xlim=(0, None))
+    several = table.groupby("arm")["seed"].nunique().max() > 1
+    ax.legend(
+        loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=4, handletextpad=0.1, columnspacing=1.0,
+        borderaxespad=0.1, title="large: mean over seeds; small: each seed" if several else None,
+        title_fontsize=8.5, alignment="left",
+    )  # fmt: skip
+    return ax
+
+
+@_styled
+def paired_differences(
+    table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP, difference in points"
+) -> Axes:
+    """A study's comparisons: the difference of two arms with its interval, for each metric in the table.
+
+    A filled point is resolved, a hollow one is not.
+
+    Args:
+        table: one row a comparison and metric: arm, baseline, metric (AP, APr, APc, APf), difference, low,
+            high (points; NaN intervals are not drawn), resolved (bool); comparisons are drawn in the order in
+            which they come.
+        ax: where to draw; a new figure if None.
+        label: of the x axis.
+
+    Raises:
+        PlotError: a column is missing, an unknown metric, a comparison and metric twice (two IoU types,
+            say), or there are no comparisons.
+    """
+    columns = ("arm", "baseline", "metric", "difference", "low", "high", "resolved")
+    _need(table, columns, "rio.study.StudyResult.comparisons")
+    unknown = set(table["metric"]) - set(_METRICS)
+    if unknown:
+        raise PlotError(
+            f"table, column 'metric': expected {', '.join(_METRICS)}, found {sorted(unknown)[0]!r}."
+        )
+    key = ["arm", "baseline", "metric"]
+    if table.duplicated(key).any():
+        twice = table[table.duplicated(key)].iloc[0]
+        raise PlotError(
+            f"table: expected every comparison and metric once, found {twice['arm']!r} - "
+            f"{twice['baseline']!r}, {twice['metric']}, again. Choose one iou_type."
+        )
+    pairs = list(dict.fromkeys(zip(table["arm"], table["baseline"], strict=True)))
+    metrics = [metric for metric in _METRICS if metric in set(table["metric"])]
+    ax = _rows(ax, [_pair_name(*map(str, pair)) for pair in pairs], max(len(metrics), 2), 6.4)
+    ink, quiet, _ = _ink()
+    ax.axvline(0, color=quiet, linewidth=0.9, zorder=1)
+    page = tint(ink, 0.0)
+    place = dict(zip(metrics, _lanes(len(metrics)), strict=True))
+    for row in table.itertuples():
+        if pd.isna(row.difference):
+            continue
+        y = pairs.index((row.arm, row.baseline)) + place[row.metric]
+        color = _metric_color(row.metric)
+        if not pd.isna(row.low):
+            ax.hlines(y, row.low, row.high, color=color, linewidth=1.3, zorder=2)
+        fill = color if row.resolved else page
+        ax.scatter(row.difference, y, s=24, facecolor=[fill], edgecolor=color, linewidth=1.2, zorder=3)
+    ax.set_xlabel(label)
+    handles = [
+        Line2D([], [], color=_metric_color(m), marker="o", markersize=4.5, label=f"{_METRICS[m]} ({m})")
+        for m in metrics
+    ]
+    ax.legend(
+        handles=handles, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=4, handletextpad=0.5,
+        columnspacing=1.0, handlelength=1.4, borderaxespad=0.1,
+        title="filled: resolved; hollow: not resolved; line: 95 % interval", title_fontsize=8.5,
+        alignment="left",
+    )  # fmt: skip
+    return ax
+
+
+def _pair_name(arm: str, baseline: str) -> str:
+    line = f"{arm} \N{MINUS SIGN} {baseline}"
+    return line if len(line) <= 30 else f"{arm}\n\N{MINUS SIGN} {baseline}"
 
 
 KIND_COLORS = {

@@ -51,7 +51,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "rio.sampler",
     },
     "study": LIGHT
-    | {"yaml", "pandas", "psutil", "rio.config", "rio.datasets", "rio.evaluation", "rio.report"},
+    | {"yaml", "msgspec", "pandas", "psutil", "matplotlib", "rio.config", "rio.datasets", "rio.evaluation"}
+    | {"rio.info", "rio.plots", "rio.report"},
     "info": {"torch", "rio.datasets"},
     "trainer": LIGHT
     | {

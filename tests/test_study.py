@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,19 @@ import tiny_shapes
 import yaml
 
 from rio import study
+from rio.annotations import load_annotations
 from rio.evaluation import METRICS, Evaluation
-from rio.study import Run, StudyError, compare, format_table, load_study, makespan, run_study
+from rio.study import (
+    Category,
+    Run,
+    RunResult,
+    StudyError,
+    StudyResult,
+    format_table,
+    load_study,
+    makespan,
+    run_study,
+)
 
 
 def _write(path: Path, **content) -> Path:
@@ -106,12 +118,21 @@ def stand_in(monkeypatch):
     return use
 
 
-def _evaluation(ap: float) -> Evaluation:
-    metrics = dict.fromkeys(METRICS, ap)
+def _evaluation(folder: Path, ap: float) -> Evaluation:
+    """Of the tiny set's classes: all have the same AP, the rare ones were never looked for."""
+    train = load_annotations(folder / "train.json")
     frame = pd.DataFrame(
-        {"category_id": [1], "name": ["x"], "frequency": ["f"], "image_count": [1], "instance_count": [1]}
-    ).assign(AP_bbox=ap, AP_segm=np.nan)
-    return Evaluation({"bbox": {**metrics, "APr": float("nan")}}, frame)
+        {
+            "category_id": train.category_ids,
+            "name": train.category_names,
+            "frequency": train.frequency,
+            "image_count": 1,
+            "instance_count": 1,
+            "AP_bbox": np.where(train.frequency == "r", np.nan, ap),
+            "AP_segm": np.nan,
+        }
+    )
+    return Evaluation({"bbox": {**dict.fromkeys(METRICS, ap), "APr": float("nan")}}, frame)
 
 
 SCRIPT = """
@@ -132,11 +153,12 @@ def test_arms_run_finish_and_are_skipped_the_next_time(stand_in, folder, tmp_pat
     plan = load_study(_write(tmp_path / "study.yaml", seeds=[1, 2]))
     out = tmp_path / "out"
     out.mkdir()
-    _evaluation(12.5).to_json(out / "made.json")
+    _evaluation(folder, 12.5).to_json(out / "made.json")
     options = tiny_shapes.data_options(folder)
     outcome = run_study(plan, out, options=options)
     assert set(outcome.folders) == {("a", 1), ("a", 2), ("b", 1), ("b", 2)}
-    assert outcome.table["AP"].tolist() == [12.5, 12.5] and outcome.table["seeds"].tolist() == [2, 2]
+    table = outcome.result.table()
+    assert table["AP"].tolist() == [12.5, 12.5] and table["seeds"].tolist() == [2, 2]
     shown = capsys.readouterr().err
     assert shown.count("started") == 4 and shown.count("finished in") == 4
     assert b"working in" in (out / "b-seed2" / "stdout.log").read_bytes()
@@ -156,7 +178,7 @@ def test_a_failing_arm_shows_its_end_and_the_others_finish(stand_in, folder, tmp
     plan = load_study(_write(tmp_path / "study.yaml"))
     out = tmp_path / "out"
     out.mkdir()
-    _evaluation(1.0).to_json(out / "made.json")
+    _evaluation(folder, 1.0).to_json(out / "made.json")
     with pytest.raises(StudyError, match=r"1 of 2 runs failed: a-seed1\..*same command again"):
         run_study(plan, out, options=tiny_shapes.data_options(folder))
     shown = capsys.readouterr().err
@@ -203,7 +225,7 @@ def test_real_trainings_side_by_side(folder, tmp_path, capsys):
     plan = load_study(_write(tmp_path / "study.yaml"))
     options = [*tiny_shapes.data_options(folder), *tiny_shapes.model_options(3)]
     outcome = run_study(plan, tmp_path / "out", options=options)
-    assert outcome.table[["arm", "iou_type"]].values.tolist() == [
+    assert outcome.result.table()[["arm", "iou_type"]].values.tolist() == [
         [arm, kind] for kind in ("bbox", "segm") for arm in "ab"
     ]
     settings = yaml.safe_load((tmp_path / "out" / "a-seed1" / "config.yaml").read_text())
@@ -214,18 +236,52 @@ def test_real_trainings_side_by_side(folder, tmp_path, capsys):
 # ---------------------------------------------------------------------------------------------- comparing
 
 
-def test_table_has_means_and_spreads(tmp_path):
-    folders = {}
-    for arm, seed, ap in (("rfs", 1, 10.0), ("rfs", 2, 14.0), ("rio", 1, 20.0)):
-        folders[arm, seed] = tmp_path / f"{arm}{seed}"
-        folders[arm, seed].mkdir()
-        _evaluation(ap).to_json(folders[arm, seed] / "evaluation.json")
-    table = compare(folders)
-    assert table["AP"].tolist() == [12.0, 20.0]
+FREQUENCIES = "r" * 6 + "c" * 6 + "f" * 8
+
+
+def _result(values: dict[tuple[str, int], Sequence[float]], *, kind: str = "bbox", **changes) -> StudyResult:
+    """A result from (arm, seed) -> AP of each of 20 categories: 6 rare, 6 common, 8 frequent."""
+    categories = [Category(i + 1, f"c{i}", f, 5 * i + 1) for i, f in enumerate(FREQUENCIES)]
+    runs = []
+    for (arm, seed), ap in values.items():
+        ap = np.broadcast_to(np.asarray(ap, float), len(FREQUENCIES))
+        groups = {f"AP{g}": np.nanmean(ap[[f == g for f in FREQUENCIES]]) for g in "rcf"}
+        metrics = {m: float({"AP": np.nanmean(ap), **groups}.get(m, 1.0)) for m in METRICS}
+        stored = [None if np.isnan(v) else float(v) for v in ap]
+        runs.append(RunResult(arm, seed, 100, 12.5, {kind: metrics}, {kind: stored}, {"rois/share_r": 0.125}))
+    arms = list(dict.fromkeys(arm for arm, _ in values))
+    about = {
+        "name": "made",
+        "role": "report",
+        "trained_on": ["train"],
+        "evaluated_on": ["val"],
+        "command": "python -m rio study made.yaml",
+        "machine": "a processor, 2 cores, no GPU",
+        "versions": {"rio": "1.0"},
+        "date": "2026-01-31",
+        "arms": {arm: ["SEED", "1"] for arm in arms},
+        "pairs": [(arm, arms[0]) for arm in arms[1:]],
+        "seeds": sorted({seed for _, seed in values}),
+        "categories": categories,
+        "runs": runs,
+    }
+    return StudyResult(**{**about, **changes})
+
+
+def _row(result: StudyResult, metric: str = "AP") -> pd.Series:
+    """The one comparison of a result."""
+    rows = result.comparisons()
+    return rows[rows["metric"] == metric].iloc[0]
+
+
+def test_table_has_means_and_spreads():
+    made = _result({("rfs", 1): [10.0], ("rfs", 2): [14.0], ("rio", 1): [np.nan] * 6 + [20.0] * 14})
+    table = made.table()
+    assert table["AP"].tolist() == [12.0, 20.0] and table["seeds"].tolist() == [2, 1]
     assert table["AP_spread"].tolist() == pytest.approx([2.0, np.nan], nan_ok=True)
     lines = format_table(table).splitlines()
     assert lines[0].split() == ["bbox", "AP", "APr", "APc", "APf"]
-    assert lines[2].split() == ["rfs", "12.0", "±2.0", "-", "12.0", "±2.0", "12.0", "±2.0"]
+    assert lines[2].split() == ["rfs", *(["12.0", "±2.0"] * 4)]
     assert lines[3].split() == ["rio", "20.0", "-", "20.0", "20.0"]
 
 
