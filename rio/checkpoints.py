@@ -25,6 +25,8 @@ from torch import Tensor, nn
 logger = logging.getLogger(__name__)
 
 _BANK = re.compile(r"(^|\.)memory_bank\.")
+# Files of an earlier version lack these; the module that has them knows what that means.
+ADDED = re.compile(r"(^|\.)memory_bank\.object_ids$")
 # Not learned: set from the config, or (cell anchors) saved by old versions of detectron2 only.
 _FROM_CONFIG = re.compile(
     r"(^|\.)(pixel_mean|pixel_std)$|anchor_generator\.cell_anchors|\.num_batches_tracked$"
@@ -191,6 +193,7 @@ def load_weights(
         else:
             problems[name] = _why_shape(name, tuple(own[name].shape), tuple(value.shape))
     needed = [n for n in own if not _FROM_CONFIG.search(n) and (bank or not _BANK.search(n))]
+    needed = [n for n in needed if not ADDED.search(n)]
     missing = [n for n in needed if n not in fits and n not in problems]
     unexpected = [n for n in state if n not in own and not _FROM_CONFIG.search(n)]
 

@@ -20,6 +20,11 @@ of rank P - 1, second image of rank 0, ...; within an image as the RoIs come. Gi
 and boxes, the bank is bit for bit the one-process bank. What a run of P processes draws differently stays so:
 which proposals become RoIs (each rank has its own random numbers), the rounding of summed gradients, and with
 DATALOADER.ASPECT_RATIO_GROUPING which images share a batch.
+
+Beside each RoI the bank keeps the identity of the object it was matched to: two numbers, the image's id and the
+object's place among the annotations of that image. ``write`` may be called without; the identity is then unknown
+(-1), as it is for what a checkpoint of format 1 brings. Unknown objects count as different from all others, and
+``statistics`` does not count objects and images as long as an unknown one is stored.
 """
 
 from __future__ import annotations
@@ -31,8 +36,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-REPLAY_ORDERS = ("newest", "random")
-_FORMAT = 1  # of the extra state
+REPLAY_ORDERS = ("newest", "random", "diverse")
+_FORMAT = 2  # of the extra state; 1 had no object_ids
 
 
 @dataclass(frozen=True)
@@ -63,9 +68,9 @@ def memory_bank_bytes(
     """Bytes that a bank's buffers take on the device, and in each checkpoint.
 
     >>> memory_bank_bytes(553, 60, 1024) / 2**20  # LVIS v1, reference settings, MiB  # doctest: +ELLIPSIS
-    130.8...
+    131.3...
     """
-    slot = feature_dim * dtype.itemsize + 2 * 4 * torch.float32.itemsize + torch.int64.itemsize
+    slot = feature_dim * dtype.itemsize + 2 * 4 * torch.float32.itemsize + 3 * torch.int64.itemsize
     return num_target_classes * (slots_per_class * slot + 2 * torch.int64.itemsize)
 
 
@@ -82,9 +87,15 @@ class MemoryBank(nn.Module):
         feature_dim: D.
         slots_per_class: S >= 1.
         replay_per_class: M, 1..S.
-        replay_order: "newest", or "random" (without replacement, reproducible from ``seed`` and the step).
+        replay_order: which slots of a class: "newest"; "random" (without replacement, reproducible from ``seed``
+            and the step); or "diverse", as many different objects as there are: the newest slot of each object,
+            then the second newest of each, ..., newer ones first.
+        replay_absent_classes: so many target classes that have something stored and are not in the batch are
+            replayed as well, drawn anew each step; 0 = none.
+        write_max_per_object: at most so many RoIs of one object a write, those whose proposal box has the highest
+            IoU with the ground-truth box, earlier ones first where equal; 0 = all.
         storage_dtype: a floating dtype for the features; boxes are always float32.
-        seed: of the random order, and of who is served first under a cap.
+        seed: of the random order, of the absent classes, and of who is served first under a cap.
         sync: with torch.distributed at work, append the writes of all ranks; the module's docstring says in
             which order. Every rank must then call ``write`` every step, rows or not. It costs one gather of
             a number a step and one of the rows in steps that have any. No effect with one process.
@@ -96,6 +107,7 @@ class MemoryBank(nn.Module):
     features: Tensor
     proposal_boxes: Tensor
     gt_boxes: Tensor
+    object_ids: Tensor
     num_written: Tensor
     written_at: Tensor
     class_ids: Tensor
@@ -109,6 +121,8 @@ class MemoryBank(nn.Module):
         slots_per_class: int = 60,
         replay_per_class: int = 20,
         replay_order: str = "newest",
+        replay_absent_classes: int = 0,
+        write_max_per_object: int = 0,
         storage_dtype: torch.dtype = torch.float32,
         seed: int = 0,
         sync: bool = False,
@@ -118,6 +132,12 @@ class MemoryBank(nn.Module):
         _check_arguments(num_classes, class_ids, feature_dim, slots_per_class, replay_per_class)
         if replay_order not in REPLAY_ORDERS:
             raise ValueError(f"replay_order: expected one of {list(REPLAY_ORDERS)}, found {replay_order!r}")
+        for name, value in (
+            ("replay_absent_classes", replay_absent_classes),
+            ("write_max_per_object", write_max_per_object),
+        ):
+            if value < 0:
+                raise ValueError(f"{name}: expected >= 0, found {value} (MODEL.RIO.{name.upper()})")
         if not storage_dtype.is_floating_point:
             raise ValueError(f"storage_dtype: expected a floating dtype, found {storage_dtype}")
         self.num_classes = num_classes
@@ -126,6 +146,8 @@ class MemoryBank(nn.Module):
         self.slots_per_class = slots_per_class
         self.replay_per_class = replay_per_class
         self.replay_order = replay_order
+        self.replay_absent_classes = replay_absent_classes
+        self.write_max_per_object = write_max_per_object
         self.seed = seed
         self.sync = sync
         self.iteration = 0  # training steps seen; a host number, so that reading it is no synchronisation
@@ -134,6 +156,8 @@ class MemoryBank(nn.Module):
         self.register_buffer("features", torch.zeros(t, s, feature_dim, dtype=storage_dtype))
         self.register_buffer("proposal_boxes", torch.zeros(t, s, 4))
         self.register_buffer("gt_boxes", torch.zeros(t, s, 4))
+        # (image id, place among its annotations), -1 = unknown
+        self.register_buffer("object_ids", torch.full((t, s, 2), -1, dtype=torch.int64))
         self.register_buffer(
             "num_written", torch.zeros(t, dtype=torch.int64)
         )  # since the start, not capped at S
@@ -149,14 +173,17 @@ class MemoryBank(nn.Module):
         return (
             f"num_target_classes={self.num_target_classes}, slots_per_class={self.slots_per_class}, "
             f"replay_per_class={self.replay_per_class}, feature_dim={self.feature_dim}, "
-            f"replay_order={self.replay_order!r}, storage_dtype={self.features.dtype}, sync={self.sync}"
+            f"replay_order={self.replay_order!r}, replay_absent_classes={self.replay_absent_classes}, "
+            f"write_max_per_object={self.write_max_per_object}, storage_dtype={self.features.dtype}, "
+            f"sync={self.sync}"
         )
 
     @torch.no_grad()
     def sample(
         self, gt_classes: Tensor, *, max_per_foreground: float = 0.0, dtype: torch.dtype | None = None
     ) -> Replay:
-        """Read back up to ``replay_per_class`` stored RoIs of each target class among ``gt_classes``.
+        """Read back up to ``replay_per_class`` stored RoIs of each target class among ``gt_classes``, and of
+        ``replay_absent_classes`` others.
 
         Changes nothing: the same call gives the same rows until the next ``write``.
 
@@ -169,7 +196,7 @@ class MemoryBank(nn.Module):
             dtype: of the features returned; None = as stored.
 
         Returns:
-            The replay, rank-major (all classes' newest, then all second newest, ...), without duplicates.
+            The replay, rank-major (all classes' first row, then all their second, ...), without duplicates.
         """
         self._check_device(gt_classes)
         device = self.num_written.device
@@ -180,11 +207,16 @@ class MemoryBank(nn.Module):
         present = present.index_fill_(0, target, True)[:num_targets]
         available = self.num_written.clamp(max=self.replay_per_class)  # (T,); M <= S
         rank = torch.arange(self.replay_per_class, device=device)
-        wanted = present & (rank[:, None] < available)  # (M, T)
 
-        generator = (
-            self._generator(device) if max_per_foreground > 0 or self.replay_order == "random" else None
-        )
+        generator = None
+        if max_per_foreground > 0 or self.replay_order == "random" or self.replay_absent_classes:
+            generator = self._generator(device)
+        if self.replay_absent_classes:
+            absent = ~present & (available > 0)
+            key = torch.rand(num_targets, generator=generator, device=device).masked_fill_(~absent, 2.0)
+            drawn = key.topk(min(self.replay_absent_classes, num_targets), largest=False).indices
+            present = present | (absent & torch.zeros_like(absent).index_fill_(0, drawn, True))
+        wanted = present & (rank[:, None] < available)  # (M, T)
         columns = None
         if max_per_foreground > 0:
             foreground = (gt_classes >= 0) & (gt_classes < self.num_classes)
@@ -198,6 +230,8 @@ class MemoryBank(nn.Module):
         index = column if columns is None else columns[column]
         if self.replay_order == "newest":
             slot = (self.num_written[index] - 1 - rank) % num_slots
+        elif self.replay_order == "diverse":
+            slot = self._diverse_slots(index, rank)
         else:
             key = torch.rand(num_targets, num_slots, generator=generator, device=device)
             empty = torch.arange(num_slots, device=device) >= self.num_written[:, None]
@@ -215,6 +249,19 @@ class MemoryBank(nn.Module):
             written_at=self.written_at.flatten()[row],
         )
 
+    def _diverse_slots(self, index: Tensor, rank: Tensor) -> Tensor:
+        """(M',) the slot of rank (M',) of target class index (M',), if its objects take turns."""
+        num_slots = self.slots_per_class
+        written, age = self.num_written[index, None], torch.arange(num_slots, device=index.device)
+        by_age = (written - 1 - age) % num_slots  # (M', S), the newest first
+        ids = self.object_ids[index[:, None], by_age]  # (M', S, 2)
+        image, place = ids.unbind(2)
+        place = place.where(place >= 0, -1 - age)  # each unknown object is one of its own
+        # Turn 0 is each object's newest slot. Within a turn the newer slot comes first.
+        turn = _rank_in_group(image, place)
+        key = (turn * num_slots + age).masked_fill_(age >= written, num_slots * num_slots)  # empty ones last
+        return by_age.gather(1, key.argsort(dim=1).gather(1, rank[:, None])).squeeze(1)
+
     @torch.no_grad()
     def write(
         self,
@@ -224,11 +271,13 @@ class MemoryBank(nn.Module):
         gt_classes: Tensor,
         *,
         rois_per_image: Sequence[int] | None = None,
+        object_ids: Tensor | None = None,
     ) -> None:
-        """Store every RoI of a target class, oldest slots leaving first, and count the step.
+        """Store the RoIs of target classes, oldest slots leaving first, and count the step.
 
-        RoIs are appended in the order given, with ``sync`` image by image over the ranks. If a step holds
-        more than S of a class, its last S stay.
+        All of them, or the best ``write_max_per_object`` of each object: RoIs of one image, of one class, with
+        one ground-truth box. They are appended in the order given, with ``sync`` image by image over the ranks.
+        If a step holds more than S of a class, its last S stay.
 
         Args:
             features: (R, D), any floating dtype; R may be 0.
@@ -236,20 +285,28 @@ class MemoryBank(nn.Module):
             gt_boxes: (R, 4) XYXY; only read where the class is a target.
             gt_classes: (R,) int64; K and -1 are never stored.
             rois_per_image: how many of the R rows belong to the first, second, ... image; only read with
-                ``sync``. None: all belong to one.
+                ``sync`` and ``write_max_per_object``. None: all belong to one.
+            object_ids: (R, 2) int64, which object each was matched to: (image id, its place >= 0 among the image's
+                annotations), place -1 = unknown; only read where the class is a target. None: all unknown.
 
         Raises:
             ValueError: shapes that do not fit the bank or each other, or another device.
         """
-        self._check_rows(features, proposal_boxes, gt_boxes, gt_classes)
+        self._check_rows(features, proposal_boxes, gt_boxes, gt_classes, object_ids)
         if rois_per_image is not None and sum(rois_per_image) != gt_classes.shape[0]:
             raise ValueError(
                 f"rois_per_image: expected numbers that sum to the {gt_classes.shape[0]} rows, found "
                 f"{list(rois_per_image)}"
             )
         target = self.target_index.index_select(0, gt_classes + 1)  # (R,)
-        row = (target < self.num_target_classes).nonzero().squeeze(1)  # (W,), the synchronisation
+        stored = target < self.num_target_classes
+        if self.write_max_per_object and gt_classes.numel():
+            image = _image_of_row(rois_per_image, gt_classes)
+            stored &= self._best_of_objects(proposal_boxes, gt_boxes, target, image)
+        row = stored.nonzero().squeeze(1)  # (W,), the synchronisation
         index = target[row]
+        if object_ids is None:
+            object_ids = self.object_ids.new_full((1, 2), -1).expand(gt_classes.numel(), 2)
         if self.sync and _world_size() > 1:
             image = _image_of_row(rois_per_image, gt_classes)[row]
             features = self._as_stored(features.detach().index_select(0, row))
@@ -257,15 +314,31 @@ class MemoryBank(nn.Module):
                 boxes.detach().index_select(0, row).to(self.gt_boxes.dtype)
                 for boxes in (proposal_boxes, gt_boxes)
             )
-            index, row, features, proposal_boxes, gt_boxes = _gathered(
-                index, image, features, proposal_boxes, gt_boxes
+            index, row, features, proposal_boxes, gt_boxes, object_ids = _gathered(
+                index, image, features, proposal_boxes, gt_boxes, object_ids.index_select(0, row)
             )
         if row.numel():
-            self._append(index, row, features, proposal_boxes, gt_boxes)
+            self._append(index, row, features, proposal_boxes, gt_boxes, object_ids)
         self.iteration += 1
 
+    def _best_of_objects(
+        self, proposal_boxes: Tensor, gt_boxes: Tensor, target: Tensor, image: Tensor
+    ) -> Tensor:
+        """(R,) bool: the RoI is among the ``write_max_per_object`` best of its object."""
+        order = _paired_iou(proposal_boxes, gt_boxes).argsort(descending=True, stable=True)  # (R,), best first
+        # An RoI's ground-truth box is a copy of its object's, so equal means the same bits.
+        keys = (column[order][None] for column in (image, target, *gt_boxes.unbind(1)))
+        rank = torch.empty_like(order).scatter_(0, order, _rank_in_group(*keys)[0])
+        return rank < self.write_max_per_object
+
     def _append(
-        self, index: Tensor, row: Tensor, features: Tensor, proposal_boxes: Tensor, gt_boxes: Tensor
+        self,
+        index: Tensor,
+        row: Tensor,
+        features: Tensor,
+        proposal_boxes: Tensor,
+        gt_boxes: Tensor,
+        object_ids: Tensor,
     ) -> None:
         """Append rows ``row`` (W,) of the other tensors, in this order, to the target classes index (W,)."""
         num_slots = self.slots_per_class
@@ -288,6 +361,7 @@ class MemoryBank(nn.Module):
         for name, boxes in (("proposal_boxes", proposal_boxes), ("gt_boxes", gt_boxes)):
             store = getattr(self, name).view(-1, 4)
             store.index_copy_(0, place, boxes.detach().index_select(0, row).to(store.dtype))
+        self.object_ids.view(-1, 2).index_copy_(0, place, object_ids.index_select(0, row))
         self.written_at.view(-1).index_fill_(0, place, self.iteration)
         self.num_written += count
 
@@ -301,6 +375,53 @@ class MemoryBank(nn.Module):
         """Share of the slots that hold an RoI: a 0-dim float tensor in [0, 1] on the bank's device."""
         stored = self.num_written.clamp(max=self.slots_per_class).sum()
         return stored / (self.num_target_classes * self.slots_per_class)
+
+    @torch.no_grad()
+    def statistics(self) -> dict[str, Tensor]:
+        """What the bank holds, as 0-dim float tensors on its device; NaN where there is nothing to tell.
+
+        Returns:
+            "fill": share of the slots that hold an RoI. And, as means over the target classes with a stored RoI:
+            "stored", the RoIs of a class; "distinct_objects" and "distinct_images", how many different objects
+            and images these came from, NaN as long as the object of some stored RoI is unknown.
+        """
+        filled = torch.arange(self.slots_per_class, device=self.num_written.device) < self.num_written[:, None]
+        num_classes = (self.num_written > 0).sum()
+        image, place = self.object_ids.unbind(2)
+        unknown = (filled & (place < 0)).any()
+
+        def distinct(*keys: Tensor) -> Tensor:  # the slots that are the first of their kind
+            number = (filled & (_rank_in_group(*keys) == 0)).sum() / num_classes
+            return number.masked_fill(unknown, torch.nan)
+
+        return {
+            "fill": self.fill(),
+            "stored": filled.sum() / num_classes,  # 0 / 0 is NaN
+            "distinct_objects": distinct(image, place),
+            "distinct_images": distinct(image),
+        }
+
+    @torch.no_grad()
+    def drift(self, replay: Replay, features: Tensor, gt_classes: Tensor) -> Tensor:
+        """How stale a replay is: the mean cosine between its features and what their classes look like now.
+
+        Args:
+            replay: from ``sample``.
+            features: (R, D) of this step.
+            gt_classes: (R,) int64, their class ids; K and -1 allowed.
+
+        Returns:
+            0-dim float: the mean over the replayed rows of the cosine between the row's feature and the mean
+            feature of this step's RoIs of its class, rows whose class has none left out. NaN if none is left.
+        """
+        target = self.target_index.index_select(0, gt_classes + 1)
+        # The sum has the direction of the mean.
+        now = torch.zeros(self.num_target_classes + 1, self.feature_dim, device=features.device)
+        now.index_add_(0, target, features.float())
+        index = self.target_index.index_select(0, replay.gt_classes + 1)
+        seen = torch.zeros_like(now[:, 0], dtype=torch.bool).index_fill_(0, target, True)[index]
+        cosine = torch.cosine_similarity(replay.features.float(), now[index], dim=1)
+        return cosine.masked_fill(~seen, 0.0).sum() / seen.sum()
 
     def nbytes(self) -> int:
         """Bytes that this bank's persistent buffers take."""
@@ -329,7 +450,12 @@ class MemoryBank(nn.Module):
             )
 
     def _check_rows(
-        self, features: Tensor, proposal_boxes: Tensor, gt_boxes: Tensor, gt_classes: Tensor
+        self,
+        features: Tensor,
+        proposal_boxes: Tensor,
+        gt_boxes: Tensor,
+        gt_classes: Tensor,
+        object_ids: Tensor | None,
     ) -> None:
         self._check_device(gt_classes)
         if features.ndim != 2 or features.shape[1] != self.feature_dim:
@@ -347,6 +473,13 @@ class MemoryBank(nn.Module):
                     f"{name}: expected ({rows}, 4), one XYXY box an RoI, found {tuple(boxes.shape)}. "
                     "Rotated boxes are not supported"
                 )
+        if object_ids is not None and (
+            tuple(object_ids.shape) != (rows, 2) or object_ids.dtype != torch.int64
+        ):
+            raise ValueError(
+                f"object_ids: expected ({rows}, 2) int64, image id and place of each RoI's object, found "
+                f"{tuple(object_ids.shape)} {object_ids.dtype}"
+            )
 
     # State: the buffers, and the step as a small tensor (fvcore's Checkpointer takes nothing but tensors).
 
@@ -355,9 +488,9 @@ class MemoryBank(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         version, iteration = (int(v) for v in state)
-        if version != _FORMAT:
+        if version not in (1, _FORMAT):
             raise ValueError(
-                f"memory bank state: expected format {_FORMAT}, found {version}. Use the version that"
+                f"memory bank state: expected format 1 or {_FORMAT}, found {version}. Use the version that"
                 " wrote it"
             )
         self.iteration = iteration
@@ -367,6 +500,9 @@ class MemoryBank(nn.Module):
     ) -> None:
         # All or nothing. A bank loaded in part (checkpointers drop tensors of another shape) would replay
         # zeros.
+        extra = state_dict.get(prefix + "_extra_state")
+        if extra is not None and int(extra[0]) == 1:
+            state_dict[prefix + "object_ids"] = torch.full_like(self.object_ids, -1)
         names = list(self._buffers.keys() - self._non_persistent_buffers_set)
         found = {n: state_dict[prefix + n] for n in names if prefix + n in state_dict}
         problems = []
@@ -390,6 +526,33 @@ class MemoryBank(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
 
+def _rank_in_group(*keys: Tensor) -> Tensor:
+    """(B, S) int64: how many earlier entries of its row an entry equals in all of keys, each (B, S).
+
+    >>> _rank_in_group(torch.tensor([[7, 7, 3, 7]]), torch.tensor([[0, 1, 0, 0]])).tolist()
+    [[0, 0, 0, 1]]
+    """
+    position = torch.arange(keys[0].shape[1], device=keys[0].device).expand_as(keys[0])
+    order = position
+    for key in keys:  # sorted by all keys, and by position where those are equal
+        order = order.gather(1, key.gather(1, order).argsort(dim=1, stable=True))
+    first = torch.zeros_like(order, dtype=torch.bool)
+    first[:, :1] = True
+    for key in keys:
+        ordered = key.gather(1, order)
+        first[:, 1:] |= ordered[:, 1:] != ordered[:, :-1]
+    rank = position - (position * first).cummax(dim=1).values
+    return torch.empty_like(order).scatter_(1, order, rank)
+
+
+def _paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """(R,) IoU of each of boxes (R, 4) with the one of others (R, 4) beside it, XYXY; 0 where both are empty."""
+    low, high = boxes[:, :2].maximum(others[:, :2]), boxes[:, 2:].minimum(others[:, 2:])
+    both = (high - low).clamp(min=0).prod(1)
+    either = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (others[:, 2:] - others[:, :2]).prod(1) - both
+    return torch.where(either > 0, both / either, 0.0)
+
+
 def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
@@ -399,7 +562,8 @@ def _image_of_row(rois_per_image: Sequence[int] | None, like: Tensor) -> Tensor:
     if rois_per_image is None:
         return torch.zeros_like(like)
     counts = torch.tensor(list(rois_per_image), dtype=torch.int64)
-    return torch.repeat_interleave(counts).to(like.device)  # counted on the host: no synchronisation
+    # Counted on the host, and not waited for: no synchronisation.
+    return torch.repeat_interleave(counts).to(like.device, non_blocking=True)
 
 
 def _gathered(index: Tensor, image: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:

@@ -123,6 +123,15 @@ def test_our_own_with_and_without_its_bank(tmp_path):
     _, without = small(**{"MODEL.RIO.BANK_ENABLED": False})  # as for inference
     assert load_weights(without, tmp_path / "ours.pth").unexpected == []
 
+    state = torch.load(tmp_path / "ours.pth", weights_only=True)  # of an earlier version: it knew no objects
+    name = "roi_heads.box_predictor.memory_bank."
+    del state["model"][name + "object_ids"]
+    state["model"][name + "_extra_state"][0] = 1
+    torch.save(state, tmp_path / "earlier.pth")
+    _, fresh = small()
+    assert load_weights(fresh, tmp_path / "earlier.pth", bank=True).missing == []
+    assert fresh.roi_heads.box_predictor.memory_bank.num_written.tolist() == [0, 1]
+
     _, resumed = small()  # detectron2's own checkpointer, as for a resume
     DetectionCheckpointer(resumed, str(tmp_path)).load(str(tmp_path / "ours.pth"))
     assert resumed.roi_heads.box_predictor.memory_bank.iteration == 1

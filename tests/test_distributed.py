@@ -23,10 +23,10 @@ from rio.memory_bank import MemoryBank
 K, TARGETS, WIDTH, STEPS, IMAGES = 8, [1, 2, 5, 6], 3, 7, 4
 
 
-def make_bank(dtype: torch.dtype, sync: bool = True) -> MemoryBank:
+def make_bank(dtype: torch.dtype, sync: bool = True, **variants: object) -> MemoryBank:
     return MemoryBank(
         num_classes=K, class_ids=TARGETS, feature_dim=WIDTH, slots_per_class=5, replay_per_class=3,
-        storage_dtype=dtype, sync=sync,
+        storage_dtype=dtype, sync=sync, **variants,
     )  # fmt: skip
 
 
@@ -40,13 +40,17 @@ def global_batch(step: int) -> list[tuple[torch.Tensor, ...]]:
         if step == 2 or (step == 4 and image < IMAGES - 1):
             classes[:] = K
         boxes = torch.rand(2, count, 4, generator=generator)
-        images.append((torch.randn(count, WIDTH, generator=generator) * 1e5, *boxes, classes))
+        features = torch.randn(count, WIDTH, generator=generator) * 1e5
+        place = torch.randint(0, 2, (count,), generator=generator)  # two objects an image, a box each
+        boxes[1] = boxes[1, :2][place] if count > 1 else boxes[1]
+        ids = torch.stack([torch.full_like(place, IMAGES * step + image), place], 1)
+        images.append((features, *boxes, classes, ids))
     return images
 
 
 def write(bank: MemoryBank, images: list[tuple[torch.Tensor, ...]]) -> None:
-    columns = [torch.cat(column) for column in zip(*images, strict=True)]
-    bank.write(*columns, rois_per_image=[len(image[-1]) for image in images])
+    *columns, ids = (torch.cat(column) for column in zip(*images, strict=True))
+    bank.write(*columns, rois_per_image=[len(image[-1]) for image in images], object_ids=ids)
 
 
 def _drive(rank: int, world: int, folder: str) -> None:
@@ -63,6 +67,10 @@ def _drive(rank: int, world: int, folder: str) -> None:
         found[str(dtype)] = bank.state_dict()
     # Two collectives a step, one where no rank has a row.
     assert len(calls) == (3 * (2 * STEPS - 1) if world > 1 else 0)
+    few = make_bank(torch.float32, write_max_per_object=1)
+    for step in range(STEPS):
+        write(few, global_batch(step)[rank::world])
+    found["few"] = few.state_dict()
     own = make_bank(torch.float32, sync=False)
     for step in range(STEPS):
         write(own, global_batch(step)[rank::world])
@@ -84,11 +92,16 @@ def test_every_rank_holds_the_bank_of_one_process(world, tmp_path):
     mp.start_processes(_drive, args=(world, str(tmp_path)), nprocs=world, start_method="fork")
     alone = {d: expected_bank(d).state_dict() for d in (torch.float32, torch.float16, torch.bfloat16)}
     assert alone[torch.float32]["num_written"].min() > 5, "the rings should have wrapped"
+    few = make_bank(torch.float32, write_max_per_object=1)
+    for step in range(STEPS):
+        write(few, global_batch(step))
+    assert 0 < few.num_written.sum() < alone[torch.float32]["num_written"].sum()
     for rank in range(world):
         found = torch.load(tmp_path / f"rank{rank}.pth", weights_only=True)
         for dtype, state in alone.items():
             for name, value in state.items():
                 assert torch.equal(found[str(dtype)][name], value), (rank, dtype, name)
+        assert all(torch.equal(found["few"][name], value) for name, value in few.state_dict().items()), rank
         share = expected_bank(torch.float32, rank, world).state_dict()
         assert all(torch.equal(found["own"][name], value) for name, value in share.items())
         assert torch.equal(found["own"]["features"], alone[torch.float32]["features"]) == (world == 1)

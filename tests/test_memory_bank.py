@@ -210,22 +210,232 @@ def test_random_order_is_uniform_and_depends_on_seed_and_step_only():
     assert 60 < same < 140
 
 
-@pytest.mark.parametrize("order", ["newest", "random"])
+def of(*objects: tuple[int, int]) -> torch.Tensor:
+    return torch.tensor(objects, dtype=torch.int64).reshape(-1, 2)
+
+
+def values_of(bank: MemoryBank, classes: list[int], **arguments) -> list[float]:
+    """The replayed rows' numbers, whatever their boxes are."""
+    return bank.sample(torch.tensor(classes, dtype=torch.int64), **arguments).features[:, 0].tolist()
+
+
+def test_at_most_so_many_rois_of_an_object_are_written_and_the_best():
+    bank = make(slots_per_class=9, replay_per_class=9, write_max_per_object=2)
+    a, b = [0.0, 0, 10, 10], [20.0, 0, 30, 10]
+    table = [  # value, class, ground truth, proposal, IoU
+        (1, 1, a, [0, 0, 10, 5]),  # 1/2
+        (2, 1, a, [0, 0, 10, 10]),  # 1, stays
+        (3, 1, b, [20, 0, 30, 3]),  # 3/10, stays: the only one of b
+        (4, 6, a, [0, 0, 10, 9]),  # background, though it is a's better one
+        (5, 1, a, [0, 0, 8, 10]),  # 4/5, stays
+        (6, 1, a, [2, 0, 10, 10]),  # 4/5 as well, but later
+        (7, 4, a, [0, 0, 1, 1]),  # another class, so another object: stays
+        (8, 1, a, [0, 0, 10, 5]),  # the next image: another object, stays
+    ]
+    features = torch.tensor([[row[0]] * 2 for row in table], dtype=torch.float32)
+    classes = torch.tensor([row[1] for row in table])
+    gt_boxes, proposals = (torch.tensor([row[i] for row in table], dtype=torch.float32) for i in (2, 3))
+    bank.write(features, proposals, gt_boxes, classes, rois_per_image=[7, 0, 1])
+    assert values_of(bank, [1]) == [8, 5, 3, 2]  # in the order they came in, the newest first
+    assert values_of(bank, [4]) == [7]
+    bank.write(features[:2], proposals[:2], gt_boxes[:2], classes[:2])  # the limit is of a write, not of the bank
+    assert values_of(bank, [1])[:2] == [2, 1]
+    bank.write(*rows([], []), rois_per_image=[0, 0])
+    empty_boxes = torch.zeros(2, 4)
+    bank.write(torch.ones(2, 2), empty_boxes, empty_boxes, torch.tensor([4, 4]))  # 0 / 0 is no trouble
+    assert bank.num_written.tolist() == [6, 3] and bank.iteration == 4
+
+
+def test_each_object_takes_its_turn():
+    bank = make(slots_per_class=5, replay_per_class=5, replay_order="diverse")
+    a, b, c, unknown = (5, 0), (5, 1), (7, 0), (-1, -1)
+    bank.write(*rows([1, 2, 3, 4], [1, 1, 1, 1]), object_ids=of(a, b, a, a))
+    assert values_of(bank, [1]) == [4, 2, 3, 1]  # a's newest, b's; a's second, a's third
+    bank.write(*rows([5, 6, 7], [1, 4, 1]), object_ids=of(unknown, c, unknown))  # 1 leaves
+    assert values_of(bank, [1]) == [7, 5, 4, 2, 3]
+    assert values_of(bank, [1, 4]) == [7, 6, 5, 4, 2, 3]  # two unknown ones are two objects; c of class 4 second
+    few = make(slots_per_class=5, replay_per_class=2, replay_order="diverse")
+    few.load_state_dict(bank.state_dict())
+    assert values_of(few, [1]) == [7, 5]
+    assert values_of(few, [0, 6]) == [] and values_of(few, []) == []
+    # With all objects unknown it is "newest".
+    nobody, newest = (make(replay_order=order, replay_per_class=3) for order in ("diverse", "newest"))
+    for bank in (nobody, newest):
+        bank.write(*rows([1, 2, 3, 4, 5], [1, 4, 1, 1, 1]))
+    assert read(nobody, [1, 4]) == read(newest, [1, 4])
+
+
+def test_absent_classes_are_replayed_as_well():
+    bank = MemoryBank(
+        num_classes=9, class_ids=[1, 2, 3, 4, 5, 7], feature_dim=2, slots_per_class=3, replay_per_class=2,
+        replay_absent_classes=2,
+    )  # fmt: skip
+    assert read(bank, [1]) == []  # nothing stored
+    bank.write(*rows([10, 11, 12, 20, 30, 40], [1, 1, 1, 2, 3, 4]))  # 5 and 7 have nothing
+    seen = set()
+    for _ in range(60):
+        first = read(bank, [1, 9, 0])
+        assert first == read(bank, [1, 9, 0])  # the same as long as nothing is written
+        assert {row for row in first if row[0] == 1} == {(1, 12.0), (1, 11.0)}
+        others = {c for c, _ in first} - {1}
+        assert len(others) == 2 and others <= {2, 3, 4} and len(first) == 4
+        seen.add(frozenset(others))
+        assert len({c for c, _ in read(bank, [])}) == 2  # also for a step without an RoI
+        assert len(read(bank, [0, 0, 0, 0], max_per_foreground=0.5)) == 2  # a cap holds for all that is replayed
+        bank.write(*rows([], []))
+    assert len(seen) == 3  # drawn anew
+    everything = {(1, 12.0), (1, 11.0), (2, 20.0), (3, 30.0), (4, 40.0)}
+    bank.replay_absent_classes = 50  # more than there are
+    assert set(read(bank, [2])) == everything and set(read(bank, [1, 2, 3, 4])) == everything
+
+
+class ObjectOracle:
+    """Both variants that look at objects, in Python lists: (value, object) by class."""
+
+    def __init__(self, class_ids, slots, replayed, per_object):
+        self.stored = {c: deque(maxlen=slots) for c in class_ids}
+        self.replayed, self.per_object = replayed, per_object
+
+    def sample(self, classes):
+        table = {}
+        for c in self.stored:
+            if c in classes:
+                turns = []  # [turn, age, value]
+                for age, (value, identity) in enumerate(reversed(self.stored[c])):
+                    turns.append((sum(o == identity for *_, o in turns), age, value, identity))
+                table[c] = [value for _, _, value, _ in sorted(turns)[: self.replayed]]
+        return [
+            table[c][rank] for rank in range(self.replayed) for c in table if rank < len(table[c])
+        ]
+
+    def write(self, table):  # (value, class, IoU, object)
+        for place, (value, c, iou, identity) in enumerate(table):
+            better = sum(
+                o == identity and d == c and (-i, p) < (-iou, place) for p, (_, d, i, o) in enumerate(table)
+            )
+            if c in self.stored and (not self.per_object or better < self.per_object):
+                self.stored[c].append((value, identity))
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    steps=st.lists(
+        st.lists(st.tuples(st.integers(-1, K), st.integers(1, 9), st.integers(0, 2), st.integers(0, 1)), max_size=14),
+        min_size=1, max_size=6,
+    ),
+    slots=st.integers(1, 7),
+    replayed=st.integers(1, 7),
+    per_object=st.integers(0, 3),
+)  # fmt: skip
+def test_objects_equal_the_oracle_whatever_comes(steps, slots, replayed, per_object):
+    class_ids, replayed = [4, 1, 2], min(replayed, slots)
+    bank = make(
+        class_ids=class_ids, slots_per_class=slots, replay_per_class=replayed, replay_order="diverse",
+        write_max_per_object=per_object,
+    )  # fmt: skip
+    oracle, value = ObjectOracle(class_ids, slots, replayed, per_object), 0
+    for number, step in enumerate(steps):
+        step.sort(key=lambda roi: roi[3])  # image by image; an object is (image, place)
+        classes = [c for c, *_ in step]
+        assert values_of(bank, classes) == oracle.sample(classes)
+        values = list(range(value, value + len(step)))
+        value += len(step)
+        # Place p's box is 10 wide at 20 p, a proposal covers `high` tenths of it. The same box in both images.
+        gt = torch.tensor([[20.0 * p, 0, 20 * p + 10, 10] for _, _, p, _ in step]).reshape(-1, 4)
+        proposals = torch.tensor([[20.0 * p, 0, 20 * p + 10, h] for _, h, p, _ in step]).reshape(-1, 4)
+        bank.write(
+            torch.tensor(values, dtype=torch.float32)[:, None].expand(-1, 2), proposals, gt,
+            torch.tensor(classes, dtype=torch.int64),
+            rois_per_image=[sum(roi[3] == image for roi in step) for image in (0, 1)],
+            object_ids=of(*((10 * (number % 2) + image, p) for _, _, p, image in step)),
+        )  # fmt: skip
+        oracle.write(
+            [(v, c, h, (10 * (number % 2) + image, p)) for v, (c, h, p, image) in zip(values, step)]
+        )
+
+
+def plain(numbers: dict[str, torch.Tensor]) -> dict[str, float]:
+    return {name: round(value.item(), 6) for name, value in numbers.items()}
+
+
+def test_statistics():
+    bank = make(class_ids=[1, 4, 5], slots_per_class=4)
+    nothing = plain(bank.statistics())
+    assert nothing.pop("fill") == 0 and all(v != v for v in nothing.values()) and len(nothing) == 3
+    # Class 1: objects (8, 0) twice, (8, 1), (9, 0); class 4: (8, 0), another one than class 1's; 5: nothing.
+    bank.write(
+        *rows([1, 2, 3, 4, 5], [1, 1, 1, 1, 4]), object_ids=of((8, 0), (8, 1), (8, 0), (9, 0), (8, 0))
+    )
+    assert plain(bank.statistics()) == {
+        "fill": round(5 / 12, 6),
+        "stored": 5 / 2,
+        "distinct_objects": (3 + 1) / 2,
+        "distinct_images": (2 + 1) / 2,
+    }
+    bank.write(*rows([6, 7], [1, 0]), object_ids=of((9, 0), (-1, -1)))  # (8, 0) leaves; 7 is not stored
+    assert plain(bank.statistics())["distinct_objects"] == 2
+    bank.write(*rows([8], [4]))  # of an unknown object
+    found = plain(bank.statistics())
+    assert found["stored"] == 3 and found["distinct_objects"] != found["distinct_objects"]
+    assert found["distinct_images"] != found["distinct_images"]
+
+
+def test_drift():
+    bank = make(slots_per_class=4, replay_per_class=4)
+    none = bank.sample(torch.tensor([1]))
+    assert bank.drift(none, torch.ones(1, 2), torch.tensor([1])).isnan()
+    _, boxes, _, _ = rows([1, 2, 3], [1, 1, 4])
+    bank.write(torch.tensor([[2.0, 0], [0, 1], [1, 1]]), boxes, boxes, torch.tensor([1, 1, 4]))
+    replay = bank.sample(torch.tensor([1, 4]))
+    now = torch.tensor([[3.0, 0], [1, 0], [-9, -9], [7, 7], [0, 5]])
+    # Class 1's mean is (2, 0): cosines 1 and 0; class 4 has none; background, another class, an ignored one.
+    assert bank.drift(replay, now, torch.tensor([1, 1, K, 0, -1])).item() == pytest.approx(1 / 2)
+    # Class 4's mean (-4.5, -2) and (1, 1): -6.5 / (sqrt(24.25) sqrt(2)).
+    expected = (1 + 0 - 6.5 / 48.5**0.5) / 3
+    assert bank.drift(replay, now, torch.tensor([1, 1, 4, 0, 4])).item() == pytest.approx(expected)
+    assert bank.drift(replay, now.half(), torch.tensor([0, K, -1, 0, 0])).isnan()
+    assert bank.drift(replay, now[:0], torch.zeros(0, dtype=torch.int64)).isnan()
+
+
+def test_a_bank_of_format_1_loads_with_its_objects_unknown():
+    old, bank = make(), make()
+    old.write(*rows([1, 2], [1, 4]), object_ids=of((3, 0), (4, 0)))
+    bank.write(*rows([3, 4], [1, 1]), object_ids=of((5, 0), (6, 0)))
+    state = old.state_dict()
+    del state["object_ids"]
+    state["_extra_state"] = torch.tensor([1, 1])
+    bank.load_state_dict(state)
+    assert (bank.object_ids == -1).all() and bank.iteration == 1
+    assert read(bank, [1, 4]) == [(1, 1.0), (4, 2.0)]
+    assert bank.statistics()["distinct_objects"].isnan()
+    assert bank.state_dict()["_extra_state"].tolist() == [2, 1]
+    del (state := old.state_dict())["object_ids"]  # but in format 2 nothing may be absent
+    with pytest.raises(RuntimeError, match="object_ids.*absent"):
+        bank.load_state_dict(state)
+
+
+VARIANTS = {"replay_order": "diverse", "replay_absent_classes": 1, "write_max_per_object": 2}
+
+
+@pytest.mark.parametrize("order", ["newest", "random", "variants"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_state_dict_continues_exactly(order, dtype, tmp_path):
     generator = torch.Generator().manual_seed(0)
+    how = VARIANTS if order == "variants" else {"replay_order": order}
 
     def step(bank, n):
         classes = torch.randint(-1, K + 1, (n,), generator=generator)
         replay = bank.sample(classes, max_per_foreground=0.8)
-        bank.write(torch.randn(n, 2, generator=generator), *torch.rand(2, n, 4, generator=generator), classes)
+        ids = torch.randint(0, 3, (n, 2), generator=generator)
+        boxes = torch.rand(2, n, 4, generator=generator)
+        bank.write(torch.randn(n, 2, generator=generator), *boxes, classes, object_ids=ids)
         return replay
 
-    bank = make(replay_order=order, storage_dtype=dtype, seed=3)
+    bank = make(**how, storage_dtype=dtype, seed=3)
     for n in (5, 9, 0, 7):
         step(bank, n)
     torch.save(bank.state_dict(), tmp_path / "bank.pth")
-    resumed = make(replay_order=order, storage_dtype=dtype, seed=3)
+    resumed = make(**how, storage_dtype=dtype, seed=3)
     resumed.load_state_dict(torch.load(tmp_path / "bank.pth", weights_only=True))
     assert resumed.iteration == bank.iteration == 4
     for n in (8, 3, 12):
@@ -328,8 +538,12 @@ def test_at_most_one_synchronisation_a_call():
                 self.seen.append(name)
             return function(*args, **(kwargs or {}))
 
-    for order in ("newest", "random"):
-        bank = make(replay_order=order)
+    for variant in (
+        {},
+        {"replay_order": "random"},
+        {"replay_order": "diverse", "replay_absent_classes": 1, "write_max_per_object": 1},
+    ):
+        bank = make(**variant)
         step = rows([1, 2, 3], [1, 6, 4])
         bank.write(*step)
         for call in (
@@ -341,6 +555,10 @@ def test_at_most_one_synchronisation_a_call():
             with Count():
                 call()
             assert Count.seen == ["aten.nonzero"]
+        replay, Count.seen = bank.sample(step[3]), []
+        with Count():
+            bank.statistics(), bank.drift(replay, step[0], step[3])
+        assert Count.seen == []  # whoever reads their numbers waits, once for all of them
 
 
 @pytest.mark.parametrize(
@@ -356,6 +574,8 @@ def test_at_most_one_synchronisation_a_call():
         ({"replay_per_class": 4}, "REPLAY_PER_CLASS"),
         ({"replay_per_class": 0}, "REPLAY_PER_CLASS"),
         ({"replay_order": "oldest"}, "newest"),
+        ({"replay_absent_classes": -1}, "REPLAY_ABSENT_CLASSES"),
+        ({"write_max_per_object": -1}, "WRITE_MAX_PER_OBJECT"),
         ({"storage_dtype": torch.int8}, "floating"),
     ],
 )
@@ -378,6 +598,9 @@ def test_bad_rows():
     for arguments, says in bad:
         with pytest.raises(ValueError, match=says):
             bank.write(*arguments)
+    for ids in (torch.zeros(2, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64), torch.zeros(2, 2)):
+        with pytest.raises(ValueError, match=r"object_ids: expected \(2, 2\) int64"):
+            bank.write(features, proposal_boxes, gt_boxes, classes, object_ids=ids)
     assert bank.iteration == 0 and bank.num_written.sum() == 0
-    with pytest.raises(ValueError, match="set_extra|format 1, found 9"):
+    with pytest.raises(ValueError, match="set_extra|format 1 or 2, found 9"):
         bank.set_extra_state(torch.tensor([9, 0]))
