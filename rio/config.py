@@ -17,7 +17,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 CLASSIFIERS = ("cosine", "linear")
-REPLAY_ORDERS = ("newest", "random")
+REPLAY_ORDERS = ("newest", "random", "diverse")
 REPLAY_LOSSES = ("cls", "box")
 BANK_DTYPES = ("float32", "float16", "bfloat16")
 SAMPLERS = ("none", "rfs", "irfs", "class_aware")
@@ -69,13 +69,25 @@ def add_rio_config(cfg: CfgNode) -> None:
     _C.SLOTS_PER_CLASS = 60
     # RoIs replayed a step for each target class in the batch, 1..SLOTS_PER_CLASS. Reference: MIN_CACHE.
     _C.REPLAY_PER_CLASS = 20
-    # Which slots are replayed: "newest", or "random" without replacement. Reference: RANDOM_SELECT.
+    # Which slots are replayed: "newest", or "random" without replacement (reference: RANDOM_SELECT); or
+    # "diverse", not in the reference: as many different objects as there are, each object's newest slot first,
+    # then each one's second newest, and so on.
     _C.REPLAY_ORDER = "newest"
+    # At most so many RoIs of one object are stored a step (RoIs, >= 0), those with the highest IoU with it;
+    # 0 = all (reference), up to a quarter of an image's RoIs, so that one object can fill a class's slots.
+    _C.WRITE_MAX_PER_OBJECT = 0
+    # So many target classes that are not in the batch, of those with stored RoIs, are replayed too (classes a
+    # step, >= 0), drawn anew each step; 0 = none (reference).
+    _C.REPLAY_ABSENT_CLASSES = 0
     # Target classes: 1 <= image_count <= this in the training set (images). Reference: CACHE_CAT_FILE.
     _C.BANK_MAX_IMAGE_COUNT = 30
     # The 0-based class ids that the line above resolved to. Filled in by the trainer from the training set
     # and stored with the run, so that the model can be built again without the data. [] = resolve.
     _C.BANK_CLASS_IDS = []
+    # The frequency group of each class in the training set, one letter r, c or f a class, for the telemetry
+    # (rois/share_r and the like). Filled in and stored as the line above. "" = resolve; a model built with ""
+    # does not log the shares.
+    _C.CLASS_FREQUENCY = ""
     # Losses that replayed RoIs enter: "cls", "box" or both (the reference). Without "box" the box loss and
     # its normaliser are exactly detectron2's.
     _C.REPLAY_LOSSES = ("cls", "box")
@@ -183,6 +195,8 @@ def validate(cfg: CfgNode) -> None:
     _number("REPLAY_PER_CLASS", rio.REPLAY_PER_CLASS, int, low=1)
     _number("BANK_MAX_IMAGE_COUNT", rio.BANK_MAX_IMAGE_COUNT, int, low=1)
     _number("BANK_START_ITER", rio.BANK_START_ITER, int, low=0)
+    _number("WRITE_MAX_PER_OBJECT", rio.WRITE_MAX_PER_OBJECT, int, low=0)
+    _number("REPLAY_ABSENT_CLASSES", rio.REPLAY_ABSENT_CLASSES, int, low=0)
     if rio.REPLAY_PER_CLASS > rio.SLOTS_PER_CLASS:
         raise ConfigError(
             f"MODEL.RIO.REPLAY_PER_CLASS: expected at most SLOTS_PER_CLASS ({rio.SLOTS_PER_CLASS}), found"
@@ -206,6 +220,7 @@ def validate(cfg: CfgNode) -> None:
             f" set has, found {num_classes!r}"
         )
     _check_class_ids(rio.BANK_CLASS_IDS, num_classes)
+    _check_class_frequency(rio.CLASS_FREQUENCY, num_classes)
 
     head = cfg.MODEL.ROI_HEADS.NAME
     wanted = [
@@ -245,6 +260,19 @@ def _check_class_ids(class_ids: Any, num_classes: int) -> None:
             "MODEL.RIO.BANK_CLASS_IDS: expected 0-based class ids below MODEL.ROI_HEADS.NUM_CLASSES"
             f" ({num_classes}), found {bad[:5]}. Class ids are not the category_ids of the file; leave the"
             " key at [] and the trainer fills it in"
+        )
+
+
+def _check_class_frequency(groups: Any, num_classes: int) -> None:
+    if not isinstance(groups, str) or not set(groups) <= set("rcf"):
+        raise ConfigError(
+            f"MODEL.RIO.CLASS_FREQUENCY: expected letters r, c and f, one a class, found {groups!r}. Leave the"
+            ' key at "" and the trainer fills it in'
+        )
+    if groups and num_classes and len(groups) != num_classes:
+        raise ConfigError(
+            f"MODEL.RIO.CLASS_FREQUENCY: expected as many letters as MODEL.ROI_HEADS.NUM_CLASSES"
+            f' ({num_classes}), found {len(groups)}. Leave the key at "" and the trainer fills it in'
         )
 
 

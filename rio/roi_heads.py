@@ -7,14 +7,33 @@ Shape shorthand in this module:
     M: replayed rows of a step
     K: foreground classes; class_id K is background
     D: width of an RoI feature (the box head's output)
+    G: objects of an image
 
 The bank belongs to the box predictor: its ``forward`` sees the RoI features, its ``losses`` their labels. So
 the heads only exchange the predictor, and detectron2's forward, mask, cascade and predicted-box code runs as
 it is, on the N images' RoIs alone.
+
+Which object an RoI was matched to comes as the field "gt_object_ids" (G, 2) of the ground truth (rio.trainer's
+mapper adds it), which detectron2 carries to the proposals as any other "gt_" field. Ground truth without it is fine:
+the bank then knows no objects.
+
+Telemetry, in metrics.json and TensorBoard every LOG_PERIOD steps ("stage0/..." and so on in a cascade). What cannot
+be computed in a step is left out of it.
+
+    memory_bank/fill                        share of the slots that hold an RoI
+    memory_bank/stored                      RoIs stored, mean over the target classes with any
+    memory_bank/distinct_objects, _images   different objects and images among them; only where all are known
+    memory_bank/replayed_per_foreground     replayed rows a foreground RoI of the step
+    memory_bank/age                         mean steps since the replayed rows were written
+    memory_bank/drift                       mean cosine of a replayed feature and the mean of the step's own RoI
+                                            features of its class, where the class has any
+    rois/share_r, _c, _f                    the step's foreground RoIs by frequency group of their class, 0..1
+    rois/share_r_with_replay, ...           the same with the replayed rows
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -26,7 +45,7 @@ from detectron2.modeling.roi_heads import (
     FastRCNNOutputLayers,
     StandardROIHeads,
 )
-from detectron2.structures import Instances
+from detectron2.structures import Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
@@ -34,6 +53,7 @@ from rio.classifier import CosineClassifier
 from rio.memory_bank import MemoryBank, Replay
 
 LOG_PERIOD = 20  # steps; the period of detectron2's writers, for each of their lines
+FREQUENCY_GROUPS = "rcf"
 
 
 class Predictions(tuple):
@@ -63,6 +83,8 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):
         replay_losses: the losses that replayed rows enter, of "cls" and "box".
         replay_max_per_foreground: replay at most this many rows a foreground RoI; 0 = no cap.
         bank_start_iter: first training step with replay; the bank is written from the first step on.
+        class_frequency: the frequency group of each of the K classes, one letter r, c or f a class; "" = not known,
+            the telemetry then leaves out the shares of the groups.
         **kwargs: detectron2's ``FastRCNNOutputLayers``.
     """
 
@@ -77,6 +99,7 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):
         replay_losses: Sequence[str] = ("cls", "box"),
         replay_max_per_foreground: float = 0.0,
         bank_start_iter: int = 0,
+        class_frequency: str = "",
         **kwargs,
     ) -> None:
         super().__init__(input_shape, **kwargs)
@@ -94,12 +117,23 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):
             raise ValueError(
                 f"memory_bank: expected num_classes {self.num_classes}, found {memory_bank.num_classes}"
             )
+        if class_frequency and (
+            len(class_frequency) != self.num_classes or not set(class_frequency) <= set(FREQUENCY_GROUPS)
+        ):
+            raise ValueError(
+                f"class_frequency: expected {self.num_classes} letters r, c or f, one a class, found "
+                f"{len(class_frequency)}: {class_frequency[:40]!r} (MODEL.RIO.CLASS_FREQUENCY)"
+            )
         if classifier == "cosine":
             self.cls_score = CosineClassifier(width, self.cls_score.out_features, cosine_scale)
         self.memory_bank = memory_bank
         self.replay_losses = tuple(replay_losses)
         self.replay_max_per_foreground = replay_max_per_foreground
         self.bank_start_iter = bank_start_iter
+        # class_id + 1 -> r, c, f = 0, 1, 2; 3 = none of them. The shift gives "ignore" (-1) a place.
+        groups = [FREQUENCY_GROUPS.index(letter) for letter in class_frequency]
+        groups = torch.tensor([3, *groups, 3]) if groups else None
+        self.register_buffer("frequency_group", groups, persistent=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec, stage: int = 0) -> dict:
@@ -112,6 +146,7 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):
             replay_losses=rio.REPLAY_LOSSES,
             replay_max_per_foreground=rio.REPLAY_MAX_PER_FOREGROUND,
             bank_start_iter=rio.BANK_START_ITER,
+            class_frequency=rio.CLASS_FREQUENCY,
         )
         if rio.BANK_ENABLED:
             ret["memory_bank"] = MemoryBank(
@@ -121,6 +156,8 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):
                 slots_per_class=rio.SLOTS_PER_CLASS,
                 replay_per_class=rio.REPLAY_PER_CLASS,
                 replay_order=rio.REPLAY_ORDER,
+                replay_absent_classes=rio.REPLAY_ABSENT_CLASSES,
+                write_max_per_object=rio.WRITE_MAX_PER_OBJECT,
                 storage_dtype=getattr(torch, rio.BANK_DTYPE),
                 seed=max(cfg.SEED, 0) + stage,
                 sync=rio.BANK_SYNC,
@@ -152,6 +189,10 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):
             "loss_cls", "loss_box_reg" (detectron2's names), weighted by ``loss_weight``.
         """
         losses = super().losses(predictions, proposals)
+        if not isinstance(predictions, Predictions):  # no bank, or a pass without gradients: BN statistics, ...
+            if self.memory_bank is None and torch.is_grad_enabled() and proposals and _is_log_step():
+                self._log(cat([p.gt_classes for p in proposals]))
+            return losses
         replay = self._sample_and_write(predictions, proposals)
         if replay is None or len(replay) == 0:
             return losses
@@ -175,19 +216,23 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):
             return self.sigmoid_cross_entropy_loss(scores, replay.gt_classes)
         return cross_entropy(scores, replay.gt_classes, reduction="mean")
 
-    def _sample_and_write(
-        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
-    ) -> Replay | None:
-        if not isinstance(predictions, Predictions):
-            return None  # no bank, or a pass without gradients: BN statistics, a validation loss
+    def _sample_and_write(self, predictions: Predictions, proposals: list[Instances]) -> Replay | None:
         bank, features = self.memory_bank, predictions.features
+        object_ids = None
         if proposals:
             gt_classes = cat([p.gt_classes for p in proposals])
             proposal_boxes = cat([p.proposal_boxes.tensor for p in proposals])
-            # An image without objects has no gt_boxes; all its RoIs are background and never read.
+            # An image without objects has no gt_boxes and no ids; all its RoIs are background and never read.
             gt_boxes = cat(
                 [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
             )
+            if any(p.has("gt_object_ids") for p in proposals):
+                object_ids = cat(
+                    [
+                        p.gt_object_ids if p.has("gt_object_ids") else p.gt_classes.new_full((len(p), 2), -1)
+                        for p in proposals
+                    ]
+                )
         else:
             gt_classes = torch.zeros(0, dtype=torch.int64, device=features.device)
             proposal_boxes = gt_boxes = features.new_zeros(0, 4)
@@ -198,19 +243,63 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):
                 gt_classes, max_per_foreground=self.replay_max_per_foreground, dtype=features.dtype
             )
         bank.write(
-            features, proposal_boxes, gt_boxes, gt_classes, rois_per_image=[len(p) for p in proposals]
+            features,
+            proposal_boxes,
+            gt_boxes,
+            gt_classes,
+            rois_per_image=[len(p) for p in proposals],
+            object_ids=object_ids,
         )
-        self._log(gt_classes, 0 if replay is None else len(replay))
+        if _is_log_step():
+            self._log(gt_classes, features, replay)
         return replay
 
-    def _log(self, gt_classes: Tensor, num_replayed: int) -> None:
-        storage = get_event_storage()
-        if (storage.iter + 1) % LOG_PERIOD:
-            return
-        foreground = ((gt_classes >= 0) & (gt_classes < self.num_classes)).sum()
-        fill, foreground = torch.stack([self.memory_bank.fill(), foreground]).tolist()  # one synchronisation
-        storage.put_scalar("memory_bank/fill", fill)
-        storage.put_scalar("memory_bank/replayed_per_foreground", num_replayed / max(foreground, 1))
+    def _log(
+        self, gt_classes: Tensor, features: Tensor | None = None, replay: Replay | None = None
+    ) -> None:
+        """Write the telemetry of a step, with one synchronisation; see the module's docstring.
+
+        Args:
+            gt_classes: (R,) int64 of the step's own RoIs.
+            features: (R, D) of the same; None without a bank.
+            replay: what was sampled; None where replay has not begun, or without a bank.
+        """
+        found: dict[str, Tensor] = {}
+        num_foreground = ((gt_classes >= 0) & (gt_classes < self.num_classes)).sum()
+        if self.frequency_group is not None:
+            own = self._rois_of_groups(gt_classes)
+            found |= _shares("rois/share_{}", own)
+        if self.memory_bank is not None:
+            found |= {f"memory_bank/{k}": v for k, v in self.memory_bank.statistics().items()}
+            found["memory_bank/replayed_per_foreground"] = (0 if replay is None else len(replay)) / num_foreground
+            if replay is not None:
+                step = self.memory_bank.iteration - 1  # this one; write() has counted it
+                found["memory_bank/age"] = (step - replay.written_at).float().mean()
+                found["memory_bank/drift"] = self.memory_bank.drift(replay, features, gt_classes)
+            if self.frequency_group is not None:
+                replayed = 0 if replay is None else self._rois_of_groups(replay.gt_classes)
+                found |= _shares("rois/share_{}_with_replay", own + replayed)
+        if found:
+            storage = get_event_storage()
+            for name, value in zip(found, torch.stack(list(found.values())).tolist(), strict=True):
+                if math.isfinite(value):  # else there was nothing to compute it from, as a mean of no rows
+                    # As it is: detectron2 would write the median of the last 20, which a resumed run lacks.
+                    storage.put_scalar(name, value, smoothing_hint=False)
+
+    def _rois_of_groups(self, classes: Tensor) -> Tensor:
+        """(3,) int64: how many of the class ids (R,) are of frequency group r, c, f."""
+        group = self.frequency_group.index_select(0, classes + 1)
+        return (group[:, None] == torch.arange(3, device=group.device)).sum(0)
+
+
+def _is_log_step() -> bool:
+    return (get_event_storage().iter + 1) % LOG_PERIOD == 0
+
+
+def _shares(name: str, counts: Tensor) -> dict[str, Tensor]:
+    """The shares of (3,) counts by frequency group; NaN if all are 0."""
+    shares = counts / counts.sum()
+    return {name.format(group): share for group, share in zip(FREQUENCY_GROUPS, shares, strict=True)}
 
 
 def _exchange_predictor(
@@ -264,3 +353,17 @@ class RIOCascadeROIHeads(CascadeROIHeads):
             for stage, (head, predictor) in enumerate(heads_and_predictors)
         ]
         return ret
+
+    @torch.no_grad()
+    def _match_and_label_boxes(
+        self, proposals: list[Instances], stage: int, targets: list[Instances]
+    ) -> list[Instances]:
+        """detectron2's, which gives the proposals of the later stages classes and boxes, and here the objects."""
+        proposals = super()._match_and_label_boxes(proposals, stage, targets)
+        if self.box_predictor[stage].memory_bank is not None:
+            for own, target in zip(proposals, targets, strict=True):
+                if len(target) and target.has("gt_object_ids"):
+                    # As detectron2's matcher: the object of the highest IoU, the first of equal ones.
+                    matched = pairwise_iou(target.gt_boxes, own.proposal_boxes).max(dim=0).indices
+                    own.gt_object_ids = target.gt_object_ids[matched]
+        return proposals

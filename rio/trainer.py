@@ -62,9 +62,9 @@ from torch.utils.data import DataLoader, Dataset
 from rio import backbone, datasets
 from rio import roi_heads as _  # as backbone does, it registers its modules with detectron2
 from rio.annotations import Annotations, check_same_categories
-from rio.config import ConfigError, validate
+from rio.config import ConfigError, get_rio_cfg, validate
 from rio.evaluation import Evaluation, evaluate, write_atomically
-from rio.checkpoints import CheckpointError, load_weights, read_weights
+from rio.checkpoints import ADDED, CheckpointError, load_weights, read_weights
 from rio.sampler import BatchSampler, TrainingSampler, aspect_ratio_groups
 
 # Periodic checkpoints that stay in the run's folder, beside model_final and model_best. Each is about twice
@@ -129,8 +129,8 @@ def _seeded(seed: int) -> Iterator[None]:
 def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
     """Resolve what the config leaves open, check it against the data, and write ``config.yaml``.
 
-    Device, data set names, number of classes, the bank's class ids, the seed, and the schedule for the world
-    size (``SOLVER.REFERENCE_WORLD_SIZE``) are filled in, so the file in ``OUTPUT_DIR`` says all there is to
+    Device, data set names, number of classes, the bank's class ids, the classes' frequency groups, the seed, and
+    the schedule for the world size (``SOLVER.REFERENCE_WORLD_SIZE``) are filled in, so the file in ``OUTPUT_DIR`` says all there is to
     say of the run.
 
     Args:
@@ -184,6 +184,8 @@ def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
                 f"{_rarest(train)}). Raise it, or set MODEL.RIO.BANK_ENABLED False"
             )
         cfg.MODEL.RIO.BANK_CLASS_IDS = [int(i) for i in ids]
+    if not cfg.MODEL.RIO.CLASS_FREQUENCY:
+        cfg.MODEL.RIO.CLASS_FREQUENCY = "".join(train.frequency.tolist())
     if cfg.SEED < 0:
         stored = _stored_seed(cfg.OUTPUT_DIR) if has_run else None
         # One number for all ranks: the first rank's.
@@ -367,7 +369,10 @@ def _say_what_changed(cfg: CfgNode) -> None:
         return
     with open(path, encoding="utf-8") as file:
         before = dict(_leaves(CfgNode.load_cfg(file.read())))
+    # A run of an older version did what the defaults of newer keys say, and had no need of what is filled in.
+    before = dict(_leaves(CfgNode.load_cfg(get_rio_cfg().dump()))) | before
     now = dict(_leaves(CfgNode.load_cfg(cfg.dump())))
+    before["MODEL.RIO.CLASS_FREQUENCY"] = before["MODEL.RIO.CLASS_FREQUENCY"] or now["MODEL.RIO.CLASS_FREQUENCY"]
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             logger.warning("Resumed with another %s: %r -> %r", key, before.get(key), now.get(key))
@@ -438,11 +443,28 @@ def _load_image(mapper: Callable[[dict], dict], record: dict) -> dict:
 
 
 class _Mapper(DatasetMapper):
-    """detectron2's, for images that it reads right."""
+    """detectron2's, for images that it reads right; the ground truth has the field "gt_object_ids" besides.
+
+    That is (G, 2) int64, for each object the image's id and the object's place among the record's annotations: the
+    same numbers whenever the image is shown.
+    """
 
     def __call__(self, record: dict) -> dict:
         _require_8_bits(record["file_name"])
         return super().__call__(record)
+
+    def _transform_annotations(self, record: dict, transforms: T.TransformList, image_shape: tuple) -> None:
+        # detectron2 keeps nothing of an annotation but box, class and mask, and drops empty ones. So the place
+        # travels as the class: of classes [7, 7, 4] and an empty second object come places [0, 2], classes [7, 4].
+        classes = [annotation["category_id"] for annotation in record["annotations"]]
+        for place, annotation in enumerate(record["annotations"]):
+            annotation["category_id"] = place
+        super()._transform_annotations(record, transforms, image_shape)
+        instances = record["instances"]
+        place = instances.gt_classes
+        instances.gt_classes = torch.tensor(classes, dtype=torch.int64)[place]
+        image = torch.full_like(place, record["image_id"])
+        instances.gt_object_ids = torch.stack([image, place], dim=1)
 
 
 def _require_8_bits(path: str) -> None:
@@ -668,7 +690,7 @@ class Checkpointer(DetectionCheckpointer):
             for name, value in own.items()
             if name in found and found[name].shape != value.shape
         ]
-        wrong += [f"{name}: only in the model" for name in own if name not in found]
+        wrong += [f"{name}: only in the model" for name in own if name not in found and not ADDED.search(name)]
         wrong += [f"{name}: only in the file" for name in found if name not in own]
         if wrong:
             more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""

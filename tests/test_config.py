@@ -94,6 +94,7 @@ def test_the_references_numbers():
         20,
     )
     assert (rio.BANK_ENABLED, rio.REPLAY_ORDER, rio.BANK_MAX_IMAGE_COUNT) == (True, "newest", 30)
+    assert rio.WRITE_MAX_PER_OBJECT == rio.REPLAY_ABSENT_CLASSES == 0
     assert (
         rio.REPLAY_LOSSES == ("cls", "box")
         and rio.REPLAY_MAX_PER_FOREGROUND == 0
@@ -150,6 +151,12 @@ def test_whole_numbers_for_floats_and_lists_for_tuples(tmp_path):
     assert rio.REPLAY_LOSSES == ("cls",) and rio.REPLAY_MAX_PER_FOREGROUND == 1.0
 
 
+def test_the_groups_of_classes():
+    classes = ["MODEL.ROI_HEADS.NUM_CLASSES", "3", "MODEL.RIO.CLASS_FREQUENCY"]
+    assert load_config(opts=[*classes, "rcf"]).MODEL.RIO.CLASS_FREQUENCY == "rcf"
+    assert load_config(opts=["MODEL.ROI_HEADS.NUM_CLASSES", "0", "MODEL.RIO.CLASS_FREQUENCY", "f"])
+
+
 def test_an_empty_file_is_the_defaults(tmp_path):
     assert load_config(write(tmp_path, "")) == load_config() == get_rio_cfg()
 
@@ -196,7 +203,7 @@ def test_keys_of_the_reference_name_the_new_one(old, where, tmp_path):
         (["MODEL.RIO.COSINE_SCALE", "None"], "found None"),
         (["MODEL.RIO.CLASSIFIER", "cosin"], "Did you mean 'cosine'"),
         (["MODEL.RIO.CLASSIFIER", "3"], "CLASSIFIER: expected str"),
-        (["MODEL.RIO.REPLAY_ORDER", "oldest"], r"\['newest', 'random'\], found 'oldest'"),
+        (["MODEL.RIO.REPLAY_ORDER", "oldest"], r"\['newest', 'random', 'diverse'\], found 'oldest'"),
         (["MODEL.RIO.BANK_DTYPE", "float8"], "BANK_DTYPE"),
         (["MODEL.RIO.BANK_SYNC", "2"], "BANK_SYNC"),
         (["MODEL.RIO.SAMPLER", "RFS"], "Did you mean 'rfs'"),
@@ -213,6 +220,14 @@ def test_keys_of_the_reference_name_the_new_one(old, where, tmp_path):
         (["MODEL.RIO.BANK_MAX_IMAGE_COUNT", "0"], "BANK_MAX_IMAGE_COUNT"),
         (["MODEL.RIO.BANK_START_ITER", "-1"], "BANK_START_ITER"),
         (["MODEL.RIO.REPLAY_MAX_PER_FOREGROUND", "-0.5"], "REPLAY_MAX_PER_FOREGROUND"),
+        (["MODEL.RIO.WRITE_MAX_PER_OBJECT", "-1"], "WRITE_MAX_PER_OBJECT: expected a whole number >= 0"),
+        (["MODEL.RIO.WRITE_MAX_PER_OBJECT", "None"], "WRITE_MAX_PER_OBJECT"),
+        (["MODEL.RIO.REPLAY_ABSENT_CLASSES", "-3"], "REPLAY_ABSENT_CLASSES: expected a whole number >= 0"),
+        (["MODEL.RIO.REPLAY_ABSENT_CLASSES", "0.5"], "expected int"),
+        (["MODEL.RIO.REPLAY_ORDER", "Diverse"], "Did you mean 'diverse'"),
+        (["MODEL.RIO.CLASS_FREQUENCY", "rcx"], "letters r, c and f.* found 'rcx'"),
+        (["MODEL.RIO.CLASS_FREQUENCY", "rcf"], r"NUM_CLASSES \(80\), found 3"),
+        (["MODEL.RIO.CLASS_FREQUENCY", "3"], "CLASS_FREQUENCY: expected str"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "-1"], "NUM_CLASSES"),
         (["MODEL.ROI_HEADS.NAME", "MemoryROIHeads"], "Write RIOROIHeads"),
         (["MODEL.ROI_HEADS.NAME", "StandardROIHeads"], "would ignore it"),

@@ -192,8 +192,11 @@ def build(cfg, seed=0):
     return build_roi_heads(cfg, SHAPES)
 
 
-def batch(generator, classes=((0, 3, 1), (3,)), num_proposals=(20, 7)):
-    """(images, features, proposals, targets): uneven numbers of objects and proposals an image."""
+def batch(generator, classes=((0, 3, 1), (3,)), num_proposals=(20, 7), ids=False):
+    """(images, features, proposals, targets): uneven numbers of objects and proposals an image.
+
+    With ids, the objects have the identities (10, 0), (10, 1), ... in the first image, (11, 0), ... in the second.
+    """
     n = len(classes)
     images = ImageList(torch.zeros(n, 3, SIZE, SIZE), [(SIZE, SIZE)] * n)
     features = {
@@ -208,6 +211,9 @@ def batch(generator, classes=((0, 3, 1), (3,)), num_proposals=(20, 7)):
         target.gt_boxes = Boxes(boxes)
         target.gt_classes = torch.tensor(own, dtype=torch.int64)
         target.gt_masks = BitMasks(torch.rand(len(own), SIZE, SIZE, generator=generator) > 0.5)
+        if ids:
+            place = torch.arange(len(own))
+            target.gt_object_ids = torch.stack([torch.full_like(place, 10 + len(targets)), place], 1)
         targets.append(target)
         if len(own):
             jitter = torch.rand(count, 4, generator=generator) * 4
@@ -429,14 +435,198 @@ def test_a_cap_on_replayed_rows():
     assert all(rows <= 0.2 * foreground for rows, foreground in seen) and any(rows for rows, _ in seen)
 
 
+def ours_in(log: dict) -> dict:
+    return {k: v for k, v in log.items() if "memory_bank/" in k or "rois/" in k}
+
+
 def test_telemetry_every_twenty_steps():
-    heads = build(make_cfg())
-    _, log = train_steps(heads, number=LOG_PERIOD - 1)
-    assert "memory_bank/fill" not in log
-    heads = build(make_cfg())
-    _, log = train_steps(heads, number=LOG_PERIOD)
-    assert log["memory_bank/fill"] == 1.0  # both classes are in every batch
+    heads = build(make_cfg(CLASS_FREQUENCY="rrcff"))
+    _, log = train_steps(heads, number=LOG_PERIOD - 1, ids=True)
+    assert ours_in(log) == {}
+    heads = build(make_cfg(CLASS_FREQUENCY="rrcff"))
+    _, log = train_steps(heads, number=LOG_PERIOD, ids=True)
+    assert log["memory_bank/fill"] == 1.0 and log["memory_bank/stored"] == 6  # both classes are in every batch
     assert 0 < log["memory_bank/replayed_per_foreground"] < 1
+    assert log["memory_bank/age"] >= 1 and 0 < log["memory_bank/drift"] <= 1
+    # Class 0 has one object, class 3 has two, in two images; 6 slots hold RoIs of all of them.
+    assert log["memory_bank/distinct_objects"] == log["memory_bank/distinct_images"] == 1.5
+    shares = [log[f"rois/share_{group}"] for group in "rcf"]
+    assert sum(shares) == pytest.approx(1) and shares[0] > 0 and shares[1] == 0
+    assert sum(log[f"rois/share_{group}_with_replay"] for group in "rcf") == pytest.approx(1)
+
+
+def test_telemetry_of_a_cascade_is_a_stages():
+    _, log = train_steps(build(make_cfg(cascade=True, CLASS_FREQUENCY="rrcff")), number=LOG_PERIOD, ids=True)
+    stages = [{k.partition("/")[2] for k in ours_in(log) if k.startswith(f"stage{n}/")} for n in range(3)]
+    assert len(stages[0]) == 13 and stages[0] == stages[1] == stages[2]
+    assert len(ours_in(log)) == 3 * 13
+
+
+def of_classes(classes: list[int], ids: list[tuple[int, int]] | None = None) -> Instances:
+    result = Instances((SIZE, SIZE))
+    result.proposal_boxes = Boxes(torch.tensor([[5.0, 5, 15, 15]]).repeat(len(classes), 1))
+    result.gt_boxes = Boxes(torch.tensor([[5.0, 5, 15, 25]]).repeat(len(classes), 1))
+    result.gt_classes = torch.tensor(classes, dtype=torch.int64)
+    if ids is not None:
+        result.gt_object_ids = torch.tensor(ids, dtype=torch.int64).reshape(-1, 2)
+    return result
+
+
+def logged_step(predictor: RIOFastRCNNOutputLayers, features: list, *proposals: Instances, at: int = LOG_PERIOD - 1):
+    with EventStorage(at) as storage:
+        predictor.losses(predictor(torch.tensor(features).reshape(-1, 2)), list(proposals))
+        return ours_in({k: round(v[0], 6) for k, v in storage.latest().items()})
+
+
+def telling_predictor(bank: MemoryBank | None, class_frequency: str = "rcf") -> RIOFastRCNNOutputLayers:
+    return RIOFastRCNNOutputLayers(
+        ShapeSpec(channels=2), box2box_transform=TRANSFORM, num_classes=3, memory_bank=bank,
+        class_frequency=class_frequency, cls_agnostic_bbox_reg=True,
+    )  # fmt: skip
+
+
+def test_telemetry_by_hand():
+    bank = MemoryBank(num_classes=3, class_ids=[0, 1], feature_dim=2, slots_per_class=4, replay_per_class=3)
+    predictor = telling_predictor(bank)
+    first = of_classes([0, 0, 1, 3], [(7, 0), (7, 1), (7, 2), (7, 0)])
+    assert logged_step(predictor, [1.0, 0, 0, 1, 1, 1, 5, 5], first, at=3) == {}
+    # Replayed are class 0's (0, 1) and (1, 0), from one step ago; class 1 is not in the batch. Class 0's RoIs now
+    # have the mean (2, 0). 2 rows beside 3 foreground RoIs: groups r, f, r; with the replay r, f, r, r, r.
+    second = of_classes([0, 2], [(7, 0), (7, 3)])
+    third = of_classes([0, 3, 3], [(9, 0), (9, 0), (9, 0)])
+    log = logged_step(predictor, [1.0, 0, 1, 1, 3, 0, 8, 8, 9, 9], second, third)
+    assert log == {
+        "memory_bank/fill": (4 + 1) / 8,
+        "memory_bank/stored": (4 + 1) / 2,
+        "memory_bank/distinct_objects": (3 + 1) / 2,  # class 0: (7, 0) twice, (7, 1), (9, 0)
+        "memory_bank/distinct_images": (2 + 1) / 2,
+        "memory_bank/replayed_per_foreground": round(2 / 3, 6),
+        "memory_bank/age": 1.0,
+        "memory_bank/drift": 0.5,
+        "rois/share_r": round(2 / 3, 6),
+        "rois/share_c": 0.0,
+        "rois/share_f": round(1 / 3, 6),
+        "rois/share_r_with_replay": 0.8,
+        "rois/share_c_with_replay": 0.0,
+        "rois/share_f_with_replay": 0.2,
+    }
+    # Now 3 of class 0: two of the step before, one of the first. No ids in this batch; groups not known.
+    bank.iteration += 4
+    predictor.frequency_group = None
+    log = logged_step(predictor, [1.0, 0], of_classes([0]))
+    assert log["memory_bank/age"] == round((5 + 5 + 6) / 3, 6)
+    assert log["memory_bank/replayed_per_foreground"] == 3
+    assert set(log) == {f"memory_bank/{k}" for k in ("fill", "stored", "replayed_per_foreground", "age", "drift")}
+
+
+def test_telemetry_leaves_out_what_cannot_be_computed():
+    bank = MemoryBank(num_classes=3, class_ids=[0, 1], feature_dim=2, slots_per_class=4, replay_per_class=3)
+    predictor = telling_predictor(bank)
+    with EventStorage(LOG_PERIOD - 1) as storage:
+        predictor.losses(predictor(torch.zeros(0, 2)), [])  # no image
+        assert ours_in(storage.latest()) == {"memory_bank/fill": (0.0, LOG_PERIOD - 1)}
+    assert logged_step(predictor, [1.0, 1], of_classes([3])) == {"memory_bank/fill": 0.0}  # no foreground
+    log = logged_step(predictor, [1.0, 1], of_classes([2]))  # nothing stored, nothing replayed
+    assert set(log) == {"memory_bank/fill", "memory_bank/replayed_per_foreground"} | {
+        f"rois/share_{group}{what}" for group in "rcf" for what in ("", "_with_replay")
+    }
+    assert log["memory_bank/replayed_per_foreground"] == 0
+    predictor.bank_start_iter = 10  # replay has not begun
+    assert set(logged_step(predictor, [1.0, 1], of_classes([2]))) == set(log)
+
+
+def test_telemetry_without_a_bank():
+    predictor = telling_predictor(None)
+    assert logged_step(predictor, [1.0, 0, 1, 1, 2, 2, 1, 1], of_classes([0, 2, 2]), of_classes([3])) == {
+        "rois/share_r": round(1 / 3, 6), "rois/share_c": 0.0, "rois/share_f": round(2 / 3, 6),
+    }  # fmt: skip
+    assert logged_step(predictor, [1.0, 0], of_classes([0]), at=LOG_PERIOD) == {}
+    assert logged_step(predictor, [1.0, 0], of_classes([3])) == {}
+    assert logged_step(telling_predictor(None, ""), [1.0, 0], of_classes([0])) == {}
+    with torch.no_grad():
+        assert logged_step(predictor, [1.0, 0], of_classes([0])) == {}
+
+
+def test_telemetry_waits_for_the_device_once():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function).rsplit(".", 1)[0])
+            return function(*args, **(kwargs or {}))
+
+    bank = MemoryBank(num_classes=3, class_ids=[0, 1], feature_dim=2, slots_per_class=4, replay_per_class=3)
+    predictor, classes = telling_predictor(bank), torch.tensor([0, 1, 3])
+    for _ in range(2):
+        replay = bank.sample(classes)
+        bank.write(torch.rand(3, 2), *torch.rand(2, 3, 4), classes)
+    seen = []
+    tolist = torch.Tensor.tolist
+    with EventStorage(LOG_PERIOD - 1), pytest.MonkeyPatch.context() as patch, Count():
+        patch.setattr(torch.Tensor, "tolist", lambda tensor: (seen.append("tolist"), tolist(tensor))[1])
+        predictor._log(classes, torch.rand(3, 2), replay)
+    assert seen.count("tolist") == 1
+    assert not {"aten.nonzero", "aten.index.Tensor_mask", "aten._local_scalar_dense", "aten.item"} & set(seen)
+
+
+# objects
+
+
+@pytest.mark.parametrize("cascade", [False, True])
+def test_each_slot_knows_its_object(cascade):
+    """In every stage of a cascade: the stored box and class are those of the object that the ids name."""
+    heads = build(make_cfg(cascade=cascade, REPLAY_ORDER="diverse", BANK_CLASS_IDS=[0, 1, 3]))
+    with EventStorage():
+        given = batch(torch.Generator().manual_seed(1), ids=True)
+        sum(heads(*given)[1].values()).backward()
+    for bank in (m for m in heads.modules() if isinstance(m, MemoryBank)):
+        stored = bank.written_at >= 0
+        assert stored.sum() > 2
+        for (image, place), box, c in zip(
+            bank.object_ids[stored].tolist(), bank.gt_boxes[stored], bank.class_ids.repeat_interleave(6)[stored.flatten()]
+        ):  # fmt: skip
+            target = given[3][image - 10]
+            assert torch.equal(target.gt_boxes.tensor[place], box) and target.gt_classes[place] == c
+        assert (bank.object_ids[~stored] == -1).all()
+
+
+@pytest.mark.parametrize("cascade", [False, True])
+def test_a_mapper_that_knows_no_objects(cascade):
+    heads = build(make_cfg(cascade=cascade, REPLAY_ORDER="diverse", WRITE_MAX_PER_OBJECT=1))
+    _, log = train_steps(heads, number=LOG_PERIOD)
+    prefix = "stage1/" if cascade else ""
+    assert f"{prefix}memory_bank/age" in log and f"{prefix}memory_bank/distinct_objects" not in log
+    assert all((m.object_ids == -1).all() for m in heads.modules() if isinstance(m, MemoryBank))
+
+
+def test_an_image_without_objects_beside_one_with():
+    heads = build(make_cfg(REPLAY_ORDER="diverse", WRITE_MAX_PER_OBJECT=1))
+    _, log = train_steps(heads, number=LOG_PERIOD, classes=((0, 3), ()), num_proposals=(9, 5), ids=True)
+    assert log["memory_bank/distinct_objects"] == 1  # always the one object (10, 0) or (10, 1)
+
+
+VARIANTS = {"REPLAY_ORDER": "diverse", "WRITE_MAX_PER_OBJECT": 2, "REPLAY_ABSENT_CLASSES": 1}
+
+
+@pytest.mark.parametrize("kind", ["plain", "cascade", "predicted boxes"])
+@pytest.mark.parametrize("ids", [False, True])
+def test_the_variants_of_replay(kind, ids):
+    cfg = {"cascade": kind == "cascade", "TRAIN_ON_PRED_BOXES": kind == "predicted boxes"}
+    heads = build(make_cfg(**cfg, **VARIANTS))
+    for empty in (dict(), dict(classes=((), ()), num_proposals=(5, 3)), dict(classes=((0,), ()), num_proposals=(0, 6))):
+        losses, _ = train_steps(heads, ids=ids, **empty)
+        assert all(loss.isfinite() for step in losses for loss in step.values())
+    for bank in (m for m in heads.modules() if isinstance(m, MemoryBank)):
+        # Steps 0 to 3 have three objects of target classes, 8 to 11 one: at most two rows of each.
+        assert 0 < bank.num_written.sum() <= 2 * 3 * 4 + 2 * 4
+        replay = bank.sample(torch.zeros(0, dtype=torch.int64))
+        assert 0 < len(replay) <= 3 and len(set(replay.gt_classes.tolist())) == 1  # an absent class
+
+
+def test_ids_that_nobody_asks_for_change_nothing():
+    """The reference's settings: the same losses, with or without identities, to the bit."""
+    (a, _), (b, _) = (train_steps(build(make_cfg()), ids=ids) for ids in (False, True))
+    assert all(torch.equal(x[k], y[k]) for x, y in zip(a, b) for k in x)
 
 
 def test_gradcheck_of_the_joint_loss():
@@ -519,12 +709,13 @@ def test_a_class_that_is_never_seen_replays_nothing():
     assert all(loss.isfinite() for step in losses for loss in step.values())
 
 
-def test_state_dict_continues_exactly_through_the_heads():
-    heads = build(make_cfg(REPLAY_ORDER="random"))
-    train_steps(heads)
-    resumed = build(make_cfg(REPLAY_ORDER="random"), seed=77)
+@pytest.mark.parametrize("variant", [{"REPLAY_ORDER": "random"}, VARIANTS])
+def test_state_dict_continues_exactly_through_the_heads(variant):
+    heads = build(make_cfg(**variant))
+    train_steps(heads, ids=True)
+    resumed = build(make_cfg(**variant), seed=77)
     resumed.load_state_dict(heads.state_dict())
-    (a, _), (b, _) = train_steps(heads), train_steps(resumed)
+    (a, _), (b, _) = train_steps(heads, ids=True), train_steps(resumed, ids=True)
     assert all(torch.equal(x[k], y[k]) for x, y in zip(a, b) for k in x)
 
 
@@ -544,6 +735,8 @@ def test_errors_name_the_key():
         (dict(classifier="cos"), "classifier"),
         (dict(replay_losses=()), "replay_losses"),
         (dict(replay_losses=("mask",)), "replay_losses"),
+        (dict(class_frequency="rc"), "expected 3 letters .* found 2: 'rc'"),
+        (dict(class_frequency="rcx"), "CLASS_FREQUENCY"),
         (dict(memory_bank=MemoryBank(num_classes=3, class_ids=[0], feature_dim=5)), "feature_dim 4"),
         (dict(memory_bank=MemoryBank(num_classes=4, class_ids=[0], feature_dim=4)), "num_classes 3"),
     ):

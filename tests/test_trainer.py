@@ -197,6 +197,24 @@ def test_an_image_that_cannot_be_loaded_is_named(prepared, folder, tmp_path, wor
     assert "Traceback" not in str(error.value)
 
 
+def test_each_object_keeps_its_identity(folder, config, tmp_path):
+    """(image id, place in the record), whatever is cropped away, in every showing."""
+    crop = ["MODEL.MASK_ON", False, "INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "relative", "INPUT.CROP.SIZE", "[0.5, 0.5]"]
+    samples = trainer.build_training_loader(setup_training(config(tmp_path, *crop))).samples
+    shown = dropped = 0
+    for position in range(40):
+        record, instances = samples.records[position], samples[position, position]["instances"]
+        image, place = instances.gt_object_ids.unbind(1)
+        assert instances.gt_object_ids.dtype == torch.int64 and (image == record["image_id"]).all()
+        classes = [annotation["category_id"] for annotation in record["annotations"]]
+        assert [classes[p] for p in place.tolist()] == instances.gt_classes.tolist()
+        assert place.tolist() == sorted(set(place.tolist()))
+        shown, dropped = shown + len(place), dropped + len(classes) - len(place)
+    assert shown and dropped, "the crops should keep some objects and lose some"
+    nothing = {**samples.records[0], "annotations": []}
+    assert samples.mapper(nothing)["instances"].gt_object_ids.shape == (0, 2)
+
+
 # ---------------------------------------------------------------------------------------------- setup
 
 
@@ -205,7 +223,9 @@ def test_setup_fills_in_what_the_config_leaves_open(config, folder, tmp_path):
     train = datasets.annotations_of(cfg.DATASETS.TRAIN[0])
     assert cfg.is_frozen() and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 6 and cfg.SEED >= 0
     assert list(cfg.MODEL.RIO.BANK_CLASS_IDS) == np.flatnonzero(train.image_count <= 30).tolist()
+    assert cfg.MODEL.RIO.CLASS_FREQUENCY == "".join(train.frequency) == "fcccrr"
     stored = load_config(tmp_path / "config.yaml")
+    assert stored.MODEL.RIO.CLASS_FREQUENCY == "fcccrr"
     assert stored.SEED == cfg.SEED and stored.MODEL.RIO.BANK_CLASS_IDS == cfg.MODEL.RIO.BANK_CLASS_IDS
     if not torch.cuda.is_available():
         assert cfg.MODEL.DEVICE == "cpu"
@@ -220,6 +240,61 @@ def test_a_seed_that_was_drawn_is_kept_on_resume_and_changes_are_said(config, st
     again = setup_training(config(tmp_path, "SEED", -1, "SOLVER.BASE_LR", 0.5), resume=True)
     assert again.SEED == run.cfg.SEED
     assert "Resumed with another SOLVER.BASE_LR: 0.03 -> 0.5" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_run_of_an_earlier_version_is_resumed(prepared, tmp_path):
+    """Its config has fewer keys, its bank (format 1) knows no objects; training goes on as it would have."""
+    options = ["MODEL.RIO.BANK_MAX_IMAGE_COUNT", 1000, "DATASETS.TEST", "()"]
+    whole = prepared(tmp_path / "whole", *options, max_iter=4)
+    whole.train()
+    run, name = tmp_path / "run", "roi_heads.box_predictor.memory_bank."
+    first = prepared(run, *options, max_iter=4)
+    _stop_in(first, 1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted):
+        first.train()
+    state = torch.load(run / "model_0000001.pth", weights_only=True)
+    del state["model"][name + "object_ids"]
+    state["model"][name + "_extra_state"][0] = 1
+    torch.save(state, run / "model_0000001.pth")
+    newer = ("WRITE_MAX_PER_OBJECT", "REPLAY_ABSENT_CLASSES", "CLASS_FREQUENCY")
+    lines = (run / "config.yaml").read_text().splitlines(keepends=True)
+    (run / "config.yaml").write_text("".join(line for line in lines if not any(key in line for key in newer)))
+
+    second = prepared(run, *options, resume=True, max_iter=4)
+    assert second.start_iter == 2
+    second.train()
+    assert "Resumed with another" not in (run / "log.txt").read_text()
+    ours, theirs = second.model.state_dict(), whole.model.state_dict()
+    ids, known = ours.pop(name + "object_ids"), ours[name + "written_at"] >= 2
+    assert (theirs.pop(name + "object_ids") >= 0).any() and _same(ours, theirs)
+    assert known.any() and (ids[known] >= 0).all() and (ids[~known] == -1).all()
+    prepared(run, *options, "MODEL.RIO.WRITE_MAX_PER_OBJECT", 1, resume=True)
+    assert "Resumed with another MODEL.RIO.WRITE_MAX_PER_OBJECT: 0 -> 1" in (run / "log.txt").read_text()
+
+
+def test_telemetry_is_written_and_told_again_by_a_resumed_run(prepared, tmp_path):
+    """The variants on; the second half's lines are those of the uninterrupted run, time and memory apart."""
+    options = ["MODEL.RIO.REPLAY_ORDER", "diverse", "MODEL.RIO.WRITE_MAX_PER_OBJECT", 2]
+    options += ["MODEL.RIO.REPLAY_ABSENT_CLASSES", 1, "DATASETS.TEST", "()"]
+    whole = prepared(tmp_path / "whole", *options, max_iter=40)
+    whole.train()
+    halves = prepared(tmp_path / "halves", *options, max_iter=40)
+    _stop_in(halves, 30, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted):
+        halves.train()
+    halves = prepared(tmp_path / "halves", *options, max_iter=40, resume=True)
+    halves.train()
+    assert _same(whole.model.state_dict(), halves.model.state_dict())
+
+    def telemetry(folder: Path) -> list[tuple]:
+        lines = map(json.loads, (folder / "metrics.json").read_text().splitlines())
+        ours = [{k: v for k, v in line.items() if k[:5] in ("memor", "rois/")} for line in lines]
+        return [line for line in ours if line]
+
+    found = telemetry(tmp_path / "whole")
+    assert found == telemetry(tmp_path / "halves") and len(found) == 2
+    names = {"fill", "stored", "distinct_objects", "distinct_images", "replayed_per_foreground", "age"}
+    assert {f"memory_bank/{name}" for name in names} | {"rois/share_r", "rois/share_f_with_replay"} <= set(found[1])
 
 
 def test_schedule_follows_the_reference_world_size(config, tmp_path):
