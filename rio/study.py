@@ -191,7 +191,8 @@ def load_study(path: str | os.PathLike[str]) -> Study:
     comparisons = content.get("comparisons", [[arm, first] for arm in others])
     need(isinstance(comparisons, list), "comparisons", "a list of [ARM, BASELINE]", comparisons)
     for number, pair in enumerate(comparisons):
-        good = isinstance(pair, list) and len(pair) == 2 and pair[0] != pair[1] and set(pair) <= set(arms)
+        good = isinstance(pair, list) and len(pair) == 2 and pair[0] != pair[1]
+        good = good and all(isinstance(arm, str) and arm in arms for arm in pair)
         need(good, f"comparisons[{number}]", f"[ARM, BASELINE], two different of {', '.join(arms)}", pair)
     tune_on = content.get("tune_on")
     need(tune_on is None or isinstance(tune_on, str), "tune_on", "the name of a data set", tune_on)
@@ -273,7 +274,9 @@ def run_study(
             runner.run(None if minutes is None else started + 60 * minutes)
         finally:
             result = _collect(study, about, runs)
-            _write(result, root)
+            result.to_json(root / "study.json")
+            write_atomically(root / "study.md", result.to_markdown().encode())
+            _draw(result, root)
         if runner.failed:
             names = ", ".join(run.name for run in runner.failed)
             raise StudyError(
@@ -283,7 +286,7 @@ def run_study(
             )
         if not result.complete:
             begun = sum(run.iteration > 0 and not _finished(run) for run in runs)
-            left = "how much is left is not known yet"
+            left = "how much is left is not known yet; if it stays so, give more minutes"
             if runner.left is not None:
                 left = f"about {_clock(runner.left)} left"
             print(
@@ -494,9 +497,10 @@ class StudyResult(msgspec.Struct, frozen=True, kw_only=True):
         difference depends on *which* categories the set happens to have. It does not cover what another
         training seed would give; with the few seeds of a study nothing honest can be said about that, so a
         difference is called resolved only if, besides, every seed shows it with the same sign. With few
-        categories such an interval is somewhat too narrow. Of many comparisons without any difference behind
-        them, about one in twenty has a 95 % interval that excludes 0: a single resolved one among many is
-        weak evidence.
+        categories such an interval is too narrow: made of normal differences, it covers the truth in 87 % of
+        cases with 6 of them, 91 % with 11, 94 % with 100 and more. Of many comparisons without any difference
+        behind them, about one in twenty has a 95 % interval that excludes 0: a single resolved one among many
+        is weak evidence.
 
         Returns:
             One row a comparison, IoU type and metric, where both arms have a seed in common: arm, baseline,
@@ -580,7 +584,8 @@ class StudyResult(msgspec.Struct, frozen=True, kw_only=True):
 _TUNING = "Tuning numbers: for choosing settings, measured on a split of their own. They are no results."
 _READING = (
     "Points of AP, arm minus baseline: mean over categories and seeds, 95 % interval (paired bootstrap over "
-    "categories). The interval covers which categories the set has, not what other seeds would give; "
+    "categories). The interval covers which categories the set has, not what other seeds would give, and "
+    "with a dozen categories or fewer it is too narrow (it covers 87 % with 6, 91 % with 11); "
     '"resolved" asks, besides, for two seeds or more that all show the same sign. Of many comparisons '
     "without any difference behind them, about one in twenty has an interval that excludes 0."
 )
@@ -779,10 +784,8 @@ def _telemetry(run: Run) -> dict[str, float]:
     return {name: float(f"{np.mean(found[name]):.6g}") for name in sorted(found)}
 
 
-def _write(result: StudyResult, root: Path) -> None:
-    """study.json, study.md and, once there is a finished run, the figures."""
-    result.to_json(root / "study.json")
-    write_atomically(root / "study.md", result.to_markdown().encode())
+def _draw(result: StudyResult, root: Path) -> None:
+    """The figures study_*.svg and .png, once there is a finished run."""
     if not result.runs:
         return
     import matplotlib.pyplot as plt  # the figures' libraries are needed here alone
