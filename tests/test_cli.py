@@ -188,8 +188,60 @@ def test_mistakes_get_one_message(capsys, tmp_path, monkeypatch, words, message)
     assert message in _refused(capsys, *words)
 
 
+def test_study_passes_on_what_was_said_and_prints_the_tables(monkeypatch, tmp_path, capsys):
+    from rio import study
+
+    said = {}
+
+    def run_study(plan, folder, **words):
+        said.update(words, name=plan.name, folder=folder)
+        about = {"trained_on": ["a"], "evaluated_on": ["b"], "command": "", "machine": "", "versions": {}}
+        result = study.StudyResult(
+            name="x",
+            role="tune",
+            date="",
+            arms={"a": []},
+            pairs=[],
+            seeds=[1],
+            categories=[],
+            runs=[],
+            **about,
+        )
+        return study.Outcome({}, result, 1.0, None)
+
+    monkeypatch.setattr(study, "run_study", run_study)
+    plan = tiny_shapes.DEMO_CONFIG.parents[1] / "studies" / "demo.yaml"
+    words = [
+        "--processes",
+        "4",
+        "--num-gpus",
+        "2",
+        "--minutes",
+        "9.5",
+        "--output-dir",
+        str(tmp_path),
+        "SEED",
+        "3",
+    ]
+    assert main(["study", str(plan), *words]) == 0
+    assert said == {
+        "processes": 4, "gpus": 2, "minutes": 9.5, "options": ["SEED", "3"], "name": "demo",
+        "folder": str(tmp_path),
+    }  # fmt: skip
+    shown = capsys.readouterr().out
+    assert "x, on b: 0 of 1 runs finished" in shown and "They are no results" in shown
+    assert f"Runs: {tmp_path}" in shown
+    assert main(["study", str(plan)]) == 0
+    assert (said["processes"], said["gpus"], said["minutes"]) == (None, None, None)
+    assert said["folder"] == str(Path("output") / "demo")
+
+
 def test_unknown_flags_and_commands_are_usage_errors(capsys):
-    for words in (["train", "--reume"], ["fly"], [], ["info", "--x"], ["train", "--num-gpus", "0"]):
+    minutes = ["study", "s.yaml", "--minutes"]
+    for words in (
+        ["train", "--reume"], ["fly"], [], ["info", "--x"], ["train", "--num-gpus", "0"], [*minutes, "0"],
+        [*minutes, "nan"], [*minutes, "ten"], ["study", "s.yaml", "--num-gpus", "0"],
+    ):  # fmt: skip
         with pytest.raises(SystemExit) as end:
             main(words)
         assert end.value.code == 2

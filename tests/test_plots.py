@@ -339,3 +339,105 @@ def objects(**change):
 def test_bad_input(call, message):
     with pytest.raises(PlotError, match=message):
         call()
+
+
+# ------------------------------------------------------------------------------------------ studies
+
+RUNS = pd.DataFrame(
+    [
+        {"arm": arm, "seed": seed, "AP": ap, "APr": rare, "APc": 40.0, "APf": 60.0}
+        for arm, seed, ap, rare in (
+            ("rfs_cosine", 1, 40.0, 10.0),
+            ("rfs_cosine", 2, 44.0, 20.0),
+            ("a_long_name_of_an_arm", 1, 45.0, np.nan),
+        )
+    ]
+)
+DIFFERENCES = pd.DataFrame(
+    [
+        {"arm": "rio", "baseline": "rfs", "metric": metric, "difference": d, "low": low, "high": high}
+        | {"resolved": resolved}
+        for metric, d, low, high, resolved in (
+            ("AP", 2.0, 1.0, 3.0, True),
+            ("APr", 5.0, -1.0, 11.0, False),
+            ("APf", -1.0, np.nan, np.nan, False),
+        )
+    ]
+)
+
+
+def points(ax):
+    """(x, y, face colour) of every point."""
+    return [
+        (round(float(x), 6), round(float(y), 2), to_hex(color))
+        for collection in ax.collections
+        if len(collection.get_offsets()) and len(collection.get_facecolor())
+        for (x, y), color in zip(
+            collection.get_offsets(),
+            itertools.cycle(collection.get_facecolor()),
+            strict=False,
+        )
+        if np.isfinite(x)
+    ]
+
+
+def test_arm_ap_shows_every_seed_and_the_mean():
+    ax = plots.arm_ap(RUNS)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["rfs_cosine", "a_long_name_of_an_arm"]
+    assert ax.get_ylim()[0] > ax.get_ylim()[1], "the first arm is on top"
+    rare = [(x, y) for x, y, color in points(ax) if color == COLORS["r"].lower()]
+    assert [x for x, _ in rare] == [
+        15.0
+    ], "the mean of the seeds; the other arm was not judged on rare classes"
+    seeds = [x for x, y, color in points(ax) if y == rare[0][1] and color != COLORS["r"].lower()]
+    assert sorted(seeds) == [10.0, 20.0]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == [
+        "all (AP)", "rare (APr)", "common (APc)", "frequent (APf)",
+    ]  # fmt: skip
+    assert "each seed" in ax.get_legend().get_title().get_text()
+    alone = plots.arm_ap(RUNS[RUNS["seed"] == 1], label="mask AP")
+    assert alone.get_legend().get_title().get_text() == "" and alone.get_xlabel() == "mask AP"
+
+
+def test_paired_differences_fill_what_is_resolved():
+    ax = plots.paired_differences(DIFFERENCES)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["rio \N{MINUS SIGN} rfs"]
+    found = {x: color for x, _, color in points(ax)}
+    assert found == {2.0: to_hex(plots._INK[False][0]), 5.0: "#ffffff", -1.0: "#ffffff"}
+    lines = [c.get_segments()[0][:, 0].tolist() for c in ax.collections if hasattr(c, "get_segments")]
+    assert lines == [[1.0, 3.0], [-1.0, 11.0]], "an interval that is not known is not drawn"
+    assert any(list(line.get_xdata()) == [0, 0] for line in ax.lines), "the line of no difference"
+    assert len(ax.get_legend().get_texts()) == 3, "common is not in the table"
+
+
+def test_names_of_comparisons_that_are_long_take_two_lines():
+    assert plots._pair_name("a", "b").count("\n") == 0
+    assert plots._pair_name("diverse_one_per_object", "rfs_cosine").count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [1, 9, 18])
+def test_rows_of_studies_have_room(number):
+    runs = pd.concat([RUNS.assign(arm=f"arm_{i}_of_a_long_name") for i in range(number)])
+    runs = runs.drop_duplicates(["arm", "seed"])
+    differences = pd.concat([DIFFERENCES.assign(arm=f"arm_{i}_of_a_long_name") for i in range(number)])
+    for ax in (plots.arm_ap(runs), plots.paired_differences(differences)):
+        ax.figure.draw_without_rendering()
+        boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
+        assert len(boxes) == number and not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
+
+
+@pytest.mark.parametrize(
+    ("draw", "table", "message"),
+    [
+        (plots.arm_ap, RUNS.drop(columns="seed"), "expected the column 'seed'.*StudyResult.per_run makes it"),
+        (plots.arm_ap, RUNS[:0], "expected at least one row"),
+        (plots.arm_ap, pd.concat([RUNS, RUNS]), "'rfs_cosine', seed 1, again. Choose one iou_type"),
+        (plots.paired_differences, DIFFERENCES.drop(columns="low"), "'low'.*StudyResult.comparisons"),
+        (plots.paired_differences, DIFFERENCES[:0], "expected at least one row"),
+        (plots.paired_differences, pd.concat([DIFFERENCES] * 2), "'rio' - 'rfs', AP, again"),
+        (plots.paired_differences, DIFFERENCES.assign(metric="AP50"), "expected AP, APr, .* found 'AP50'"),
+    ],
+)
+def test_tables_of_studies_that_cannot_be_drawn(draw, table, message):
+    with pytest.raises(PlotError, match=message):
+        draw(table)
