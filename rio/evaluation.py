@@ -2,7 +2,8 @@
 
 hotcoco is the engine. It differs from the official `lvis` package in what it accepts silently and in the
 order in which it caps and filters, so this module prepares both sides itself (`_prepare`) and hands over
-plain arrays. The official package stays available as `backend="lvis"`; the tests hold the two together,
+plain arrays. Of masks it only computes the overlaps, while their file is read; matching and accumulating
+them is done here. The official package stays available as `backend="lvis"`; the tests hold the two together,
 precision array and all.
 
 A result record is a dict with `image_id`, `category_id`, `score` and a `bbox` (XYWH, pixels), a
@@ -44,12 +45,13 @@ IOU_TYPES = ("bbox", "segm")
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
-AREA_LABELS = ("all", "small", "medium", "large")  # up to 1e10, 32^2, 96^2, 1e10 square pixels
+AREA_LABELS = ("all", "small", "medium", "large")
+_AREA_RANGES = ((0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10))  # square pixels
 
 # A piece at a time: its Python objects are in the processor's cache until they are columns, and free again.
 _CHUNK_BYTES = 1 << 18
 _RECORDS_CHUNK = 1024
-_RLE_CHUNK = 256
+_RLE_CHUNK = 512
 
 
 class ResultsError(ValueError):
@@ -155,6 +157,7 @@ class _Columns:
     num_records: int = 0
     has_boxes: bool = False
     has_masks: bool = False
+    masks: _MaskReader | None = None  # is given the RLEs in the place of `rles`
 
 
 def load_results(
@@ -206,14 +209,15 @@ _LIST_REMEDY = (
 )
 
 
-def _columns_of_file(path: Path) -> _Columns:
+def _columns_of_file(path: Path, masks: Callable[[], _MaskReader] | None = None) -> _Columns:
+    """The columns of a file; `masks` makes who is given the RLEs, which are then not kept."""
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such results file. Expected the JSON that `python -m rio eval` or "
             "detectron2's evaluator wrote (instances_results.json)."
         )
     decoder = msgspec.json.Decoder(list[_Record])
-    columns = _Columns()
+    columns = _Columns(masks=masks and masks())
     piece = b""
     try:
         with path.open("rb") as file:
@@ -231,7 +235,7 @@ def _columns_of_file(path: Path) -> _Columns:
         # A piece ends where one record ends and the next begins, as far as the text shows. A string
         # that holds "},{" fools that, so the whole file is tried before anybody is blamed.
         first_record = columns.num_records
-        columns = _Columns()
+        columns = _Columns(masks=masks and masks())
         with contextlib.suppress(Exception):
             _collect_structs(columns, decoder.decode(path.read_bytes()))
             return columns
@@ -280,8 +284,10 @@ def _collect_structs(columns: _Columns, records: list[_Record]) -> None:
         columns.boxes.append(
             np.fromiter(itertools.chain.from_iterable(boxes), np.float64, 4 * n).reshape(n, 4)
         )
-    if columns.has_masks:
+    if columns.has_masks and columns.masks is None:
         columns.rles.extend(rles)
+    elif columns.has_masks:
+        columns.masks.read(columns, rles)
     columns.num_records += n
 
 
@@ -480,7 +486,7 @@ def _checked(columns: _Columns, annotations: Annotations, source: str) -> Result
         ("category_id", category_ids, annotations.category_ids),
     ):
         _require(
-            np.isin(ids, known),
+            _are_in(ids, known),
             source,
             f"key '{key}'",
             f"one of the {len(known)} ids in {annotations.path}",
@@ -512,14 +518,14 @@ def _checked(columns: _Columns, annotations: Annotations, source: str) -> Result
     image_index = np.searchsorted(annotations.image_ids, image_ids).astype(np.int32)
     class_id = np.asarray(category_id_to_class_id(annotations.category_ids, category_ids), np.int32)
     rles = mask_areas = None
-    if columns.has_masks:
-        rles = columns.rles
-        mask_areas = _check_masks(rles, image_index, annotations, source)
     has_boxes = columns.has_boxes or not n
-    if not has_boxes and rles:
-        import hotcoco
-
-        boxes = hotcoco.mask.toBbox(rles)
+    if columns.has_masks and columns.masks is not None:
+        mask_areas = joined(columns.masks.areas, np.float64)
+    elif columns.has_masks:
+        rles = columns.rles
+        mask_areas = _check_masks(rles, 0, image_index, annotations, source)
+        if not has_boxes:
+            boxes = _boxes_of_masks(rles)
     return Results(
         source, image_index, class_id, scores, boxes, has_boxes, rles, mask_areas, len(annotations.image_ids)
     )
@@ -534,56 +540,64 @@ def _require(good: np.ndarray, source: str, key: str, expected: str, values: np.
 
 
 def _check_masks(
-    rles: list[dict[str, Any]], image_index: np.ndarray, annotations: Annotations, source: str
+    rles: list[dict[str, Any]], first: int, image_index: np.ndarray, annotations: Annotations, source: str
 ) -> np.ndarray:
-    """Checks that every RLE describes exactly its image's pixels; returns the masks' areas (N,) float64.
+    """Checks that every RLE describes exactly its image's pixels; returns the masks' areas (n,) float64.
 
     The C and Rust decoders trust the runs: a mask of another size gives wrong overlaps in silence, or worse.
+    Runs given as numbers are put into COCO's string in place. `first` is the first one's record.
     """
     import hotcoco
 
     n = len(rles)
     remedy = "Masks must be encoded at the size of their image; were they made for resized images?"
-    sizes = np.fromiter(itertools.chain.from_iterable(r["size"] for r in rles), np.float64, 2 * n).reshape(
-        n, 2
-    )
-    expected = np.stack([annotations.image_height[image_index], annotations.image_width[image_index]], 1)
-    wrong = (sizes != expected).any(1)
-    if wrong.any():
-        first = int(np.argmax(wrong))
-        raise _error(
-            source,
-            f"record {first}, key 'segmentation.size'",
-            f"{expected[first].tolist()} [height, width]",
-            str(list(rles[first]["size"])),
-            remedy,
-        )
+    heights, widths = annotations.image_height[image_index], annotations.image_width[image_index]
+    for row, (rle, size) in enumerate(zip(rles, zip(heights.tolist(), widths.tolist()), strict=True)):
+        if rle["size"] != size:
+            raise _error(
+                source,
+                f"record {first + row}, key 'segmentation.size'",
+                f"{list(size)} [height, width]",
+                str(list(rle["size"])),
+                remedy,
+            )
+    all_pixels = heights.astype(np.float64) * widths
     areas = np.empty(n)
     for start in range(0, n, _RLE_CHUNK):
         part = rles[start : start + _RLE_CHUNK]
-        for offset, rle in enumerate(part):
-            if isinstance(rle["counts"], list):
-                rles[start + offset] = part[offset] = _compressed(rle, f"record {start + offset}", source)
-        pixels = expected[start : start + len(part)].astype(np.float64).prod(1)
-        totals, refused = _rle_totals([rle["counts"] for rle in part]), "text that is none"
+        strings = [rle["counts"] for rle in part]
+        for offset, counts in enumerate(strings):
+            if isinstance(counts, list):
+                where = f"record {first + start + offset}"
+                rles[start + offset] = part[offset] = _compressed(part[offset], where, source)
+                strings[offset] = part[offset]["counts"]
+        pixels = all_pixels[start : start + len(part)]
+        totals, refused = _rle_totals(strings), "text that is none"
         try:
             areas[start : start + len(part)] = hotcoco.mask.area(part)
         except ValueError as error:  # runs that are negative or beyond the image
             totals, refused = None, str(error)
         if totals is None or (totals != pixels).any():
-            for offset, rle in enumerate(part):
-                where = f"record {start + offset}, key 'segmentation.counts'"
+            for offset, counts in enumerate(strings):
+                where = f"record {first + start + offset}, key 'segmentation.counts'"
                 try:
-                    total = int(rle_counts(rle["counts"]).sum())
+                    total = int(rle_counts(counts).sum())
                 except ValueError as error:
                     raise _error(source, where, "an RLE string", str(error), remedy) from None
                 if total != pixels[offset]:
                     raise _error(
                         source, where, f"runs of {pixels[offset]:.0f} pixels in all", str(total), remedy
                     )
-            where = f"records {start} to {start + len(part) - 1}, key 'segmentation.counts'"
+            where = f"records {first + start} to {first + start + len(part) - 1}, key 'segmentation.counts'"
             raise _error(source, where, "RLE strings", refused, remedy)
     return areas
+
+
+def _boxes_of_masks(rles: list[dict[str, Any]]) -> np.ndarray:
+    """(n, 4) float64 XYWH."""
+    import hotcoco
+
+    return hotcoco.mask.toBbox(rles) if rles else np.empty((0, 4))
 
 
 def _compressed(rle: dict[str, Any], where: str, source: str) -> dict[str, Any]:
@@ -695,11 +709,18 @@ class Verified:
         """(N,) bool: predictions of these pairs enter the evaluation at all."""
         if self.negative is None:
             return np.ones(len(keys), bool)
-        return np.isin(keys, self.positive) | np.isin(keys, self.negative)
+        return _are_in(keys, self.positive) | _are_in(keys, self.negative)
 
     def counts_if_unmatched(self, keys: np.ndarray) -> np.ndarray:
         """(N,) bool: an unmatched prediction of these pairs is a false positive."""
-        return self.is_judged(keys) & ~np.isin(keys, self.not_exhaustive)
+        return self.is_judged(keys) & ~_are_in(keys, self.not_exhaustive)
+
+
+def _are_in(keys: np.ndarray, ascending: np.ndarray) -> np.ndarray:
+    """`np.isin` for what is sorted already: no sorting, which counts where a file is read in pieces."""
+    if not len(ascending):
+        return np.zeros(len(keys), bool)
+    return ascending.take(np.searchsorted(ascending, keys), mode="clip") == keys
 
 
 def _listed_keys(annotations: Annotations, lists: Sequence[Sequence[int]]) -> np.ndarray:
@@ -759,7 +780,14 @@ def evaluate(
             f"{annotations.path}: categories, key 'frequency': expected 'r', 'c' or 'f', found "
             f"{sorted(unknown_groups)}. Correct the file, or leave the key out to have groups derived."
         )
-    loaded = load_results(results, annotations)
+    verified = Verified.of(annotations)
+    masks_wanted = iou_types is None or "segm" in iou_types
+    loaded = overlaps = None
+    if backend == "hotcoco" and isinstance(results, (str, os.PathLike)):
+        loaded, overlaps = _read_once(results, annotations, verified, masks_wanted)
+    if loaded is None:
+        loaded = load_results(results, annotations)
+    has_masks = loaded.mask_areas is not None
     if not len(loaded) and not allow_empty:
         raise _error(
             loaded.source,
@@ -770,11 +798,11 @@ def evaluate(
             "allow_empty=True evaluates it as 0.",
         )
     if iou_types is None:
-        iou_types = [t for t, there in (("bbox", True), ("segm", loaded.rles is not None)) if there]
+        iou_types = [t for t, there in (("bbox", True), ("segm", has_masks)) if there]
     for iou_type in iou_types:
         if iou_type not in IOU_TYPES:
             raise ValueError(f"iou_types: expected a selection of {IOU_TYPES}, found {iou_type!r}.")
-        if iou_type == "segm" and len(loaded) and loaded.rles is None:
+        if iou_type == "segm" and len(loaded) and not has_masks:
             raise _error(
                 loaded.source,
                 "record 0, key 'segmentation'",
@@ -782,18 +810,28 @@ def evaluate(
                 "nothing",
                 "Evaluate boxes only with iou_types=('bbox',), or write masks.",
             )
-    verified = Verified.of(annotations)
     precision, counts = {}, {}
     for iou_type in iou_types:
         prepared = _prepare(annotations, verified, loaded, iou_type, max_dets)
         if not len(prepared.rows) or not prepared.ground_truth.any():
             precision[iou_type] = _precision_without_predictions(annotations, prepared)
-        elif backend == "hotcoco":
-            precision[iou_type] = _hotcoco_precision(annotations, loaded, prepared, iou_type)
-        else:
+        elif backend == "lvis":
             precision[iou_type] = _lvis_precision(annotations, verified, loaded, iou_type, max_dets)
+        elif iou_type == "bbox":
+            precision[iou_type] = _hotcoco_precision(annotations, loaded, prepared)
+        else:
+            if overlaps is None:
+                overlaps = _MaskOverlaps(annotations, verified)
+                everything = np.arange(len(loaded))
+                overlaps.add(
+                    everything, loaded.image_index, loaded.class_id, loaded.rles, loaded.mask_areas
+                )
+            precision[iou_type] = _precision(annotations, verified, loaded, prepared, overlaps)
         counts[iou_type] = {"judged": len(prepared.rows), **prepared.dropped}
-    return _summary(annotations, loaded, precision, counts, backend, max_dets)
+        del prepared
+    source, num_predictions = loaded.source, len(loaded)
+    del loaded, overlaps, results  # room for the summary
+    return _summary(annotations, source, num_predictions, precision, counts, backend, max_dets)
 
 
 @dataclass
@@ -825,8 +863,8 @@ def _prepare(
     judged = verified.is_judged(keys)
     dropped = {
         "over_max_dets": capped,
-        "without_area": int((~keep).sum()),
-        "unverified": int((keep & ~judged).sum()),
+        "without_area": int((judged & ~keep).sum()),
+        "unverified": int((~judged).sum()),
     }
     keep &= judged
     rows, areas, keys = rows[keep], areas[keep], keys[keep]
@@ -867,13 +905,11 @@ def _category_records(annotations: Annotations) -> list[dict]:
     ]
 
 
-def _hotcoco_precision(
-    annotations: Annotations, results: Results, prepared: _Prepared, iou_type: str
-) -> np.ndarray:
+def _hotcoco_precision(annotations: Annotations, results: Results, prepared: _Prepared) -> np.ndarray:
+    """Of boxes: the engine overlaps, matches and accumulates."""
     import hotcoco
 
     objects = np.flatnonzero(prepared.ground_truth)
-    masks = iou_type == "segm"
     ground_truth = hotcoco.COCO.from_arrays(
         _image_records(annotations, prepared.negatives, prepared.not_exhaustive),
         _category_records(annotations),
@@ -882,16 +918,13 @@ def _hotcoco_precision(
         np.ascontiguousarray(annotations.boxes[objects]),
         ids=np.arange(1, len(objects) + 1),
         area=annotations.areas[objects],
-        segmentation=[_segmentation(annotations, a) for a in objects.tolist()] if masks else None,
     )
     rows = prepared.rows
-    predictions = ground_truth.load_res(
-        _table(results, rows), segmentation=[results.rles[i] for i in rows.tolist()] if masks else None
-    )
-    if masks or not results.has_boxes:
+    predictions = ground_truth.load_res(_table(results, rows))
+    if not results.has_boxes:
         predictions.update_anns(ids=np.arange(1, len(rows) + 1), area=prepared.areas)
     # The cap is applied already; None tells the engine not to apply its own.
-    evaluator = hotcoco.LVISeval(ground_truth, predictions.cap_detections_per_image(None), iou_type)
+    evaluator = hotcoco.LVISeval(ground_truth, predictions.cap_detections_per_image(None), "bbox")
     evaluator.evaluate()
     evaluator.accumulate()
     return evaluator.eval["precision"].reshape(
@@ -927,7 +960,7 @@ def _precision_without_predictions(annotations: Annotations, prepared: _Prepared
     )
     areas = annotations.areas[prepared.ground_truth]
     classes = annotations.annotation_class[prepared.ground_truth]
-    for column, (low, high) in enumerate(((0, 1e10), (0, 1024), (1024, 9216), (9216, 1e10))):
+    for column, (low, high) in enumerate(_AREA_RANGES):
         precision[:, :, np.unique(classes[(areas >= low) & (areas <= high)]), column] = 0
     return precision
 
@@ -1000,6 +1033,305 @@ def _numpy_float() -> Iterator[None]:
         yield
     finally:
         del np.float
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Masks: overlaps as the file is read, then matching and accumulating
+# ------------------------------------------------------------------------------------------------------------
+#
+# A mask is needed only to find which objects it overlaps by the least threshold, 0.5, or more: a handful of
+# numbers. So the masks of a file are checked and compared piece by piece, and never held.
+
+
+class _MaskOverlaps:
+    """Which predictions overlap which objects of their image and class by at least `IOU_THRESHOLDS[0]`."""
+
+    def __init__(self, annotations: Annotations, verified: Verified) -> None:
+        self.annotations, self.verified = annotations, verified
+        objects = np.flatnonzero(verified.ground_truth)
+        keys = verified.keys(annotations.annotation_image[objects], annotations.annotation_class[objects])
+        order = np.argsort(keys, kind="stable")
+        self.objects, self.keys = objects[order], keys[order]
+        self.masks: dict[int, list[dict[str, Any]]] = {}  # of an image and class, by its first object
+        self.found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def add(
+        self,
+        rows: np.ndarray,
+        image_index: np.ndarray,
+        class_id: np.ndarray,
+        rles: Sequence[dict[str, Any]],
+        areas: np.ndarray,
+    ) -> None:
+        """Compares the next n predictions, `rows` of the results, with the ground truth."""
+        import hotcoco
+
+        keys = self.verified.keys(image_index, class_id)
+        order = np.argsort(keys, kind="stable")
+        order = order[areas[order] > 0]
+        keys = keys[order]
+        begins = np.flatnonzero(np.diff(keys, prepend=-1))
+        ends = np.append(begins[1:], len(keys))
+        lows, highs = (np.searchsorted(self.keys, keys[begins], side) for side in ("left", "right"))
+        there = lows < highs
+        groups = (array[there].tolist() for array in (begins, ends, lows, highs))
+        for begin, end, low, high in zip(*groups, strict=True):
+            here, truth = order[begin:end], self._masks_of(low, high)
+            ious = hotcoco.primitives.mask_iou([rles[i] for i in here.tolist()], truth, [False] * len(truth))
+            close = np.nonzero(ious >= IOU_THRESHOLDS[0])
+            self.found.append((rows[here[close[0]]], self.objects[low + close[1]], ious[close]))
+
+    def _masks_of(self, low: int, high: int) -> list[dict[str, Any]]:
+        if low not in self.masks:
+            self.masks[low] = [self._mask(a) for a in self.objects[low:high].tolist()]
+        return self.masks[low]
+
+    def _mask(self, index: int) -> dict[str, Any]:
+        import hotcoco
+
+        segmentation = _segmentation(self.annotations, index)
+        image = self.annotations.annotation_image[index]
+        size = int(self.annotations.image_height[image]), int(self.annotations.image_width[image])
+        mask = hotcoco.mask.frPyObjects(segmentation, *size)
+        if isinstance(mask, dict):
+            return mask
+        return mask[0] if len(mask) == 1 else hotcoco.mask.merge(mask)
+
+    def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(m,) rows of the results, (m,) annotation indices, (m,) float64 IoUs."""
+        self.masks.clear()
+        none = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+        return tuple(np.concatenate(parts) for parts in zip(none, *self.found, strict=True))
+
+
+class _MaskReader:
+    """Checks, measures and compares masks as they are read, for `_columns_of_file`.
+
+    Where a prediction is not judged, as its category was not looked for in the image, only the size is looked
+    at of a mask beside a box: it has no part in the evaluation.
+    """
+
+    def __init__(
+        self, annotations: Annotations, verified: Verified, source: str, overlaps: _MaskOverlaps | None
+    ) -> None:
+        self.annotations, self.verified = annotations, verified
+        self.source, self.overlaps = source, overlaps
+        self.areas: list[np.ndarray] = []
+
+    def read(self, columns: _Columns, rles: list[dict[str, Any]]) -> None:
+        """Takes the masks of the records whose ids are the last ones in `columns`."""
+        image_index = self._index(columns.image_ids[-1], self.annotations.image_ids)
+        class_id = self._index(columns.category_ids[-1], self.annotations.category_ids)
+        first = columns.num_records
+        if columns.has_boxes:  # else a mask says where a prediction is, also of those that are not judged
+            judged = np.flatnonzero(self.verified.is_judged(self.verified.keys(image_index, class_id)))
+            rles = [rles[row] for row in judged.tolist()]
+            image_index, class_id = image_index[judged], class_id[judged]
+        else:
+            judged = np.arange(len(rles))
+        measured = _check_masks(rles, first, image_index, self.annotations, self.source)
+        areas = np.ones(len(columns.image_ids[-1]))
+        areas[judged] = measured
+        self.areas.append(areas)
+        if not columns.has_boxes:
+            columns.boxes.append(_boxes_of_masks(rles))
+        if self.overlaps is not None:
+            self.overlaps.add(first + judged, image_index, class_id, rles, measured)
+
+    @staticmethod
+    def _index(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
+        if not _are_in(ids, known).all():
+            raise ResultsError("an unknown id")
+        return np.searchsorted(known, ids)
+
+
+def _read_once(
+    path: str | os.PathLike[str], annotations: Annotations, verified: Verified, masks: bool
+) -> tuple[Results | None, _MaskOverlaps | None]:
+    """A file's results without their masks, and what these overlap; (None, None) where anything is wrong.
+
+    What is wrong, `load_results` says, which reads all before it judges.
+    """
+    made: list[_MaskReader] = []
+
+    def reader() -> _MaskReader:
+        overlaps = _MaskOverlaps(annotations, verified) if masks and annotations.has_segmentations else None
+        made.append(_MaskReader(annotations, verified, str(path), overlaps))
+        return made[-1]
+
+    try:
+        results = _checked(_columns_of_file(Path(path), reader), annotations, str(path))
+    except ResultsError:
+        return None, None
+    return results, made[-1].overlaps
+
+
+_ALL_BITS = np.uint64((1 << (len(AREA_LABELS) * len(IOU_THRESHOLDS))) - 1)
+
+
+def _bits_of_areas(areas: np.ndarray) -> np.ndarray:
+    """(n,) uint64: of each area range that an area is in, all thresholds' bits."""
+    bits = np.zeros(len(areas), np.uint64)
+    for number, (low, high) in enumerate(_AREA_RANGES):
+        of_range = ((1 << len(IOU_THRESHOLDS)) - 1) << (number * len(IOU_THRESHOLDS))
+        bits[(areas >= low) & (areas <= high)] |= np.uint64(of_range)
+    return bits
+
+
+def _bits_of_ious(ious: np.ndarray) -> np.ndarray:
+    """(n,) uint64: of each threshold that an IoU reaches, all area ranges' bits."""
+    reached = [
+        sum(((1 << count) - 1) << (a * len(IOU_THRESHOLDS)) for a in range(len(AREA_LABELS)))
+        for count in range(len(IOU_THRESHOLDS) + 1)
+    ]
+    return np.array(reached, np.uint64)[np.searchsorted(IOU_THRESHOLDS, ious, side="right")]
+
+
+def _precision(
+    annotations: Annotations,
+    verified: Verified,
+    results: Results,
+    prepared: _Prepared,
+    overlaps: _MaskOverlaps,
+) -> np.ndarray:
+    """The precision array, (T, R, K, area ranges), by the official package's rules and arithmetic.
+
+    It decides everything once for each of the 10 thresholds and 4 area ranges. Here these 40 decisions are
+    the bits of one number: bit `area range * 10 + threshold`.
+    """
+    # The order in which predictions count: by class, by score, ties by image, then by place in the file.
+    order = np.lexsort((-results.scores[prepared.rows], results.class_id[prepared.rows]))
+    rows = prepared.rows[order]
+    position = np.full(len(results), -1)
+    position[rows] = np.arange(len(rows))
+    found, objects, ious = overlaps.columns()
+    judged = position[found] >= 0
+    inside = _bits_of_areas(annotations.areas)
+    matched, ignored = _match(
+        len(rows), position[found[judged]], objects[judged], ious[judged], inside, annotations, verified
+    )
+    class_id = results.class_id[rows]
+    excused = ~_bits_of_areas(prepared.areas[order]) & _ALL_BITS
+    keys = verified.keys(results.image_index[rows], class_id)
+    excused[_are_in(keys, verified.not_exhaustive)] = _ALL_BITS
+    ignored |= ~matched & excused
+    num_objects = np.zeros((len(AREA_LABELS), len(annotations.category_ids)), np.int64)
+    for number in range(len(AREA_LABELS)):
+        counted = verified.ground_truth & (inside >> np.uint64(number * len(IOU_THRESHOLDS)) & 1).astype(bool)
+        num_objects[number] = np.bincount(
+            annotations.annotation_class[counted], minlength=len(annotations.category_ids)
+        )
+    return _accumulate(class_id, matched & ~ignored, ~matched & ~ignored & _ALL_BITS, num_objects)
+
+
+def _match(
+    count: int,
+    position: np.ndarray,
+    objects: np.ndarray,
+    ious: np.ndarray,
+    inside: np.ndarray,
+    annotations: Annotations,
+    verified: Verified,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The official package's greedy matching, of all images and classes side by side.
+
+    Predictions choose one after the other, by score: of the objects left that overlap enough, one inside the
+    area range if there is any, then the closest, the last of equal ones.
+
+    Args:
+        count: D, predictions.
+        position: (m,) which prediction, 0..D-1 in the order in which they choose.
+        objects: (m,) overlaps which annotation,
+        ious: (m,) how much.
+        inside: (A,) uint64, the bits of the area ranges that an annotation is in.
+
+    Returns:
+        (D,) uint64, where a prediction has its object; (D,) uint64, where that is one outside the area range.
+    """
+    matched, ignored = np.zeros(count, np.uint64), np.zeros(count, np.uint64)
+    order = np.lexsort((-objects, -ious, position))  # a prediction's first choice first
+    position, objects, enough = position[order], objects[order], _bits_of_ious(ious[order])
+    first = np.flatnonzero(np.diff(position, prepend=-1))
+    choices = np.diff(first, append=len(position))
+    # The predictions of an image and class wait for each other: the n-th ones of all choose in round n.
+    its = objects[first]
+    keys = verified.keys(annotations.annotation_image[its], annotations.annotation_class[its])
+    by_key = np.argsort(keys, kind="stable")
+    begins = np.flatnonzero(np.diff(keys[by_key], prepend=-1))
+    rounds = np.empty(len(first), np.int64)
+    rounds[by_key] = np.arange(len(first)) - np.repeat(begins, np.diff(begins, append=len(first)))
+    by_round = np.argsort(rounds, kind="stable")
+    taken = np.zeros(len(annotations.annotation_ids), np.uint64)
+    for turn in np.split(by_round, np.flatnonzero(np.diff(rounds[by_round])) + 1):
+        for wanted in (inside, ~inside):
+            chooses, choice = turn, 0
+            while len(chooses):
+                at = first[chooses] + choice
+                who, what = position[at], objects[at]
+                has = enough[at] & wanted[what] & ~taken[what] & ~matched[who]
+                taken[what] |= has
+                matched[who] |= has
+                if wanted is not inside:
+                    ignored[who] |= has
+                choice += 1
+                chooses = chooses[choices[chooses] > choice]
+    return matched, ignored
+
+
+def _accumulate(
+    class_id: np.ndarray, right: np.ndarray, wrong: np.ndarray, num_objects: np.ndarray
+) -> np.ndarray:
+    """Precision at the recall thresholds.
+
+    The precision at a recall is the highest at that recall or above it. It is highest right behind a true
+    positive, so only these are looked at.
+
+    Args:
+        class_id: (D,) ascending; within a class the predictions' order.
+        right: (D,) uint64, where a prediction is a true positive.
+        wrong: (D,) uint64, where it is a false one.
+        num_objects: (area ranges, K).
+    """
+    num_classes = num_objects.shape[1]
+    precision = np.full((len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), num_classes, len(AREA_LABELS)), -1.0)
+    class_begins = np.searchsorted(class_id, np.arange(num_classes + 1))
+    for area, total in enumerate(num_objects):
+        precision[:, :, total > 0, area] = 0.0
+        needed = _needed(total)
+        for threshold in range(len(IOU_THRESHOLDS)):
+            bit = np.uint64(area * len(IOU_THRESHOLDS) + threshold)
+            at = np.flatnonzero(right >> bit & 1)
+            first = np.searchsorted(at, class_begins)  # true positives before each class
+            found = np.diff(first)
+            classes = np.flatnonzero(found)
+            if not len(classes):
+                continue
+            num_right = np.arange(1, len(at) + 1) - np.repeat(first[:-1], found)
+            num_wrong = np.concatenate([[0], np.cumsum(wrong >> bit & 1, dtype=np.int64)])
+            num_wrong = num_wrong[at] - np.repeat(num_wrong[class_begins[:-1]], found)
+            values = num_right / ((num_wrong + num_right).astype(np.float64) + np.spacing(1))
+            # From one recall threshold to the next the highest, then from each one on the highest.
+            begins = first[classes, None] + np.minimum(needed[classes], found[classes, None]) - 1
+            highest = np.maximum.reduceat(values, begins.ravel()).reshape(begins.shape)
+            highest = np.maximum.accumulate(highest[:, ::-1], axis=1)[:, ::-1]
+            precision[threshold, :, classes, area] = np.where(
+                needed[classes] <= found[classes, None], highest, 0.0
+            )
+    return precision
+
+
+def _needed(total: np.ndarray) -> np.ndarray:
+    """(K, R) int64: how many of (K,) objects make a recall of at least each threshold; 1 or more.
+
+    >>> _needed(np.array([3]))[0, [0, 33, 34, 100]]
+    array([1, 1, 2, 3])
+    """
+    objects = np.maximum(total, 1)[:, None]
+    needed = np.ceil(RECALL_THRESHOLDS * objects)
+    # Where rounding took it one too far up or down: recall is a quotient, compared as such.
+    needed -= (needed - 1) / objects >= RECALL_THRESHOLDS
+    needed += needed / objects < RECALL_THRESHOLDS
+    return np.maximum(needed, 1).astype(np.int64)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -1118,7 +1450,8 @@ class _EvaluationContent(msgspec.Struct):
 
 def _summary(
     annotations: Annotations,
-    results: Results,
+    source: str,
+    num_predictions: int,
     precision: dict[str, np.ndarray],
     counts: dict,
     backend: str,
@@ -1148,9 +1481,9 @@ def _summary(
         frame[f"AP_{iou_type}"] = [_mean(array[:, :, k, 0]) for k in range(array.shape[2])]
     info = {
         "annotations": str(annotations.path),
-        "results": results.source,
+        "results": source,
         "images": len(annotations.image_ids),
-        "predictions": len(results),
+        "predictions": num_predictions,
         "max_dets": max_dets,
         "backend": backend,
         "protocol": "LVIS"

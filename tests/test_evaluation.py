@@ -243,6 +243,51 @@ def test_random_cases_are_bit_identical(seed, tmp_path):
     assert ours.info["predictions_bbox"]["without_area"] > 0
 
 
+@pytest.mark.parametrize("boxes", [True, False])
+def test_masks_compared_while_a_file_is_read_are_bit_identical(boxes, tmp_path, monkeypatch):
+    """Pieces of a few records, of all images mixed; the cap, which is known at the end only, bites."""
+    rng = np.random.default_rng(5)
+    ground_truth = random_ground_truth(rng)
+    for a in ground_truth["annotations"][::2]:  # equally close objects, some of them outside the area range
+        twin = {**a, "id": a["id"] + 1000, "area": float(rng.choice([500.0, 2000.0]))}
+        ground_truth["annotations"].append(twin)
+    records = random_results(rng, ground_truth)
+    if not boxes:
+        records = [{k: v for k, v in r.items() if k != "bbox"} for r in records]
+    path, results = write(tmp_path / "gt.json", ground_truth), write(tmp_path / "dt.json", records)
+    monkeypatch.setattr(evaluation, "_CHUNK_BYTES", 700)
+    monkeypatch.setattr(evaluation, "load_results", None)  # reads again only where something is wrong
+    result = evaluate(path, results, max_dets=8)
+    for iou_type in ("bbox", "segm"):
+        assert_identical(result, official(path, records, iou_type, 8), iou_type)
+    monkeypatch.undo()
+    assert result.info["predictions_segm"] == evaluate(path, records, max_dets=8).info["predictions_segm"]
+
+
+def test_a_mask_that_is_not_judged_is_not_decoded(lvis_file, tmp_path):
+    path = lvis_file([image(1)], [category(1), category(2)], [thing(1, 1, 1, [10, 10, 20, 20])])
+    records = [
+        prediction(1, 1, 0.9, [10, 10, 20, 20], segmentation=rle([10, 10, 20, 20])),
+        prediction(1, 2, 0.8, [1, 1, 5, 5], segmentation={"size": [HEIGHT, WIDTH], "counts": "01"}),
+    ]
+    results = write(tmp_path / "dt.json", records)
+    result = evaluate(path, results)
+    assert result.metrics["segm"]["AP"] == pytest.approx(100)
+    assert result.info["predictions_segm"]["unverified"] == 1
+    with pytest.raises(ResultsError, match="record 1, key 'segmentation.counts'"):
+        load_results(results, load_annotations(path))
+    records[1]["category_id"] = 1  # judged
+    with pytest.raises(ResultsError, match="record 1, key 'segmentation.counts'"):
+        evaluate(path, write(results, records))
+
+
+def test_how_many_objects_a_recall_takes_is_decided_by_the_quotient():
+    for total in (*range(1, 130), 997, 41_234):
+        recalls = np.arange(1, total + 1) / total
+        expected = np.searchsorted(recalls, evaluation.RECALL_THRESHOLDS) + 1
+        assert evaluation._needed(np.array([total]))[0].tolist() == expected.tolist(), total
+
+
 def test_results_with_masks_only_are_bit_identical_for_boxes_too(tmp_path):
     rng = np.random.default_rng(3)
     ground_truth = random_ground_truth(rng)
