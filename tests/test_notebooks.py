@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,8 @@ import tiny_shapes
 from nbmake.nb_run import NotebookRun
 
 from rio import shapes
+from rio.evaluation import Evaluation
+from rio.study import Category, RunResult, StudyResult
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 MOST_CELLS, MOST_LINES, MOST_COLUMNS, SECONDS = 12, 8, 120, 300
@@ -111,7 +114,32 @@ def world(tmp_path_factory):
     names = {"train_name": "shapes_demo_train", "test_name": "shapes_demo_val"}
     finished_runs.make(root / "runs", root / "datasets" / "shapes_demo", seeds=(1, 2, 3), **names)
     finished_runs.make(root / "one", root / "datasets" / "shapes_demo", arms=("rio",), **names)
+    study_of(root / "runs").to_json(root / "study.json")
     return root
+
+
+def study_of(folder):
+    """Finished runs as the one file that a study leaves of them."""
+    runs, categories = [], []
+    for run in sorted(folder.iterdir()):
+        arm, _, seed = run.name.rpartition("-seed")
+        found = Evaluation.from_json(run / "evaluation.json")
+        table = found.per_category
+        keys = ("category_id", "name", "frequency", "image_count")
+        categories = [Category(*row) for row in zip(*(table[key].tolist() for key in keys), strict=True)]
+        values = {kind: [finite(v) for v in table[f"AP_{kind}"]] for kind in found.metrics}
+        metrics = {kind: {m: finite(v) for m, v in own.items()} for kind, own in found.metrics.items()}
+        runs.append(RunResult(arm, int(seed), 40, 1.0, metrics, values))
+    return StudyResult(
+        name="made_up", role="report", trained_on=["shapes_demo_train"], evaluated_on=["shapes_demo_val"],
+        command="python -m rio study made_up.yaml", machine="invented", versions={}, date="",
+        arms={"none": [], "rfs": [], "rio": []}, pairs=[("rfs", "none"), ("rio", "rfs")], seeds=[1, 2, 3],
+        categories=categories, runs=runs,
+    )  # fmt: skip
+
+
+def finite(value):
+    return None if math.isnan(value) else float(value)
 
 
 @pytest.fixture(scope="module")
@@ -214,10 +242,18 @@ def test_03_trains(execute, tiny, tmp_path):
 
 
 def test_04_on_finished_runs_of_several_seeds(execute, world):
-    result = execute("04", runs_folder=str(world / "runs"))
+    result = execute("04", runs_folder=str(world / "runs"), study_file=str(world / "study.json"))
+    assert result.error is None, result.error
+    assert figures(result) == 6
+    assert "Resolved gains: rio over rfs +" in outputs(result)
+    assert "3 seeds" in outputs(result, "image/svg+xml") or "recomputed" in outputs(result)
+
+
+def test_04_without_a_study(execute, world):
+    result = execute("04", runs_folder=str(world / "runs"), study_file=None)
     assert result.error is None, result.error
     assert figures(result) == 4
-    assert "3 seeds" in outputs(result, "image/svg+xml") or "recomputed" in outputs(result)
+    assert outputs(result).count("No study was named") >= 4
 
 
 @needs("05")
@@ -268,13 +304,18 @@ def test_05_with_a_run_that_is_not_there(execute):
 def test_04_without_a_run_says_how_to_make_one(execute, tmp_path):
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "metrics.json").write_text("")
-    sentence = refused(execute("04", runs_folder=str(tmp_path)))
+    sentence = refused(execute("04", runs_folder=str(tmp_path), study_file=None))
     assert "make demo" in sentence
     assert str(tmp_path / "begun") in sentence
 
 
+def test_04_with_a_study_that_is_not_there(execute):
+    assert "nowhere.json: no such study result" in refused(execute("04", study_file="nowhere.json"))
+
+
 def test_04_with_one_arm_needs_a_second_for_the_difference(execute, world):
-    assert "a difference needs two arms" in refused(execute("04", runs_folder=str(world / "one")))
+    one = str(world / "one")
+    assert "a difference needs two arms" in refused(execute("04", runs_folder=one, study_file=None))
 
 
 def test_04_with_results_of_another_data_set(execute, world, tmp_path):
@@ -283,10 +324,10 @@ def test_04_with_results_of_another_data_set(execute, world, tmp_path):
     records = json.loads(file.read_text())
     records[0]["image_id"] = 10**6
     file.write_text(json.dumps(records))
-    assert "image_id" in refused(execute("04", runs_folder=str(tmp_path / "runs")))
+    assert "image_id" in refused(execute("04", runs_folder=str(tmp_path / "runs"), study_file=None))
 
 
 def test_04_with_a_broken_evaluation(execute, world, tmp_path):
     shutil.copytree(world / "one", tmp_path / "runs")
     (tmp_path / "runs" / "rio-seed1" / "evaluation.json").write_text("{}")
-    assert "evaluation.json" in refused(execute("04", runs_folder=str(tmp_path / "runs")))
+    assert "evaluation.json" in refused(execute("04", runs_folder=str(tmp_path / "runs"), study_file=None))

@@ -18,6 +18,7 @@ _WHERE = {
     "explore": "distribution",
     "balance_of": "balance",
     "open_runs": "results",
+    "open_study": "results",
 }
 __all__ = sorted(_WHERE)
 

@@ -2,6 +2,8 @@
 
 A run is a folder that `python -m rio train`, `rio study` or `make demo` left: evaluation.json,
 instances_results.json and config.yaml. Runs called ARM-seed1, ARM-seed2, ... are one arm. All AP are percent.
+
+What a study has measured is one file, study.json; it is read here without the runs' folders.
 """
 
 from __future__ import annotations
@@ -9,9 +11,12 @@ from __future__ import annotations
 import html
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import anywidget
 import ipywidgets
@@ -19,11 +24,13 @@ import numpy as np
 import pandas as pd
 import traitlets
 import yaml
+from IPython.display import display
 
 from rio import plots
 from rio.annotations import Annotations
 from rio.evaluation import Evaluation, Verified, evaluate, load_results
 from rio.predictions import match
+from rio.study import StudyResult
 from rio.widgets import _data, _theme
 from rio.widgets.balance import Lines
 
@@ -171,8 +178,10 @@ class Runs:
                 )
 
     def _named(self, split: str, *, required: bool) -> str | None:
-        """The one data set that all runs' configs name."""
+        """The one data set that all runs' configs name. Of several training sets it is the one of most runs:
+        an arm trained on another one (a balanced set, say) is shown by the image counts of the rest."""
         names: dict[str, Path] = {}
+        runs: Counter[str] = Counter()
         for folder in self.folders.values():
             file = folder / "config.yaml"
             try:
@@ -184,20 +193,19 @@ class Runs:
             sets = config.get("DATASETS") if isinstance(config, dict) else None
             for name in _listed(sets.get(split) if isinstance(sets, dict) else None)[:1]:
                 names.setdefault(name, folder)
-        if len(names) > 1:
+                runs[name] += 1
+        if len(names) > 1 and required:
             text = "; ".join(f"{folder} has {name}" for name, folder in names.items())
-            if required:
-                raise RunsError(
-                    f"runs evaluated on different data sets cannot be compared: {text}. Open them apart"
-                )
-            return None
+            raise RunsError(
+                f"runs evaluated on different data sets cannot be compared: {text}. Open them apart"
+            )
         if not names and required:
             raise RunsError(
                 f"{next(iter(self.folders.values()))}: its config.yaml names no DATASETS.{split}; "
                 "say which data set it was evaluated on: "
                 "open_runs(..., ground_truth='path/to/val.json@path/to/images')"
             )
-        return next(iter(names), None)
+        return max(runs, key=runs.__getitem__, default=None)
 
     # ------------------------------------------------------------------------------------------ what there is
 
@@ -460,30 +468,13 @@ class Runs:
     def markdown(self, iou_type: str = "bbox") -> str:
         """The table of `by_group` in Markdown."""
         self._check(iou_type)
-        lines = [f"| {IOU_NAMES[iou_type]} | AP | APr | APc | APf |", "|:--|--:|--:|--:|--:|"]
-        lines += [
-            "| " + " | ".join([cells[0].replace("|", "\\|"), *cells[1:]]) + " |"
-            for cells in self._cells(iou_type, " ± ")
-        ]
-        return "\n".join(lines)
+        return _markdown_table(IOU_NAMES[iou_type], self._cells(iou_type, " ± "))
 
     @_theme.sentences
     def latex(self, iou_type: str = "bbox") -> str:
         """The table of `by_group` in LaTeX (needs booktabs)."""
         self._check(iou_type)
-        lines = [
-            r"\begin{tabular}{lrrrr}",
-            r"  \toprule",
-            f"  {IOU_NAMES[iou_type]} & AP & AP$_r$ & AP$_c$ & AP$_f$ \\\\",
-            r"  \midrule",
-        ]
-        for cells in self._cells(iou_type, " $\\pm$ "):
-            lines.append(
-                "  "
-                + " & ".join([_escape_latex(cells[0]), *(c.replace("–", "--") for c in cells[1:])])
-                + r" \\"
-            )
-        return "\n".join([*lines, r"  \bottomrule", r"\end{tabular}"])
+        return _latex_table(IOU_NAMES[iou_type], self._cells(iou_type, " $\\pm$ "))
 
     @_theme.sentences
     def copy_table(self) -> Copy:
@@ -545,10 +536,337 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean() - half), float(values.mean() + half)
 
 
+def _markdown_table(title: str, rows: list[list[str]]) -> str:
+    """A table of the four metrics. rows: name, AP, APr, APc, APf."""
+    lines = [f"| {title} | AP | APr | APc | APf |", "|:--|--:|--:|--:|--:|"]
+    lines += ["| " + " | ".join([row[0].replace("|", "\\|"), *row[1:]]) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _latex_table(title: str, rows: list[list[str]]) -> str:
+    """The same in LaTeX (booktabs); cells but the first are LaTeX already."""
+    lines = [
+        r"\begin{tabular}{lrrrr}",
+        r"  \toprule",
+        f"  {title} & AP & AP$_r$ & AP$_c$ & AP$_f$ \\\\",
+        r"  \midrule",
+    ]
+    for row in rows:
+        cells = [_escape_latex(row[0]), *(cell.replace("–", "--") for cell in row[1:])]
+        lines.append("  " + " & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"  \bottomrule", r"\end{tabular}"])
+
+
 def _escape_latex(text: str) -> str:
     return re.sub(
         r"([&%$#_{}])", r"\\\1", text.replace("\\", r"\textbackslash ").replace("~", r"\textasciitilde ")
-    )
+    ).replace("−", "$-$")
+
+
+# ---------------------------------------------------------------------------------------------------- studies
+
+
+@_theme.sentences
+def open_study(path: str | os.PathLike[str] | None) -> Study:
+    """Open what a study has measured; the folders of its runs are not needed.
+
+    Args:
+        path: study.json, the folder it is in, or a committed result such as
+            "configs/studies/results/factors.json"; None: no study, and every view of it says so.
+
+    Raises:
+        NotebookError: no such file, or not a study's result.
+    """
+    if path is None:
+        return Study(None)
+    file = _data.find(path)
+    return Study(StudyResult.from_json(file / "study.json" if file.is_dir() else file))
+
+
+class Study:
+    """A study's result: what its arms reach, and what each gains over another. Made by `open_study`.
+
+    Attributes:
+        result: the raw values; None: no study was named.
+    """
+
+    def __init__(self, result: StudyResult | None) -> None:
+        self.result = result
+
+    @property
+    def _nothing(self) -> Note | None:
+        """Why there is nothing to show, if there is nothing."""
+        if self.result is None:
+            return Note("No study was named: open_study(None).")
+        if not self.result.runs:
+            return Note(f"Study {self.result.name}: no run is finished yet.")
+        return None
+
+    @property
+    def iou_types(self) -> list[str]:
+        """Kinds of AP that the finished runs have: "bbox", "segm"."""
+        runs = self.result.runs if self.result else []
+        return [kind for kind in IOU_NAMES if any(kind in run.metrics for run in runs)]
+
+    # ------------------------------------------------------------------------------------------- numbers
+
+    @_theme.sentences
+    def table(self, iou_type: str = "bbox") -> Table | Note:
+        """AP of every arm with a finished run: `rio.study.StudyResult.table` of one kind of AP.
+
+        Raises:
+            NotebookError: the study has no AP of this kind.
+        """
+        if self._nothing:
+            return self._nothing
+        rows = self._arms(iou_type)
+        note = "Percent; mean over seeds ± half the distance between the highest and the lowest seed"
+        return self._shown(rows, _arm_cells(rows), f"{self._on(iou_type)}. {note}")
+
+    @_theme.sentences
+    def comparisons(
+        self, iou_type: str = "bbox", pairs: Sequence[tuple[str, str]] | None = None
+    ) -> Table | Note:
+        """What arms gain over others: `rio.study.StudyResult.comparisons` of one kind of AP.
+
+        Args:
+            iou_type: "bbox" or "segm".
+            pairs: (arm, baseline) of each comparison; None: those that the study names.
+
+        Raises:
+            NotebookError: the study has no AP of this kind, or no such arm.
+        """
+        if self._nothing:
+            return self._nothing
+        rows = self._differences(iou_type, pairs)
+        note = "Points and 95 % interval; ● resolved, ○ not resolved"
+        return self._shown(rows, _difference_cells(rows, _plain), f"{self._on(iou_type)}. {note}")
+
+    @_theme.sentences
+    def findings(
+        self, iou_type: str = "bbox", pairs: Sequence[tuple[str, str]] | None = None
+    ) -> Findings | Note:
+        """What the comparisons say, in sentences made from their numbers.
+
+        Args:
+            iou_type: "bbox" or "segm".
+            pairs: as for `comparisons`.
+
+        Raises:
+            NotebookError: as for `comparisons`.
+        """
+        if self._nothing:
+            return self._nothing
+        return Findings(self._on(iou_type), self._differences(iou_type, pairs))
+
+    def _arms(self, iou_type: str) -> pd.DataFrame:
+        self._check(iou_type)
+        table = self.result.table()
+        return table[table["iou_type"] == iou_type].reset_index(drop=True)
+
+    def _differences(
+        self, iou_type: str, pairs: Sequence[tuple[str, str]] | None = None
+    ) -> pd.DataFrame:
+        self._check(iou_type)
+        result = self.result
+        if pairs is not None:
+            for arm in (arm for pair in pairs for arm in pair):
+                if arm not in result.arms:
+                    raise RunsError(f"arm {arm!r}: expected one of {', '.join(result.arms)}")
+            fields = {name: getattr(result, name) for name in result.__struct_fields__}
+            result = StudyResult(**fields | {"pairs": [(arm, baseline) for arm, baseline in pairs]})
+        table = result.comparisons()
+        return table[table["iou_type"] == iou_type].reset_index(drop=True)
+
+    def _check(self, iou_type: str) -> None:
+        if iou_type not in self.iou_types:
+            raise RunsError(f"iou_type {iou_type!r}: the study has {' and '.join(self.iou_types)}")
+
+    def _on(self, iou_type: str) -> str:
+        """What a number is of, such as "box AP on shapes_demo_val, 27 of 27 runs"."""
+        result = self.result
+        tuning = " (for choosing settings, no result)" if result.role == "tune" else ""
+        return f"{IOU_NAMES[iou_type]} on {', '.join(result.evaluated_on)}{tuning}, {result.progress}"
+
+    def _shown(self, table: pd.DataFrame, cells: list[list[str]], caption: str) -> Table:
+        shown = Table(table)
+        shown.shown = _theme.html_table(["", *METRICS], cells, caption=caption)
+        return shown
+
+    # ------------------------------------------------------------------------------------------- figures
+
+    @_theme.sentences
+    def figures(self, iou_type: str = "bbox", pairs: Sequence[tuple[str, str]] | None = None) -> None:
+        """Draw AP of the arms, seed by seed, and the comparisons with their intervals.
+
+        Args:
+            iou_type: "bbox" or "segm".
+            pairs: as for `comparisons`.
+
+        Raises:
+            NotebookError: as for `comparisons`.
+        """
+        if self._nothing:
+            display(self._nothing)
+            return
+        runs, differences = self.result.per_run(), self._differences(iou_type, pairs)
+        name = IOU_NAMES[iou_type] + (" (tuning)" if self.result.role == "tune" else "")
+        plots.arm_ap(runs[runs["iou_type"] == iou_type], label=f"{name}, %")
+        if len(differences):
+            plots.paired_differences(differences, label=f"{name}, difference in points")
+
+    # --------------------------------------------------------------------------------------- for a paper
+
+    @_theme.sentences
+    def copy_table(self) -> Copy | Note:
+        """AP and differences in Markdown and LaTeX, each with a button that copies it."""
+        if self._nothing:
+            return self._nothing
+        texts = {}
+        for kind in self.iou_types:
+            name, points = IOU_NAMES[kind], f"{IOU_NAMES[kind]}, points"
+            arms, rows = _arm_cells(self._arms(kind)), self._differences(kind)
+            how = (
+                f"{self._on(kind)}: mean ± half the distance between the highest and the lowest seed; "
+                "difference and 95 % interval over categories (paired bootstrap), bold where resolved."
+            )
+            tables = _markdown_table(name, arms), _markdown_table(points, _difference_cells(rows, _bold))
+            texts[f"Markdown, {name}"] = "\n\n".join([*tables, how])
+            arms = [[arm, *(cell.replace("±", r"$\pm$") for cell in cells)] for arm, *cells in arms]
+            tables = _latex_table(name, arms), _latex_table(points, _difference_cells(rows, _math))
+            texts[f"LaTeX, {name}"] = "\n".join([f"% {how}", *tables])
+        return Copy(texts=texts)
+
+    def _repr_html_(self) -> str:
+        if self._nothing:
+            return self._nothing._repr_html_()
+        result = self.result
+        tables = {kind: _arm_cells(self._arms(kind)) for kind in self.iou_types}
+        arms = list(dict.fromkeys(row[0] for rows in tables.values() for row in rows))
+        none = ["–"] * len(METRICS)
+        cells = {kind: {arm: cells for arm, *cells in rows} for kind, rows in tables.items()}
+        rows = [[arm, *(c for kind in tables for c in cells[kind].get(arm, none))] for arm in arms]
+        columns = ["arm", *(IOU_NAMES[kind] if m == "AP" else m for kind in tables for m in METRICS)]
+        facts = [
+            f"trained on {', '.join(result.trained_on)}",
+            "mean over seeds ± half the distance between the highest and the lowest",
+            *(f for f in (result.command, result.machine, result.date) if f),
+        ]
+        if result.role == "tune":
+            facts.insert(0, "for choosing settings, no result")
+        if all(name.startswith("shapes_") for name in result.evaluated_on):
+            facts.append("the embedded, synthetic set: what is seen here holds for it, and for no other")
+        caption = f"Study {result.name}: {result.progress}, on {', '.join(result.evaluated_on)}"
+        quiet = f'<div class="rio-view rio-quiet">{html.escape(" · ".join(facts))}</div>'
+        return _theme.html_table(columns, rows, caption=caption) + quiet
+
+    def __repr__(self) -> str:
+        return f"Study({self.result.name}, {self.result.progress})" if self.result else "Study(None)"
+
+
+class Note:
+    """One sentence in place of a view that has nothing to show."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def _repr_html_(self) -> str:
+        return _theme.notice(self.text)
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class Table(pd.DataFrame):
+    """A DataFrame that shows itself as readers need it; whatever is computed from it is an ordinary one."""
+
+    _metadata = ["shown"]
+
+    def _repr_html_(self) -> str:
+        return self.shown
+
+
+class Findings:
+    """A study's comparisons in sentences.
+
+    Attributes:
+        of: what the numbers are of.
+        sentences: about all categories, then about each frequency group.
+    """
+
+    def __init__(self, of: str, comparisons: pd.DataFrame) -> None:
+        names = {"AP": "All", **{f"AP{g}": name.capitalize() for g, name in plots.GROUP_NAMES.items()}}
+        self.of = of
+        self.sentences = [
+            _finding(f"{names[metric]} categories", comparisons[comparisons["metric"] == metric])
+            for metric in METRICS
+        ]
+
+    def _repr_html_(self) -> str:
+        parts = (sentence.partition(". ") for sentence in self.sentences)
+        lines = "".join(f"<p><b>{html.escape(of)}.</b> {html.escape(text)}</p>" for of, _, text in parts)
+        head = f'<p class="rio-quiet">{html.escape(self.of)}</p>'
+        return f'<div class="rio-view"><style>{_theme.STYLE}</style>{head}{lines}</div>'
+
+    def __repr__(self) -> str:
+        return "\n".join([self.of, *self.sentences])
+
+
+def _finding(categories: str, rows: pd.DataFrame) -> str:
+    """Gains and losses with their intervals, largest first, and what is not resolved: of one metric."""
+    rows = rows.dropna(subset="difference").sort_values("difference", ascending=False, kind="stable")
+    if not len(rows):
+        return f"{categories}. Nothing to compare."
+    names = [f"{row.arm} over {row.baseline}" for row in rows.itertuples()]
+    signed = [f"{name} {_signed(row)}" for name, row in zip(names, rows.itertuples(), strict=True)]
+    resolved, gain = rows["resolved"].astype(bool), rows["difference"] > 0
+    parts = {
+        "Resolved gains": list(compress(signed, resolved & gain)),
+        "Resolved losses": list(compress(signed, resolved & ~gain))[::-1],
+        "Not resolved": list(compress(names, ~resolved)),
+    }
+    said = (f"{verdict}: {'; '.join(own) or 'none'}." for verdict, own in parts.items())
+    return " ".join([f"{categories}.", *said])
+
+
+def _arm_cells(table: pd.DataFrame) -> list[list[str]]:
+    """One row an arm of `StudyResult.table`: its name, and AP, APr, APc, APf with their spread."""
+    rows = []
+    for _, row in table.iterrows():
+        spreads = ["" if pd.isna(row[f"{m}_spread"]) else f" ± {row[f'{m}_spread']:.1f}" for m in METRICS]
+        values = ["–" if pd.isna(row[m]) else f"{row[m]:.1f}" for m in METRICS]
+        rows.append([row["arm"], *(value + spread for value, spread in zip(values, spreads, strict=True))])
+    return rows
+
+
+def _difference_cells(table: pd.DataFrame, cell: Callable[[Any], str]) -> list[list[str]]:
+    """One row a comparison of `StudyResult.comparisons`: its name, and a cell for AP, APr, APc and APf."""
+    rows = []
+    for (arm, baseline), own in table.groupby(["arm", "baseline"], sort=False):
+        by_metric = {row.metric: row for row in own.itertuples()}
+        cells = ["–" if pd.isna(by_metric[m].difference) else cell(by_metric[m]) for m in METRICS]
+        rows.append([f"{arm} − {baseline}", *cells])
+    return rows
+
+
+def _signed(row: Any) -> str:
+    """A difference with its interval: "+2.3 [-0.4, +5.0]"."""
+    interval = "" if pd.isna(row.low) else f" [{row.low:+.1f}, {row.high:+.1f}]"
+    return f"{row.difference:+.1f}{interval}"
+
+
+def _plain(row: Any) -> str:
+    return f"{_signed(row)} {'●' if row.resolved else '○'}"
+
+
+def _bold(row: Any) -> str:
+    difference, _, interval = _signed(row).partition(" ")
+    return f"**{difference}** {interval}" if row.resolved else _signed(row)
+
+
+def _math(row: Any) -> str:
+    difference = rf"\mathbf{{{row.difference:+.1f}}}" if row.resolved else f"{row.difference:+.1f}"
+    return f"${difference}$" + ("" if pd.isna(row.low) else f" [${row.low:+.1f}$, ${row.high:+.1f}$]")
 
 
 # ------------------------------------------------------------------------------------------------------ views
