@@ -70,8 +70,8 @@ def add_rio_config(cfg: CfgNode) -> None:
     # RoIs replayed a step for each target class in the batch, 1..SLOTS_PER_CLASS. Reference: MIN_CACHE.
     _C.REPLAY_PER_CLASS = 20
     # Which slots are replayed: "newest", or "random" without replacement (reference: RANDOM_SELECT); or
-    # "diverse", not in the reference: as many different objects as there are, each object's newest slot first,
-    # then each one's second newest, and so on.
+    # "diverse", not in the reference: as many different objects as there are, each object's newest slot
+    # first, then each one's second newest, and so on.
     _C.REPLAY_ORDER = "newest"
     # At most so many RoIs of one object are stored a step (RoIs, >= 0), those with the highest IoU with it;
     # 0 = all (reference), up to a quarter of an image's RoIs, so that one object can fill a class's slots.
@@ -266,8 +266,8 @@ def _check_class_ids(class_ids: Any, num_classes: int) -> None:
 def _check_class_frequency(groups: Any, num_classes: int) -> None:
     if not isinstance(groups, str) or not set(groups) <= set("rcf"):
         raise ConfigError(
-            f"MODEL.RIO.CLASS_FREQUENCY: expected letters r, c and f, one a class, found {groups!r}. Leave the"
-            ' key at "" and the trainer fills it in'
+            f"MODEL.RIO.CLASS_FREQUENCY: expected letters r, c and f, one a class, found {groups!r}. Leave"
+            ' the key at "" and the trainer fills it in'
         )
     if groups and num_classes and len(groups) != num_classes:
         raise ConfigError(

@@ -21,10 +21,10 @@ and boxes, the bank is bit for bit the one-process bank. What a run of P process
 which proposals become RoIs (each rank has its own random numbers), the rounding of summed gradients, and with
 DATALOADER.ASPECT_RATIO_GROUPING which images share a batch.
 
-Beside each RoI the bank keeps the identity of the object it was matched to: two numbers, the image's id and the
-object's place among the annotations of that image. ``write`` may be called without; the identity is then unknown
-(-1), as it is for what a checkpoint of format 1 brings. Unknown objects count as different from all others, and
-``statistics`` does not count objects and images as long as an unknown one is stored.
+Beside each RoI the bank keeps the identity of the object it was matched to: two numbers, the image's id and
+the object's place among the annotations of that image. ``write`` may be called without; the identity is then
+unknown (-1), as it is for what a checkpoint of format 1 brings. Unknown objects count as different from all
+others, and ``statistics`` does not count objects and images as long as an unknown one is stored.
 """
 
 from __future__ import annotations
@@ -87,13 +87,13 @@ class MemoryBank(nn.Module):
         feature_dim: D.
         slots_per_class: S >= 1.
         replay_per_class: M, 1..S.
-        replay_order: which slots of a class: "newest"; "random" (without replacement, reproducible from ``seed``
-            and the step); or "diverse", as many different objects as there are: the newest slot of each object,
-            then the second newest of each, ..., newer ones first.
+        replay_order: which slots of a class: "newest"; "random" (without replacement, reproducible from
+            ``seed`` and the step); or "diverse", as many different objects as there are: the newest slot of
+            each object, then the second newest of each, ..., newer ones first.
         replay_absent_classes: so many target classes that have something stored and are not in the batch are
             replayed as well, drawn anew each step; 0 = none.
-        write_max_per_object: at most so many RoIs of one object a write, those whose proposal box has the highest
-            IoU with the ground-truth box, earlier ones first where equal; 0 = all.
+        write_max_per_object: at most so many RoIs of one object a write, those whose proposal box has the
+            highest IoU with the ground-truth box, earlier ones first where equal; 0 = all.
         storage_dtype: a floating dtype for the features; boxes are always float32.
         seed: of the random order, of the absent classes, and of who is served first under a cap.
         sync: with torch.distributed at work, append the writes of all ranks; the module's docstring says in
@@ -275,9 +275,9 @@ class MemoryBank(nn.Module):
     ) -> None:
         """Store the RoIs of target classes, oldest slots leaving first, and count the step.
 
-        All of them, or the best ``write_max_per_object`` of each object: RoIs of one image, of one class, with
-        one ground-truth box. They are appended in the order given, with ``sync`` image by image over the ranks.
-        If a step holds more than S of a class, its last S stay.
+        All of them, or the best ``write_max_per_object`` of each object: RoIs of one image, of one class,
+        with one ground-truth box. They are appended in the order given, with ``sync`` image by image over the
+        ranks. If a step holds more than S of a class, its last S stay.
 
         Args:
             features: (R, D), any floating dtype; R may be 0.
@@ -286,8 +286,9 @@ class MemoryBank(nn.Module):
             gt_classes: (R,) int64; K and -1 are never stored.
             rois_per_image: how many of the R rows belong to the first, second, ... image; only read with
                 ``sync`` and ``write_max_per_object``. None: all belong to one.
-            object_ids: (R, 2) int64, which object each was matched to: (image id, its place >= 0 among the image's
-                annotations), place -1 = unknown; only read where the class is a target. None: all unknown.
+            object_ids: (R, 2) int64, which object each was matched to: (image id, its place >= 0 among the
+                image's annotations), place -1 = unknown; only read where the class is a target. None: all
+                unknown.
 
         Raises:
             ValueError: shapes that do not fit the bank or each other, or another device.
@@ -325,7 +326,8 @@ class MemoryBank(nn.Module):
         self, proposal_boxes: Tensor, gt_boxes: Tensor, target: Tensor, image: Tensor
     ) -> Tensor:
         """(R,) bool: the RoI is among the ``write_max_per_object`` best of its object."""
-        order = _paired_iou(proposal_boxes, gt_boxes).argsort(descending=True, stable=True)  # (R,), best first
+        iou = _paired_iou(proposal_boxes, gt_boxes)
+        order = iou.argsort(descending=True, stable=True)  # (R,), the best first
         # An RoI's ground-truth box is a copy of its object's, so equal means the same bits.
         keys = (column[order][None] for column in (image, target, *gt_boxes.unbind(1)))
         rank = torch.empty_like(order).scatter_(0, order, _rank_in_group(*keys)[0])
@@ -381,11 +383,12 @@ class MemoryBank(nn.Module):
         """What the bank holds, as 0-dim float tensors on its device; NaN where there is nothing to tell.
 
         Returns:
-            "fill": share of the slots that hold an RoI. And, as means over the target classes with a stored RoI:
-            "stored", the RoIs of a class; "distinct_objects" and "distinct_images", how many different objects
-            and images these came from, NaN as long as the object of some stored RoI is unknown.
+            "fill": share of the slots that hold an RoI. And, as means over the target classes with a stored
+            RoI: "stored", the RoIs of a class; "distinct_objects" and "distinct_images", how many different
+            objects and images these came from, NaN as long as the object of some stored RoI is unknown.
         """
-        filled = torch.arange(self.slots_per_class, device=self.num_written.device) < self.num_written[:, None]
+        slot = torch.arange(self.slots_per_class, device=self.num_written.device)
+        filled = slot < self.num_written[:, None]  # (T, S)
         num_classes = (self.num_written > 0).sum()
         image, place = self.object_ids.unbind(2)
         unknown = (filled & (place < 0)).any()
@@ -546,7 +549,7 @@ def _rank_in_group(*keys: Tensor) -> Tensor:
 
 
 def _paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """(R,) IoU of each of boxes (R, 4) with the one of others (R, 4) beside it, XYXY; 0 where both are empty."""
+    """(R,) IoU of each of boxes (R, 4) with its partner in others (R, 4), XYXY; 0 where both are empty."""
     low, high = boxes[:, :2].maximum(others[:, :2]), boxes[:, 2:].minimum(others[:, 2:])
     both = (high - low).clamp(min=0).prod(1)
     either = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (others[:, 2:] - others[:, :2]).prod(1) - both

@@ -13,12 +13,12 @@ The bank belongs to the box predictor: its ``forward`` sees the RoI features, it
 the heads only exchange the predictor, and detectron2's forward, mask, cascade and predicted-box code runs as
 it is, on the N images' RoIs alone.
 
-Which object an RoI was matched to comes as the field "gt_object_ids" (G, 2) of the ground truth (rio.trainer's
-mapper adds it), which detectron2 carries to the proposals as any other "gt_" field. Ground truth without it is fine:
-the bank then knows no objects.
+Which object an RoI was matched to comes as the field "gt_object_ids" (G, 2) of the ground truth, image id and
+place among its annotations (rio.trainer's mapper adds it); detectron2 carries it to the proposals as any other
+"gt_" field. Ground truth without it is fine: the bank then knows no objects.
 
-Telemetry, in metrics.json and TensorBoard every LOG_PERIOD steps ("stage0/..." and so on in a cascade). What cannot
-be computed in a step is left out of it.
+Telemetry, in metrics.json and TensorBoard every LOG_PERIOD steps ("stage0/..." and so on in a cascade). What
+cannot be computed in a step is left out of it.
 
     memory_bank/fill                        share of the slots that hold an RoI
     memory_bank/stored                      RoIs stored, mean over the target classes with any
@@ -83,8 +83,8 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):
         replay_losses: the losses that replayed rows enter, of "cls" and "box".
         replay_max_per_foreground: replay at most this many rows a foreground RoI; 0 = no cap.
         bank_start_iter: first training step with replay; the bank is written from the first step on.
-        class_frequency: the frequency group of each of the K classes, one letter r, c or f a class; "" = not known,
-            the telemetry then leaves out the shares of the groups.
+        class_frequency: the frequency group of each of the K classes, one letter r, c or f a class; "" = not
+            known, the telemetry then leaves out the shares of the groups.
         **kwargs: detectron2's ``FastRCNNOutputLayers``.
     """
 
@@ -189,7 +189,7 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):
             "loss_cls", "loss_box_reg" (detectron2's names), weighted by ``loss_weight``.
         """
         losses = super().losses(predictions, proposals)
-        if not isinstance(predictions, Predictions):  # no bank, or a pass without gradients: BN statistics, ...
+        if not isinstance(predictions, Predictions):  # no bank, or no gradients: BN statistics, ...
             if self.memory_bank is None and torch.is_grad_enabled() and proposals and _is_log_step():
                 self._log(cat([p.gt_classes for p in proposals]))
             return losses
@@ -271,7 +271,8 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):
             found |= _shares("rois/share_{}", own)
         if self.memory_bank is not None:
             found |= {f"memory_bank/{k}": v for k, v in self.memory_bank.statistics().items()}
-            found["memory_bank/replayed_per_foreground"] = (0 if replay is None else len(replay)) / num_foreground
+            num_replayed = 0 if replay is None else len(replay)
+            found["memory_bank/replayed_per_foreground"] = num_replayed / num_foreground
             if replay is not None:
                 step = self.memory_bank.iteration - 1  # this one; write() has counted it
                 found["memory_bank/age"] = (step - replay.written_at).float().mean()
@@ -358,7 +359,7 @@ class RIOCascadeROIHeads(CascadeROIHeads):
     def _match_and_label_boxes(
         self, proposals: list[Instances], stage: int, targets: list[Instances]
     ) -> list[Instances]:
-        """detectron2's, which gives the proposals of the later stages classes and boxes, and here the objects."""
+        """detectron2's, which gives the later stages' proposals classes and boxes; here their objects too."""
         proposals = super()._match_and_label_boxes(proposals, stage, targets)
         if self.box_predictor[stage].memory_bank is not None:
             for own, target in zip(proposals, targets, strict=True):

@@ -129,9 +129,9 @@ def _seeded(seed: int) -> Iterator[None]:
 def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
     """Resolve what the config leaves open, check it against the data, and write ``config.yaml``.
 
-    Device, data set names, number of classes, the bank's class ids, the classes' frequency groups, the seed, and
-    the schedule for the world size (``SOLVER.REFERENCE_WORLD_SIZE``) are filled in, so the file in ``OUTPUT_DIR`` says all there is to
-    say of the run.
+    Device, data set names, number of classes, the bank's class ids, the classes' frequency groups, the seed,
+    and the schedule for the world size (``SOLVER.REFERENCE_WORLD_SIZE``) are filled in, so the file in
+    ``OUTPUT_DIR`` says all there is to say of the run.
 
     Args:
         cfg: from ``rio.config.load_config``.
@@ -372,7 +372,8 @@ def _say_what_changed(cfg: CfgNode) -> None:
     # A run of an older version did what the defaults of newer keys say, and had no need of what is filled in.
     before = dict(_leaves(CfgNode.load_cfg(get_rio_cfg().dump()))) | before
     now = dict(_leaves(CfgNode.load_cfg(cfg.dump())))
-    before["MODEL.RIO.CLASS_FREQUENCY"] = before["MODEL.RIO.CLASS_FREQUENCY"] or now["MODEL.RIO.CLASS_FREQUENCY"]
+    groups = "MODEL.RIO.CLASS_FREQUENCY"
+    before[groups] = before[groups] or now[groups]
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             logger.warning("Resumed with another %s: %r -> %r", key, before.get(key), now.get(key))
@@ -445,8 +446,8 @@ def _load_image(mapper: Callable[[dict], dict], record: dict) -> dict:
 class _Mapper(DatasetMapper):
     """detectron2's, for images that it reads right; the ground truth has the field "gt_object_ids" besides.
 
-    That is (G, 2) int64, for each object the image's id and the object's place among the record's annotations: the
-    same numbers whenever the image is shown.
+    That is (G, 2) int64, for each object the image's id and the object's place among the record's annotations:
+    the same numbers whenever the image is shown.
     """
 
     def __call__(self, record: dict) -> dict:
@@ -455,7 +456,7 @@ class _Mapper(DatasetMapper):
 
     def _transform_annotations(self, record: dict, transforms: T.TransformList, image_shape: tuple) -> None:
         # detectron2 keeps nothing of an annotation but box, class and mask, and drops empty ones. So the place
-        # travels as the class: of classes [7, 7, 4] and an empty second object come places [0, 2], classes [7, 4].
+        # travels as the class: classes [7, 7, 4], the second object empty, give places [0, 2], classes [7, 4].
         classes = [annotation["category_id"] for annotation in record["annotations"]]
         for place, annotation in enumerate(record["annotations"]):
             annotation["category_id"] = place
@@ -690,7 +691,8 @@ class Checkpointer(DetectionCheckpointer):
             for name, value in own.items()
             if name in found and found[name].shape != value.shape
         ]
-        wrong += [f"{name}: only in the model" for name in own if name not in found and not ADDED.search(name)]
+        missing = [name for name in own if name not in found and not ADDED.search(name)]
+        wrong += [f"{name}: only in the model" for name in missing]
         wrong += [f"{name}: only in the file" for name in found if name not in own]
         if wrong:
             more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""

@@ -238,7 +238,8 @@ def test_at_most_so_many_rois_of_an_object_are_written_and_the_best():
     bank.write(features, proposals, gt_boxes, classes, rois_per_image=[7, 0, 1])
     assert values_of(bank, [1]) == [8, 5, 3, 2]  # in the order they came in, the newest first
     assert values_of(bank, [4]) == [7]
-    bank.write(features[:2], proposals[:2], gt_boxes[:2], classes[:2])  # the limit is of a write, not of the bank
+    # The limit is of a write, not of the bank.
+    bank.write(features[:2], proposals[:2], gt_boxes[:2], classes[:2])
     assert values_of(bank, [1])[:2] == [2, 1]
     bank.write(*rows([], []), rois_per_image=[0, 0])
     empty_boxes = torch.zeros(2, 4)
@@ -253,7 +254,8 @@ def test_each_object_takes_its_turn():
     assert values_of(bank, [1]) == [4, 2, 3, 1]  # a's newest, b's; a's second, a's third
     bank.write(*rows([5, 6, 7], [1, 4, 1]), object_ids=of(unknown, c, unknown))  # 1 leaves
     assert values_of(bank, [1]) == [7, 5, 4, 2, 3]
-    assert values_of(bank, [1, 4]) == [7, 6, 5, 4, 2, 3]  # two unknown ones are two objects; c of class 4 second
+    # Two unknown ones are two objects; c of class 4 is second among the first of their class.
+    assert values_of(bank, [1, 4]) == [7, 6, 5, 4, 2, 3]
     few = make(slots_per_class=5, replay_per_class=2, replay_order="diverse")
     few.load_state_dict(bank.state_dict())
     assert values_of(few, [1]) == [7, 5]
@@ -281,7 +283,7 @@ def test_absent_classes_are_replayed_as_well():
         assert len(others) == 2 and others <= {2, 3, 4} and len(first) == 4
         seen.add(frozenset(others))
         assert len({c for c, _ in read(bank, [])}) == 2  # also for a step without an RoI
-        assert len(read(bank, [0, 0, 0, 0], max_per_foreground=0.5)) == 2  # a cap holds for all that is replayed
+        assert len(read(bank, [0, 0, 0, 0], max_per_foreground=0.5)) == 2  # a cap holds for all replayed rows
         bank.write(*rows([], []))
     assert len(seen) == 3  # drawn anew
     everything = {(1, 12.0), (1, 11.0), (2, 20.0), (3, 30.0), (4, 40.0)}
@@ -304,9 +306,7 @@ class ObjectOracle:
                 for age, (value, identity) in enumerate(reversed(self.stored[c])):
                     turns.append((sum(o == identity for *_, o in turns), age, value, identity))
                 table[c] = [value for _, _, value, _ in sorted(turns)[: self.replayed]]
-        return [
-            table[c][rank] for rank in range(self.replayed) for c in table if rank < len(table[c])
-        ]
+        return [table[c][rank] for rank in range(self.replayed) for c in table if rank < len(table[c])]
 
     def write(self, table):  # (value, class, IoU, object)
         for place, (value, c, iou, identity) in enumerate(table):
@@ -317,12 +317,13 @@ class ObjectOracle:
                 self.stored[c].append((value, identity))
 
 
+# Class, height of the proposal, place of the object, image.
+roi = st.tuples(st.integers(-1, K), st.integers(1, 9), st.integers(0, 2), st.integers(0, 1))
+
+
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    steps=st.lists(
-        st.lists(st.tuples(st.integers(-1, K), st.integers(1, 9), st.integers(0, 2), st.integers(0, 1)), max_size=14),
-        min_size=1, max_size=6,
-    ),
+    steps=st.lists(st.lists(roi, max_size=14), min_size=1, max_size=6),
     slots=st.integers(1, 7),
     replayed=st.integers(1, 7),
     per_object=st.integers(0, 3),
@@ -340,7 +341,7 @@ def test_objects_equal_the_oracle_whatever_comes(steps, slots, replayed, per_obj
         assert values_of(bank, classes) == oracle.sample(classes)
         values = list(range(value, value + len(step)))
         value += len(step)
-        # Place p's box is 10 wide at 20 p, a proposal covers `high` tenths of it. The same box in both images.
+        # Place p's box is 10 wide at 20 p, a proposal covers h tenths of it. The same boxes in both images.
         gt = torch.tensor([[20.0 * p, 0, 20 * p + 10, 10] for _, _, p, _ in step]).reshape(-1, 4)
         proposals = torch.tensor([[20.0 * p, 0, 20 * p + 10, h] for _, h, p, _ in step]).reshape(-1, 4)
         bank.write(

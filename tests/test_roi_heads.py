@@ -195,7 +195,7 @@ def build(cfg, seed=0):
 def batch(generator, classes=((0, 3, 1), (3,)), num_proposals=(20, 7), ids=False):
     """(images, features, proposals, targets): uneven numbers of objects and proposals an image.
 
-    With ids, the objects have the identities (10, 0), (10, 1), ... in the first image, (11, 0), ... in the second.
+    With ids, the objects are (10, 0), (10, 1), ... in the first image, (11, 0), ... in the second.
     """
     n = len(classes)
     images = ImageList(torch.zeros(n, 3, SIZE, SIZE), [(SIZE, SIZE)] * n)
@@ -445,7 +445,7 @@ def test_telemetry_every_twenty_steps():
     assert ours_in(log) == {}
     heads = build(make_cfg(CLASS_FREQUENCY="rrcff"))
     _, log = train_steps(heads, number=LOG_PERIOD, ids=True)
-    assert log["memory_bank/fill"] == 1.0 and log["memory_bank/stored"] == 6  # both classes are in every batch
+    assert log["memory_bank/fill"] == 1.0 and log["memory_bank/stored"] == 6  # both classes in every batch
     assert 0 < log["memory_bank/replayed_per_foreground"] < 1
     assert log["memory_bank/age"] >= 1 and 0 < log["memory_bank/drift"] <= 1
     # Class 0 has one object, class 3 has two, in two images; 6 slots hold RoIs of all of them.
@@ -472,7 +472,9 @@ def of_classes(classes: list[int], ids: list[tuple[int, int]] | None = None) -> 
     return result
 
 
-def logged_step(predictor: RIOFastRCNNOutputLayers, features: list, *proposals: Instances, at: int = LOG_PERIOD - 1):
+def logged_step(
+    predictor: RIOFastRCNNOutputLayers, features: list, *proposals: Instances, at: int = LOG_PERIOD - 1
+) -> dict[str, float]:
     with EventStorage(at) as storage:
         predictor.losses(predictor(torch.tensor(features).reshape(-1, 2)), list(proposals))
         return ours_in({k: round(v[0], 6) for k, v in storage.latest().items()})
@@ -490,8 +492,8 @@ def test_telemetry_by_hand():
     predictor = telling_predictor(bank)
     first = of_classes([0, 0, 1, 3], [(7, 0), (7, 1), (7, 2), (7, 0)])
     assert logged_step(predictor, [1.0, 0, 0, 1, 1, 1, 5, 5], first, at=3) == {}
-    # Replayed are class 0's (0, 1) and (1, 0), from one step ago; class 1 is not in the batch. Class 0's RoIs now
-    # have the mean (2, 0). 2 rows beside 3 foreground RoIs: groups r, f, r; with the replay r, f, r, r, r.
+    # Replayed are class 0's (0, 1) and (1, 0), from one step ago; class 1 is not in the batch. Class 0's RoIs
+    # now have the mean (2, 0). 2 rows beside 3 foreground RoIs: groups r, f, r; with the replay r, f, r, r, r.
     second = of_classes([0, 2], [(7, 0), (7, 3)])
     third = of_classes([0, 3, 3], [(9, 0), (9, 0), (9, 0)])
     log = logged_step(predictor, [1.0, 0, 1, 1, 3, 0, 8, 8, 9, 9], second, third)
@@ -516,7 +518,8 @@ def test_telemetry_by_hand():
     log = logged_step(predictor, [1.0, 0], of_classes([0]))
     assert log["memory_bank/age"] == round((5 + 5 + 6) / 3, 6)
     assert log["memory_bank/replayed_per_foreground"] == 3
-    assert set(log) == {f"memory_bank/{k}" for k in ("fill", "stored", "replayed_per_foreground", "age", "drift")}
+    left = ("fill", "stored", "replayed_per_foreground", "age", "drift")
+    assert set(log) == {f"memory_bank/{name}" for name in left}
 
 
 def test_telemetry_leaves_out_what_cannot_be_computed():
@@ -582,9 +585,8 @@ def test_each_slot_knows_its_object(cascade):
     for bank in (m for m in heads.modules() if isinstance(m, MemoryBank)):
         stored = bank.written_at >= 0
         assert stored.sum() > 2
-        for (image, place), box, c in zip(
-            bank.object_ids[stored].tolist(), bank.gt_boxes[stored], bank.class_ids.repeat_interleave(6)[stored.flatten()]
-        ):  # fmt: skip
+        classes = bank.class_ids[:, None].expand(-1, 6)[stored]
+        for (image, place), box, c in zip(bank.object_ids[stored].tolist(), bank.gt_boxes[stored], classes):
             target = given[3][image - 10]
             assert torch.equal(target.gt_boxes.tensor[place], box) and target.gt_classes[place] == c
         assert (bank.object_ids[~stored] == -1).all()
@@ -613,8 +615,9 @@ VARIANTS = {"REPLAY_ORDER": "diverse", "WRITE_MAX_PER_OBJECT": 2, "REPLAY_ABSENT
 def test_the_variants_of_replay(kind, ids):
     cfg = {"cascade": kind == "cascade", "TRAIN_ON_PRED_BOXES": kind == "predicted boxes"}
     heads = build(make_cfg(**cfg, **VARIANTS))
-    for empty in (dict(), dict(classes=((), ()), num_proposals=(5, 3)), dict(classes=((0,), ()), num_proposals=(0, 6))):
-        losses, _ = train_steps(heads, ids=ids, **empty)
+    nothing = dict(classes=((), ()), num_proposals=(5, 3))
+    for what in ({}, nothing, dict(classes=((0,), ()), num_proposals=(0, 6))):
+        losses, _ = train_steps(heads, ids=ids, **what)
         assert all(loss.isfinite() for step in losses for loss in step.values())
     for bank in (m for m in heads.modules() if isinstance(m, MemoryBank)):
         # Steps 0 to 3 have three objects of target classes, 8 to 11 one: at most two rows of each.

@@ -199,8 +199,9 @@ def test_an_image_that_cannot_be_loaded_is_named(prepared, folder, tmp_path, wor
 
 def test_each_object_keeps_its_identity(folder, config, tmp_path):
     """(image id, place in the record), whatever is cropped away, in every showing."""
-    crop = ["MODEL.MASK_ON", False, "INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "relative", "INPUT.CROP.SIZE", "[0.5, 0.5]"]
-    samples = trainer.build_training_loader(setup_training(config(tmp_path, *crop))).samples
+    options = ["MODEL.MASK_ON", False, "INPUT.CROP.ENABLED", True]
+    options += ["INPUT.CROP.TYPE", "relative", "INPUT.CROP.SIZE", "[0.5, 0.5]"]
+    samples = trainer.build_training_loader(setup_training(config(tmp_path, *options))).samples
     shown = dropped = 0
     for position in range(40):
         record, instances = samples.records[position], samples[position, position]["instances"]
@@ -293,8 +294,9 @@ def test_telemetry_is_written_and_told_again_by_a_resumed_run(prepared, tmp_path
 
     found = telemetry(tmp_path / "whole")
     assert found == telemetry(tmp_path / "halves") and len(found) == 2
-    names = {"fill", "stored", "distinct_objects", "distinct_images", "replayed_per_foreground", "age"}
-    assert {f"memory_bank/{name}" for name in names} | {"rois/share_r", "rois/share_f_with_replay"} <= set(found[1])
+    names = ("fill", "stored", "distinct_objects", "distinct_images", "replayed_per_foreground", "age")
+    assert {f"memory_bank/{name}" for name in names} <= set(found[1])
+    assert {"rois/share_r", "rois/share_f_with_replay"} <= set(found[1])
 
 
 def test_schedule_follows_the_reference_world_size(config, tmp_path):
