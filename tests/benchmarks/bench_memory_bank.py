@@ -4,9 +4,10 @@
 
 The step is the box branch alone, forward and backward, on 4 x 512 RoIs: two-layer box head (1024 wide, 7 x
 7 x 256 in), classifier and class-specific box regression of 1,203 classes, losses. A real step also has a
-backbone, an RPN and a mask head, so the share printed is more than the bank's share of that. Arms alternate
-within a round, and CPU time is taken (wall time on a GPU), because the machine may be busy with other
-things.
+backbone, an RPN and a mask head, so the share printed is more than the bank's share of that. All arms take
+their step on the same RoIs one after the other, the first being another one each round, and CPU time is taken
+(wall time on a GPU), because the machine may be busy with other things; what is told is the median of the
+differences.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import statistics
 import time
 import warnings
+from typing import Any
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -24,20 +26,23 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from rio.memory_bank import MemoryBank
-from rio.roi_heads import RIOFastRCNNOutputLayers
+from rio.roi_heads import LOG_PERIOD, RIOFastRCNNOutputLayers
 
 NUM_CLASSES, WIDTH, IMAGES, ROIS = 1203, 1024, 4, 512
 TARGETS = list(range(0, 2 * 553, 2))  # LVIS v1 has 553 classes of at most 30 images
 TARGETS_A_STEP, ROIS_A_TARGET = 3, 20  # rare objects are few, also under repeat factor sampling
+FREQUENCY = "".join("r" if c % 4 == 0 else "c" if c % 4 == 2 else "f" for c in range(NUM_CLASSES))
+# Every way of writing and replaying that the reference has not.
+VARIANTS = {"replay_order": "diverse", "replay_absent_classes": 2, "write_max_per_object": 4}
 
 
-def labels(generator: torch.Generator) -> torch.Tensor:
-    """(IMAGES * ROIS,): a quarter foreground; of it 3 target classes with 20 RoIs each, the rest others."""
-    classes = torch.full((IMAGES, ROIS), NUM_CLASSES)
-    classes[:, : ROIS // 4] = 2 * torch.randint(0, 600, (IMAGES, ROIS // 4), generator=generator) + 1
+def labels(generator: torch.Generator, rois: int = ROIS) -> torch.Tensor:
+    """(IMAGES * rois,): a quarter foreground; of it 3 target classes with 20 RoIs each, the rest others."""
+    classes = torch.full((IMAGES, rois), NUM_CLASSES)
+    classes[:, : rois // 4] = 2 * torch.randint(0, 600, (IMAGES, rois // 4), generator=generator) + 1
     for target in torch.randint(0, len(TARGETS), (TARGETS_A_STEP,), generator=generator).tolist():
         image = int(torch.randint(0, IMAGES, (1,), generator=generator))
-        first = int(torch.randint(0, ROIS // 4 - ROIS_A_TARGET, (1,), generator=generator))
+        first = int(torch.randint(0, rois // 4 - ROIS_A_TARGET, (1,), generator=generator))
         classes[image, first : first + ROIS_A_TARGET] = TARGETS[target]
     return classes.flatten()
 
@@ -47,12 +52,21 @@ def boxes(generator: torch.Generator, number: int) -> torch.Tensor:
     return torch.cat([corner, corner + 16 + 100 * torch.rand(number, 2, generator=generator)], 1)
 
 
+def objects(
+    image: int, classes: torch.Tensor, proposals: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ground-truth boxes (R, 4) and identities (R, 2) of an image's RoIs: a class has one object."""
+    place = (classes[:, None] == classes).int().argmax(dim=1)  # the first RoI of the class
+    return proposals[place] + 2, torch.stack([torch.full_like(place, image), place], dim=1)
+
+
 def full_bank(device: str, **changes) -> MemoryBank:
     arguments = dict(num_classes=NUM_CLASSES, class_ids=TARGETS, feature_dim=WIDTH)
     bank = MemoryBank(**(arguments | changes)).to(device)
     every = torch.tensor(TARGETS, device=device).repeat_interleave(bank.slots_per_class)
     some = torch.rand(len(every), 4, device=device) + torch.tensor([0.0, 0.0, 9.0, 9.0], device=device)
-    bank.write(torch.rand(len(every), WIDTH, device=device), some, some + 1, every)
+    ids = torch.stack([every, torch.arange(len(every), device=device) // 4], dim=1)
+    bank.write(torch.rand(len(every), WIDTH, device=device), some, some + 1, every, object_ids=ids)
     return bank
 
 
@@ -73,10 +87,11 @@ def bank_alone(device: str, rounds: int = 200, **changes) -> tuple[float, float]
     times = []
     for _ in range(rounds):
         classes = labels(generator).to(device)
+        gt_boxes, ids = objects(0, classes, rois)
         start = clock(device)
         bank.sample(classes, max_per_foreground=cap)
         middle = clock(device)
-        bank.write(features, rois, rois, classes)
+        bank.write(features, rois, gt_boxes, classes, rois_per_image=[ROIS] * IMAGES, object_ids=ids)
         times.append((middle - start, clock(device) - middle))
     return tuple(1e3 * statistics.median(t) for t in zip(*times))
 
@@ -96,51 +111,114 @@ def synchronisations(device: str) -> int:
     return sum("synchroniz" in str(w.message) for w in caught)
 
 
-def step_share(device: str, rounds: int) -> tuple[float, float, float]:
-    """Median seconds of a step without and with the bank, and the mean number of replayed rows."""
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
-    head = FastRCNNConvFCHead(
-        ShapeSpec(channels=256, height=7, width=7), conv_dims=[], fc_dims=[WIDTH, WIDTH]
-    )
-    predictor = RIOFastRCNNOutputLayers(
-        ShapeSpec(channels=WIDTH),
-        box2box_transform=Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0)),
-        num_classes=NUM_CLASSES,
-        classifier="cosine",
-        memory_bank=full_bank(device),
-    )
-    head, predictor, bank = head.to(device), predictor.to(device), predictor.memory_bank
-    replayed, sample = [], bank.sample
-    bank.sample = lambda *a, **k: replayed.append(sample(*a, **k)) or replayed[-1]
-    pooled = torch.rand(IMAGES * ROIS, 256, 7, 7, device=device)
+class BoxBranch:
+    """A box head and predictor, and steps of them with one bank or another.
 
-    def one(with_bank: bool, classes: torch.Tensor, proposals: list[Instances]) -> float:
-        predictor.memory_bank = bank if with_bank else None
-        head.zero_grad()
-        predictor.zero_grad()
-        start = clock(device)
-        losses = predictor.losses(predictor(head(pooled)), proposals)
+    Args:
+        device: cpu or cuda.
+        rois: of an image; at least 4 (ROIS_A_TARGET + 1).
+        banks: name -> bank, None for a step without.
+    """
+
+    def __init__(self, device: str, rois: int, banks: dict[str, MemoryBank | None]):
+        torch.manual_seed(0)
+        self.generator = torch.Generator().manual_seed(0)
+        self.device, self.rois, self.banks = device, rois, banks
+        shape = ShapeSpec(channels=256, height=7, width=7)
+        self.head = FastRCNNConvFCHead(shape, conv_dims=[], fc_dims=[WIDTH, WIDTH]).to(device)
+        self.predictor = RIOFastRCNNOutputLayers(
+            ShapeSpec(channels=WIDTH),
+            box2box_transform=Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0)),
+            num_classes=NUM_CLASSES,
+            classifier="cosine",
+            class_frequency=FREQUENCY,
+        ).to(device)
+        self.pooled = torch.rand(IMAGES * rois, 256, 7, 7, device=device)
+
+    def proposals(self) -> list[Instances]:
+        found = []
+        for image, classes in enumerate(labels(self.generator, self.rois).split(self.rois)):
+            instances = Instances((800, 800))
+            instances.proposal_boxes = Boxes(boxes(self.generator, self.rois))
+            gt_boxes, ids = objects(image, classes, instances.proposal_boxes.tensor)
+            instances.gt_boxes, instances.gt_object_ids = Boxes(gt_boxes), ids
+            instances.gt_classes = classes
+            found.append(instances.to(self.device))
+        return found
+
+    def step(self, bank: MemoryBank | None, proposals: list[Instances]) -> float:
+        """Seconds of a step, forward and backward."""
+        self.predictor.memory_bank = bank
+        self.head.zero_grad()
+        self.predictor.zero_grad()
+        start = clock(self.device)
+        losses = self.predictor.losses(self.predictor(self.head(self.pooled)), proposals)
         sum(losses.values()).backward()
-        return clock(device) - start
+        return clock(self.device) - start
 
-    times = {False: [], True: []}
-    with EventStorage():
-        for i in range(rounds + 1):
-            classes = labels(generator).to(device)
-            proposals = []
-            for own in classes.split(ROIS):
-                instances = Instances((800, 800))
-                instances.proposal_boxes = Boxes(boxes(generator, ROIS).to(device))
-                instances.gt_boxes = Boxes(instances.proposal_boxes.tensor + 2)
-                instances.gt_classes = own
-                proposals.append(instances)
-            for with_bank in (True, False) if i % 2 else (False, True):
-                seconds = one(with_bank, classes, proposals)
-                if i:  # the first round warms up
-                    times[with_bank].append(seconds)
-    rows = statistics.mean(len(r) for r in replayed)
-    return statistics.median(times[False]), statistics.median(times[True]), rows
+    def steps(self, rounds: int) -> dict[str, list[float]]:
+        """Seconds of each arm's steps, the rounds in the same order in all lists; a first round warms up."""
+        times, names = {name: [] for name in self.banks}, list(self.banks)
+        with EventStorage():
+            for i in range(rounds + 1):
+                proposals = self.proposals()
+                for name in names[i % len(names) :] + names[: i % len(names)]:
+                    seconds = self.step(self.banks[name], proposals)
+                    if i:
+                        times[name].append(seconds)
+        return times
+
+    def telemetry(self, bank: MemoryBank, rounds: int) -> float:
+        """Median seconds of what a step does besides when it logs."""
+        self.predictor.memory_bank, times = bank, []
+        features = torch.rand(IMAGES * self.rois, WIDTH, device=self.device)
+        for _ in range(rounds):
+            classes = torch.cat([p.gt_classes for p in self.proposals()])
+            replay = bank.sample(classes)
+            with EventStorage():
+                start = clock(self.device)
+                self.predictor._log(classes, features, replay)
+                times.append(clock(self.device) - start)
+        return statistics.median(times)
+
+
+def more(times: dict[str, list[float]], name: str) -> float:
+    """How much longer an arm's step takes than the one without a bank: the median difference, as a share."""
+    differences = [a - b for a, b in zip(times[name], times["none"], strict=True)]
+    return statistics.median(differences) / statistics.median(times["none"])
+
+
+def run(scale: float = 1.0) -> list[dict[str, Any]]:
+    """The rows of ``python -m tests.benchmarks``; a smaller scale has fewer RoIs and rounds."""
+    torch.set_num_threads(1)
+    rois, rounds = max(round(ROIS * scale), 4 * (ROIS_A_TARGET + 1)), max(round(12 * scale), 1)
+    banks = {"none": None, "bank": full_bank("cpu"), "variants": full_bank("cpu", **VARIANTS)}
+    branch, rows = BoxBranch("cpu", rois, banks), []
+
+    def row(what: str, seconds: float, reach: str, met: bool | None, peer_s: float | None = None) -> None:
+        rows.append(
+            {
+                "what": what, "peer": "without a bank" if peer_s else "", "ours_cpu_s": seconds,
+                "peer_cpu_s": peer_s, "cpu_ratio": peer_s / seconds if peer_s else None,
+                "ours_peak_gib": None, "peer_peak_gib": None, "memory_ratio": None, "reach": reach, "met": met,
+            }
+        )  # fmt: skip
+
+    times = branch.steps(rounds)
+    step = statistics.median(times["none"])
+    for name, title in (("bank", "memory bank"), ("variants", "the same, all variants of replay on")):
+        share = more(times, name)
+        size = f"{IMAGES} x {rois} RoIs, {NUM_CLASSES:,} classes"
+        what = f"{title}: box branch with replay, {size}: {share:+.1%}"
+        row(what, step * (1 + share), "2 % more", share <= 0.02, step)
+    for name, changes in (("", {}), (", all variants on", VARIANTS)):
+        seconds = sum(bank_alone("cpu", rounds=max(round(200 * scale), 3), **changes)) / 1e3
+        reach, met = ("", None) if changes else ("1 ms", seconds <= 1e-3)
+        row(f"sample and write alone, {IMAGES} x {ROIS} RoIs, D {WIDTH}{name}", seconds, reach, met)
+    seconds = branch.telemetry(branch.banks["bank"], max(round(50 * scale), 3))
+    share = seconds / LOG_PERIOD / step
+    row(f"telemetry of one step in {LOG_PERIOD}: {share:+.2%} of all steps", seconds, "0.1 %", share <= 1e-3)
+    return rows
 
 
 def main() -> None:
@@ -159,6 +237,7 @@ def main() -> None:
         "newest, float16": {"storage_dtype": torch.float16},
         "newest, capped": {"max_per_foreground": 0.3},
         "random": {"replay_order": "random"},
+        "all variants": VARIANTS,
     }
     for name, changes in variants.items():
         sampled, written = bank_alone(device, **changes)
@@ -167,12 +246,11 @@ def main() -> None:
         )
     if device != "cpu":
         print(f"synchronisations a step: {synchronisations(device)}")
-    without, with_bank, rows = step_share(device, arguments.rounds)
-    share = 100 * (with_bank / without - 1)
-    print(
-        f"box branch, forward and backward: {1e3 * without:.1f} ms without, {1e3 * with_bank:.1f} ms with the"
-        f" bank: {share:+.1f} % ({rows:.0f} rows replayed, {100 * rows / IMAGES / ROIS:.1f} % more rows)"
-    )
+    branch = BoxBranch(device, ROIS, {"none": None, "bank": full_bank(device)})
+    times = branch.steps(arguments.rounds)
+    without, share = statistics.median(times["none"]), more(times, "bank")
+    print(f"box branch, forward and backward: {1e3 * without:.1f} ms without the bank, {share:+.1%} with it")
+    print(f"telemetry, every {LOG_PERIOD} steps: {1e3 * branch.telemetry(branch.banks['bank'], 50):.2f} ms")
 
 
 if __name__ == "__main__":
