@@ -4,7 +4,9 @@ hand."""
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,8 +16,8 @@ pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `
 
 import tiny_shapes
 
-from rio import plots, widgets
-from rio.widgets import _data, _theme, distribution
+from rio import plots, shapes, widgets
+from rio.widgets import _theme, distribution
 
 EVIL = "<img src=x onerror=alert(1)>"
 
@@ -91,18 +93,13 @@ def test_opens_without_images(own):
     assert widgets.explore(data).thumbnails(0, 3) == []
 
 
-def test_embedded_set_is_drawn_where_it_is_missing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("split", ["train", "val", "tune", "balanced"])
+def test_embedded_set_is_drawn_where_it_is_missing(split, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    drawn = []
-
-    def draw(root, size):
-        drawn.append(size)
-        (tmp_path / "shapes_demo").symlink_to(tiny_shapes.draw(tmp_path))
-
-    monkeypatch.setattr(_data, "_draw", draw)
-    data = widgets.open_dataset("shapes_demo_train")
-    assert drawn == ["demo"]
-    assert data.embedded
+    monkeypatch.setitem(shapes.SPECS, "demo", dataclasses.replace(tiny_shapes.SPEC, name="shapes_demo"))
+    data = widgets.open_dataset(f"shapes_demo_{split}")
+    assert data.embedded and data.has_images
+    assert Path(data.annotations.path).name == f"{split}.json"
     assert "synthetic" in data._repr_html_()
 
 

@@ -18,6 +18,7 @@ from rio.annotations import Annotations, load_annotations
 from rio.widgets import _theme
 
 SHAPES = ("demo", "bench")
+SPLITS = ("train", "val", "tune", "balanced")
 
 
 class DatasetError(ValueError):
@@ -165,10 +166,9 @@ def _where(name: str) -> tuple[Path, Path | None, str, bool]:
     drawn)."""
     root = datasets_root()
     for size in SHAPES:
-        for split in ("train", "val"):
+        for split in SPLITS:
             if name == f"shapes_{size}_{split}":
-                folder = root / f"shapes_{size}"
-                _draw(root, size)
+                folder = _draw(root, size, split)
                 return folder / f"{split}.json", folder / split, "raise", True
     if name.startswith("lvis_") and "/" not in name and not name.endswith(".json"):
         file = root / "lvis" / f"{name}.json"
@@ -197,7 +197,10 @@ def _where(name: str) -> tuple[Path, Path | None, str, bool]:
     )
 
 
-def _draw(root: Path, size: str) -> None:
+def _draw(root: Path, size: str, split: str) -> Path:
+    """The folder that holds the split, drawn if it was not there."""
     from rio import shapes  # OpenCV takes a while to import
 
-    shapes.generate(root, shapes.SPECS[size], progress=False)
+    if split in shapes.EXTRA_SPLITS:
+        return shapes.generate_extra(root, shapes.SPECS[size], split, progress=False)
+    return shapes.generate(root, shapes.SPECS[size], progress=False)
