@@ -433,6 +433,9 @@ class StudyResult(msgspec.Struct, frozen=True, kw_only=True):
             where, key = f"runs[{number}]", (run.arm, run.seed)
             need(key in planned, where, "an arm and a seed of the study, once", key)
             planned.remove(key)
+            for kind, values in run.metrics.items():
+                missing = set(GROUP_METRICS) - values.keys()
+                need(not missing, f"{where}.metrics.{kind}", ", ".join(GROUP_METRICS), sorted(values))
             for kind, values in run.per_category.items():
                 need(kind in IOU_TYPES, f"{where}.per_category", f"one of {IOU_TYPES}", kind)
                 need(
@@ -883,11 +886,12 @@ def _prepare(study: Study, root: Path, options: list[str]) -> list[Run]:
                 cfg = load_config(study.config, run.options)
             except ValueError as error:
                 raise StudyError(f"study {study.name}, arm {arm!r}: {error}") from error
-            if not len(cfg.DATASETS.TEST):
-                raise StudyError(
-                    f"study {study.name}, arm {arm!r}: DATASETS.TEST: expected the set that arms are "
-                    "compared on, found none"
-                )
+            for key in ("TRAIN", "TEST"):
+                if not len(cfg.DATASETS[key]):
+                    raise StudyError(
+                        f"study {study.name}, arm {arm!r}: DATASETS.{key}: expected a data set, found none. A "
+                        "study needs one to train on and one to compare the arms on"
+                    )
             for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
                 datasets.resolve(name)
             if study.tune_on is not None:
