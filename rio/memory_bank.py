@@ -182,9 +182,9 @@ class MemoryBank(nn.Module):
     def sample(
         self, gt_classes: Tensor, *, max_per_foreground: float = 0.0, dtype: torch.dtype | None = None
     ) -> Replay:
-        """Read back up to ``replay_per_class`` stored RoIs of each target class among ``gt_classes``, and of
-        ``replay_absent_classes`` others.
+        """Read back stored RoIs of the target classes among ``gt_classes``, and of some that are absent.
 
+        Up to ``replay_per_class`` of each of these classes, and of each of ``replay_absent_classes`` others.
         Changes nothing: the same call gives the same rows until the next ``write``.
 
         Args:
