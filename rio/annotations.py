@@ -33,11 +33,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import itertools
 import json
 import logging
 import math
+import operator
 import os
 import re
 import sys
@@ -733,6 +735,19 @@ def _is_large(path: str) -> bool:
         return False  # reading it says what is wrong
 
 
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """No search for reference cycles: there are none, and the lists of a hundred thousand images set it off."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_without_collection()
 def _load(
     path: str,
     root: str | None,
@@ -927,6 +942,57 @@ def _image_columns(
 ) -> tuple[dict[str, Any], set[int]]:
     """The image columns, and the ids of the images that were skipped."""
     federated = any(image.neg_category_ids is not None for image in images)
+    names = _plain_names(images, category_ids, federated)
+    if names is not None:
+        kept, gone = list(zip(images, names, strict=True)), set()
+    else:
+        kept, gone = _checked_images(images, category_ids, problems, federated)
+    kept.sort(key=lambda pair: pair[0].id)
+    columns = _stack_images(kept, federated)
+    if check_images:
+        probe = _Files(problems.path, root, columns["file_names"], columns["image_ids"])
+        missing = missing_images(probe).tolist()
+        _reject_missing(problems, probe.image_ids, probe.image_path, missing, _MISSING_IMAGE_REMEDY)
+        if missing:
+            gone.update(kept[index][0].id for index in missing)
+            lost = set(missing)
+            kept = [pair for index, pair in enumerate(kept) if index not in lost]
+            columns = _stack_images(kept, federated)
+    return columns, gone
+
+
+def _plain_names(images: list[_Image], category_ids: np.ndarray, federated: bool) -> list[str] | None:
+    """The images' file names if nothing is wrong with any image, as far as can be told of all at once."""
+    if len(set(map(_IMAGE_ID, images))) < len(images):
+        return None
+    if federated:
+        sources = list(map(_COCO_URL, images))
+        lists = [image.neg_category_ids for image in images]
+        if None in sources or None in lists:
+            return None
+        lists += [image.not_exhaustive_category_ids or [] for image in images]
+        if not np.isin(_flatten(lists)[0], category_ids).all():
+            return None
+        names = ["/".join(url.rsplit("/", 2)[-2:]) for url in sources]
+    else:
+        names = list(map(_FILE_NAME, images))
+        if None in names:
+            return None
+    # What `_HARMLESS_NAME` asks of each, but for the number of folders, which does not matter to anybody.
+    text = "\n" + "\n".join(names) + "\n"
+    if text.count("\n") != len(names) + 1 or _NOT_HARMLESS.search(text):
+        return None
+    return names
+
+
+_IMAGE_ID, _COCO_URL, _FILE_NAME = map(operator.attrgetter, ("id", "coco_url", "file_name"))
+_NOT_HARMLESS = re.compile(r"[^A-Za-z0-9_./\n-]|[/\n][^A-Za-z0-9_]")
+
+
+def _checked_images(
+    images: list[_Image], category_ids: np.ndarray, problems: _Problems, federated: bool
+) -> tuple[list[tuple[_Image, str]], set[int]]:
+    """The images that stay, with their file names, and the ids of those that were skipped."""
     known = set(category_ids.tolist())
     kept: list[tuple[_Image, str]] = []
     seen: set[int] = set()
@@ -960,19 +1026,7 @@ def _image_columns(
                 setattr(image, key, [i for i in ids if i in known])
         seen.add(image.id)
         kept.append((image, name))
-    gone -= seen
-    kept.sort(key=lambda pair: pair[0].id)
-    columns = _stack_images(kept, federated)
-    if check_images:
-        probe = _Files(problems.path, root, columns["file_names"], columns["image_ids"])
-        missing = missing_images(probe).tolist()
-        _reject_missing(problems, probe.image_ids, probe.image_path, missing, _MISSING_IMAGE_REMEDY)
-        if missing:
-            gone.update(kept[index][0].id for index in missing)
-            lost = set(missing)
-            kept = [pair for index, pair in enumerate(kept) if index not in lost]
-            columns = _stack_images(kept, federated)
-    return columns, gone
+    return kept, gone - seen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1008,8 +1062,8 @@ def _stack_images(kept: list[tuple[_Image, str]], federated: bool) -> dict[str, 
 
 def _flatten(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     offsets = np.zeros(len(lists) + 1, dtype=np.int64)
-    np.cumsum([len(values) for values in lists], out=offsets[1:])
-    return np.array([value for values in lists for value in values], dtype=np.int64), offsets
+    np.cumsum(np.fromiter(map(len, lists), np.int64, len(lists)), out=offsets[1:])
+    return np.fromiter(itertools.chain.from_iterable(lists), np.int64, int(offsets[-1])), offsets
 
 
 _HARMLESS_NAME = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*/){0,9}[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -1825,17 +1879,20 @@ class _Digest:
         self.restart()
 
     def restart(self) -> None:
-        self.size, self.crc, self.head, self.tail = 0, 0, b"", b""
+        self.size, self.crc, self.head = 0, 0, b""
+        self.last: list[bytes | memoryview] = []  # what came last: one end or more
 
     def update(self, data: bytes | memoryview) -> None:
         self.size += len(data)
         self.crc = zlib.crc32(data, self.crc)
         if len(self.head) < self._END:
             self.head += bytes(data[: self._END - len(self.head)])
-        self.tail = data if len(data) >= self._END else (bytes(self.tail[-self._END :]) + data)[-self._END :]
+        self.last.append(data)
+        while sum(map(len, self.last[1:])) >= self._END:
+            del self.last[0]
 
     def text(self) -> str:
-        ends = hashlib.sha256(self.head + bytes(self.tail[-self._END :])).hexdigest()[:24]
+        ends = hashlib.sha256(self.head + b"".join(self.last)[-self._END :]).hexdigest()[:24]
         return f"{self.size}-{self.crc:08x}-{ends}"
 
 
