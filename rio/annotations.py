@@ -737,7 +737,7 @@ def _is_large(path: str) -> bool:
 
 @contextlib.contextmanager
 def _without_collection() -> Iterator[None]:
-    """No search for reference cycles: there are none, and the lists of a hundred thousand images set it off."""
+    """No search for reference cycles: there are none, and the lists of that many images set it off."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -281,6 +281,13 @@ def test_a_mask_that_is_not_judged_is_not_decoded(lvis_file, tmp_path):
         evaluate(path, write(results, records))
 
 
+@pytest.mark.parametrize("box", [[9, 9, -3, -4], [1, 2, 10**400, 4]])
+def test_boxes_beside_masks_are_checked_also_where_only_masks_are_evaluated(box, small, tmp_path):
+    records = [{**MASK, "bbox": [1, 2, 3, 4]}, {**MASK, "bbox": box}]
+    with pytest.raises(ResultsError, match="record 1, key 'bbox'"):
+        evaluate(small, write(tmp_path / "dt.json", records), iou_types=("segm",))
+
+
 def test_how_many_objects_a_recall_takes_is_decided_by_the_quotient():
     for total in (*range(1, 130), 997, 41_234):
         recalls = np.arange(1, total + 1) / total
