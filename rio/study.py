@@ -41,6 +41,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Literal, TextIO
 
 import msgspec
@@ -495,15 +496,15 @@ class StudyResult(msgspec.Struct, frozen=True, kw_only=True):
         """What each arm gains over its baseline, with intervals and a verdict.
 
         Seeds are paired by number, classes by category. A class that either arm was not judged on is left
-        out. The interval is a paired percentile bootstrap over categories (10,000 draws, seeds fixed; for AP
-        within each frequency group, so that a draw has as many rare classes as the set): it says how far the
-        difference depends on *which* categories the set happens to have. It does not cover what another
-        training seed would give; with the few seeds of a study nothing honest can be said about that, so a
-        difference is called resolved only if, besides, every seed shows it with the same sign. With few
-        categories such an interval is too narrow: made of normal differences, it covers the truth in 87 % of
-        cases with 6 of them, 91 % with 11, 94 % with 100 and more. Of many comparisons without any difference
-        behind them, about one in twenty has a 95 % interval that excludes 0: a single resolved one among many
-        is weak evidence.
+        out. The interval is a paired bootstrap over categories (10,000 draws, seeds fixed; percentiles, widened
+        for the few categories as in ``_tail``; for AP within each frequency group, so that a draw has as many
+        rare classes as the set): it says how far the difference depends on *which* categories the set happens
+        to have. It does not cover what another training seed would give; with the few seeds of a study nothing
+        honest can be said about that, so a difference is called resolved only if, besides, every seed shows it
+        with the same sign. Of 1,000 made-up sets of normal differences it covers the truth in 94 % with 6, 11
+        or 100 and more categories; of exponential ones in 90, 92 and 95 %. Of many comparisons without any
+        difference behind them, about one in twenty has an interval that excludes 0: a single resolved one among
+        many is weak evidence.
 
         Returns:
             One row a comparison, IoU type and metric, where both arms have a seed in common: arm, baseline,
@@ -587,8 +588,7 @@ class StudyResult(msgspec.Struct, frozen=True, kw_only=True):
 _TUNING = "Tuning numbers: for choosing settings, measured on a split of their own. They are no results."
 _READING = (
     "Points of AP, arm minus baseline: mean over categories and seeds, 95 % interval (paired bootstrap over "
-    "categories). The interval covers which categories the set has, not what other seeds would give, and "
-    "with a dozen categories or fewer it is too narrow (it covers 87 % with 6, 91 % with 11); "
+    "categories). The interval covers which categories the set has, not what other seeds would give; "
     '"resolved" asks, besides, for two seeds or more that all show the same sign. Of many comparisons '
     "without any difference behind them, about one in twenty has an interval that excludes 0."
 )
@@ -605,14 +605,55 @@ def _difference(differences: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
     agree = bool(difference != 0 and (np.sign(by_seed) == np.sign(difference)).all())
     low = high = np.nan
     if n >= MIN_CATEGORIES:
-        drawn = np.zeros(BOOTSTRAP_DRAWS)
+        drawn, variances, freedoms = np.zeros(BOOTSTRAP_DRAWS), [], []
         for place, group in enumerate("rcf"):
             own = by_category[groups == group]
-            if len(own):
-                drawn += _times_drawn(len(own), place) @ own
-        low, high = np.quantile(drawn / n, [0.025, 0.975]).tolist()
+            k = len(own)
+            if k > 1:  # the draws of one category are that category
+                # Draws from k values vary by (k - 1) / k of what their spread (ddof 1) stands for.
+                drawn += np.sqrt(k / (k - 1)) * (_times_drawn(k, place) @ (own - own.mean()))
+                variances.append(k * own.var(ddof=1))
+                freedoms.append(k - 1)
+        tail = _tail(np.array(variances), np.array(freedoms))
+        low, high = (difference + np.quantile(drawn / n, [tail, 1 - tail])).tolist()
     resolved = bool(seeds >= 2 and agree and (low > 0 or high < 0))
     return {"difference": difference, "low": low, "high": high, "seeds_agree": agree, "resolved": resolved}
+
+
+def _tail(variances: np.ndarray, freedoms: np.ndarray) -> float:
+    """The share of draws beyond each end of a 95 % interval, below 2.5 % where few categories are drawn from.
+
+    As much of a normal distribution as lies beyond Student's 97.5 % quantile (Hesterberg, "What teachers should
+    know about the bootstrap", 2015, arXiv 1411.5279: expanded percentile interval). Degrees of freedom of a sum of
+    groups after Satterthwaite.
+
+    Args:
+        variances: of each group's sum.
+        freedoms: categories of each group less one.
+    """
+    total = variances.sum()
+    freedom = freedoms.sum() if total == 0 else total**2 / (variances**2 / freedoms).sum()
+    return NormalDist().cdf(-student_t(float(freedom)))
+
+
+def student_t(freedom: float) -> float:
+    """The 97.5 % quantile of Student's distribution (Abramowitz and Stegun 26.7.5).
+
+    Args:
+        freedom: degrees of freedom, at least 2; within 0.04 at 2, 0.003 from 5 on.
+
+    >>> round(student_t(10), 3)
+    2.228
+    """
+    z = NormalDist().inv_cdf(0.975)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return sum(term / freedom**power for power, term in enumerate(terms))
 
 
 @functools.lru_cache(maxsize=6)

@@ -30,7 +30,7 @@ from rio import plots
 from rio.annotations import Annotations
 from rio.evaluation import Evaluation, Verified, evaluate, load_results
 from rio.predictions import match
-from rio.study import StudyResult
+from rio.study import StudyResult, student_t
 from rio.widgets import _data, _theme
 from rio.widgets.balance import Lines
 
@@ -39,17 +39,6 @@ NAMES = {"none": "no resampling", "rfs": "RFS", "rio": "RIO (RFS + bank)"}
 OUTCOMES = ("correct", "classification", "localisation", "missed")  # of an object
 _WRONG = ("classification", "localisation", "both", "duplicate", "background")  # kinds of a wrong prediction
 IOU_NAMES = {"bbox": "box AP", "segm": "mask AP"}
-_T95 = {
-    3: 4.303,
-    4: 3.182,
-    5: 2.776,
-    6: 2.571,
-    7: 2.447,
-    8: 2.365,
-    9: 2.306,
-    10: 2.262,
-}  # Student's t, 97.5 %, n - 1
-
 # Numbers of the literature, as published (percent), Mask R-CNN with R-50-FPN: data set, kind, method, AP,
 # APr, APc, APf.
 _REPORTED = [
@@ -532,7 +521,7 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
         return float("nan"), float("nan")
     if len(values) == 2:
         return float(values.min()), float(values.max())
-    half = _T95.get(len(values), 1.96 + 2.8 / len(values)) * values.std(ddof=1) / np.sqrt(len(values))
+    half = student_t(len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean() - half), float(values.mean() + half)
 
 
