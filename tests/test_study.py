@@ -809,3 +809,18 @@ def test_memory_counts_this_process():
         assert held is None
     else:
         assert 2**23 < held < 2**34
+
+
+# ------------------------------------------------------------------------------------------------ committed
+
+STUDIES = Path(__file__).resolve().parents[1] / "configs" / "studies"
+
+
+@pytest.mark.parametrize("file", sorted((STUDIES / "results").glob("*.json")), ids=lambda file: file.stem)
+def test_committed_results_are_of_the_study_beside_them(file):
+    """What the README and notebook 04 show: whole, of the study's present arms, its text made from its values."""
+    result, planned = StudyResult.from_json(file), load_study(STUDIES / f"{file.stem}.yaml")
+    assert result.complete and result.arms == planned.arms and result.seeds == list(planned.seeds)
+    assert tuple(result.pairs) == planned.comparisons
+    assert result.role == ("report" if planned.tune_on is None else "tune")
+    assert file.with_suffix(".md").read_text(encoding="utf-8") == result.to_markdown()
