@@ -445,10 +445,9 @@ def _shapes(args: argparse.Namespace) -> int:
     if spec != shapes.SPECS[args.set] and spec.name == shapes.SPECS[args.set].name:
         raise UsageError(f"another set than {args.set!r} needs another name: add `name my_shapes`")
     root = args.root or os.environ.get("DETECTRON2_DATASETS") or "datasets"
-    print(
-        f"In {shapes.generate(root, spec, workers=args.workers)}: synthetic images, {spec.num_classes} "
-        "classes"
-    )
+    folders = [shapes.generate(root, spec, workers=args.workers)]
+    folders += [shapes.generate_extra(root, spec, split, workers=args.workers) for split in args.split]
+    print(f"In {', '.join(map(str, folders))}: synthetic images, {spec.num_classes} classes")
     return 0
 
 
@@ -611,6 +610,13 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("shapes", _shapes, "Draw the embedded synthetic long-tailed data set.")
     sub.add_argument("--set", choices=("demo", "bench"), default="demo", help="default demo")
+    sub.add_argument(
+        "--split",
+        choices=("tune", "balanced"),
+        nargs="+",
+        default=[],
+        help="also these: other images to choose settings by; a balanced training set",
+    )
     sub.add_argument("--root", metavar="DIR", help="default: $DETECTRON2_DATASETS or datasets/")
     sub.add_argument("--workers", type=_positive, metavar="N", help="processes (default: one a core)")
     options(sub, "fields of the set, for example: name big_shapes train_images 2000")

@@ -14,6 +14,7 @@ import pytest
 import tiny_shapes
 from PIL import Image
 
+from rio import shapes
 from rio.__main__ import main
 
 CONFIG = ["--config-file", str(tiny_shapes.DEMO_CONFIG)]
@@ -134,6 +135,15 @@ def test_predict_draws_results_beside_ground_truth_rare_first(run, folder, tmp_p
     assert counts[pictures[0].stem[5:]] == max(counts.values())
     with Image.open(pictures[0]) as picture:
         assert picture.width == 2 * picture.height  # two square panels
+
+
+def test_shapes_draws_the_further_splits(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(shapes.SPECS, "demo", tiny_shapes.SPEC)
+    assert main(["shapes", "--root", str(tmp_path), "--split", "tune", "balanced"]) == 0
+    assert str(tmp_path / "tiny_balanced") in capsys.readouterr().out
+    for split in ("tune", "balanced"):
+        folder = tmp_path / f"tiny_{split}"
+        assert (folder / f"{split}.json").is_file()
 
 
 def test_shapes_draws_any_other_set(tmp_path, capsys):
