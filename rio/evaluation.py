@@ -717,7 +717,9 @@ class Verified:
 
 
 def _are_in(keys: np.ndarray, ascending: np.ndarray) -> np.ndarray:
-    """`np.isin` for what is sorted already: no sorting, which counts where a file is read in pieces."""
+    """`np.isin`, which would sort `ascending` anew, or make a table of it, for a few keys as for millions."""
+    if len(keys) > len(ascending):
+        return np.isin(keys, ascending)
     if not len(ascending):
         return np.zeros(len(keys), bool)
     return ascending.take(np.searchsorted(ascending, keys), mode="clip") == keys
