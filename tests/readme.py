@@ -1,0 +1,91 @@
+"""The README's tables of measured numbers, made from the files that hold the numbers.
+
+    python -m tests.readme      # rewrites what stands between <!-- NAME --> and <!-- /NAME -->
+
+`tests/test_readme.py` fails where the README shows anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from rio.study import StudyResult
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+RESULTS = ROOT / "configs" / "studies" / "results"
+BENCHMARKS = ROOT / "tests" / "benchmarks" / "RESULTS.json"
+METRICS = ("AP", "APr", "APc", "APf")
+
+
+def _table(rows: list[list[str]], right: int) -> str:
+    """Markdown; the last `right` columns are numbers."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|---" * (len(rows[0]) - right) + "|--:" * right + "|")
+    return "\n".join(lines)
+
+
+def arms(result: StudyResult, kind: str = "bbox") -> str:
+    """Every arm: mean over seeds ± half the range."""
+    table = result.table()
+    rows = [["", *METRICS]]
+    for _, row in table[table["iou_type"] == kind].iterrows():
+        rows.append([f"`{row['arm']}`", *(f"{row[m]:.1f} ±{row[f'{m}_spread']:.1f}" for m in METRICS)])
+    return _table(rows, len(METRICS))
+
+
+def differences(result: StudyResult, kind: str = "bbox") -> str:
+    """Every comparison: difference and 95 % interval, bold where resolved."""
+    table = result.comparisons()
+    rows = [["", *METRICS]]
+    for (arm, baseline), own in table[table["iou_type"] == kind].groupby(["arm", "baseline"], sort=False):
+        rows.append([f"`{arm}` − `{baseline}`", *(_cell(row) for _, row in own.iterrows())])
+    return _table(rows, len(METRICS))
+
+
+def _cell(row: pd.Series) -> str:
+    difference = f"{row['difference']:+.1f}"
+    difference = f"**{difference}**" if row["resolved"] else difference
+    return f"{difference} [{row['low']:+.1f}, {row['high']:+.1f}]"
+
+
+def benchmarks() -> str:
+    """The rows of tests/benchmarks/RESULTS.json, with the machine they are from."""
+    results = json.loads(BENCHMARKS.read_text(encoding="utf-8"))
+    rows = [["", "against", "aim", "reached", "x less CPU", "x less memory", "CPU s", "peak GiB"]]
+    for result in results.values():
+        for row in result["rows"]:
+            ratios = [row["cpu_ratio"], row["memory_ratio"]]
+            numbers = [f"{r:.1f}" if r else "" for r in ratios]
+            numbers += [f"{row[key]:.2g}" if row[key] else "" for key in ("ours_cpu_s", "ours_peak_gib")]
+            met = {True: "yes", False: "**no**", None: ""}[row.get("met")]
+            rows.append([row["what"], row["peer"] or "", row["reach"], met, *numbers])
+    about = dict.fromkeys(f"{r['date']}, {r['machine']}" for r in results.values())
+    return _table(rows, 4) + f"\n\n<sub>`make bench`; {'; '.join(about)}.</sub>"
+
+
+def blocks() -> dict[str, str]:
+    """Name -> what stands between its marks."""
+    found = {"benchmarks": benchmarks()}
+    for file in sorted(RESULTS.glob("*.json")):
+        result = StudyResult.from_json(file)
+        found[f"{file.stem}: arms"] = arms(result)
+        found[f"{file.stem}: differences"] = differences(result)
+    return found
+
+
+def written(text: str) -> str:
+    """The README's text with every block that it has marks for made anew."""
+    for name, block in blocks().items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        pattern = re.compile(rf"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        text = pattern.sub(lambda _, whole=f"{begin}\n{block}\n{end}": whole, text)
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(written(README.read_text(encoding="utf-8")), encoding="utf-8")
