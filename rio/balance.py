@@ -113,6 +113,7 @@ def with_replay(
     epoch_length: float,
     slots_per_class: int | None = None,
     max_per_foreground: float = 0.0,
+    absent_classes: int = 0,
 ) -> pd.DataFrame:
     """Add the rows that a memory bank is expected to replay in an epoch.
 
@@ -120,7 +121,11 @@ def with_replay(
     step and m showings that hold class c:
 
         P(c present in a step) = 1 - (1 - m / L) ** B                                                      (1)
-        replayed(c)            = L / B * P(c present) * min(replay_per_class, slots_per_class)             (2)
+        replayed(c)            = L / B * P(c replayed) * min(replay_per_class, slots_per_class)            (2)
+
+    where P(c replayed) is P(c present) or, with `absent_classes` A of the target classes T besides,
+
+        P(c replayed) = P(c present) + P(c absent) * min(1, A / sum over T of P(absent))                   (3)
 
     Approximations: a step draws its images independently (a shuffled epoch draws without replacement; the
         difference
@@ -137,6 +142,8 @@ def with_replay(
         epoch_length: showings in an epoch, `image_repeat_factors.sum()`.
         slots_per_class: slots of the bank; fewer than `replay_per_class` limit the replay.
         max_per_foreground: at most this many replayed rows per foreground RoI; 0 is no limit.
+        absent_classes: target classes that are replayed in each step though none of their objects is in it.
+            (3) takes the mean number of absent ones for the step's.
 
     Returns:
         A copy of the table with `present_in_batch` (probability; every class) and `replayed` (rows an epoch)
@@ -151,10 +158,10 @@ def with_replay(
             f"class_ids: expected 0..{len(table) - 1} (0-based, not category_id), found {class_ids.min()}.."
             f"{class_ids.max()}."
         )
-    if batch_size < 1 or replay_per_class < 0 or max_per_foreground < 0:
+    if batch_size < 1 or replay_per_class < 0 or max_per_foreground < 0 or absent_classes < 0:
         raise BalanceError(
-            f"expected batch_size >= 1, replay_per_class >= 0 and max_per_foreground >= 0, found "
-            f"{batch_size}, {replay_per_class}, {max_per_foreground}."
+            "expected batch_size >= 1, replay_per_class >= 0, max_per_foreground >= 0 and absent_classes >= 0, "
+            f"found {batch_size}, {replay_per_class}, {max_per_foreground}, {absent_classes}."
         )
     most = table["images"].max() if len(table) else 0.0
     if not epoch_length > 0 or epoch_length < most * (1 - 1e-6):
@@ -165,8 +172,12 @@ def with_replay(
     rows = replay_per_class if slots_per_class is None else min(replay_per_class, slots_per_class)
     share = np.clip(table["images"].to_numpy() / epoch_length, 0.0, 1.0)
     present = 1.0 - (1.0 - share) ** batch_size  # (1)
+    probability = present[class_ids]
+    if absent_classes:
+        absent = 1.0 - probability
+        probability = probability + absent * min(1.0, absent_classes / max(absent.sum(), 1e-12))  # (3)
     replayed = np.zeros(len(table))
-    replayed[class_ids] = epoch_length / batch_size * present[class_ids] * rows  # (2)
+    replayed[class_ids] = epoch_length / batch_size * probability * rows  # (2)
     limit = max_per_foreground * table["rois"].sum()
     if max_per_foreground and replayed.sum() > limit:
         replayed *= limit / replayed.sum()

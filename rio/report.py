@@ -386,6 +386,7 @@ def _exposures(train: Annotations, run: _Run, runs: list[_Run]) -> pd.DataFrame 
             batch_size=int(run.setting("SOLVER.IMS_PER_BATCH", 16)),
             epoch_length=float(factors.sum()),
             max_per_foreground=float(run.setting("MODEL.RIO.REPLAY_MAX_PER_FOREGROUND", 0.0)),
+            absent_classes=int(run.setting("MODEL.RIO.REPLAY_ABSENT_CLASSES", 0)),
         )
     return table
 
@@ -564,6 +565,20 @@ def _settings(runs: list[_Run]) -> list[tuple[str, list[str]]]:
         names = bank(run, "REPLAY_LOSSES")
         return None if names is None else " and ".join({"cls": "classification"}.get(n, n) for n in names)
 
+    def slots(run: _Run) -> str | None:
+        number, most = bank(run, "SLOTS_PER_CLASS"), bank(run, "WRITE_MAX_PER_OBJECT")
+        return f"{number}, at most {most} of an object a step" if most else number
+
+    def replay(run: _Run) -> str | None:
+        if bank(run, "REPLAY_PER_CLASS") is None:
+            return None
+        words = [f"{bank(run, 'REPLAY_PER_CLASS')}, {bank(run, 'REPLAY_ORDER') or 'newest'}"]
+        if absent := bank(run, "REPLAY_ABSENT_CLASSES"):
+            words.append(f"{absent} absent classes besides")
+        if most := bank(run, "REPLAY_MAX_PER_FOREGROUND"):
+            words.append(f"at most {most} a foreground RoI")
+        return "; ".join(words)
+
     def threshold(run: _Run) -> object:
         resamples = run.setting("MODEL.RIO.SAMPLER") in ("rfs", "irfs")
         return run.setting("DATALOADER.REPEAT_THRESHOLD") if resamples else None
@@ -576,8 +591,8 @@ def _settings(runs: list[_Run]) -> list[tuple[str, list[str]]]:
         "Repeat threshold": threshold,
         "Classifier": lambda run: run.setting("MODEL.RIO.CLASSIFIER"),
         "Classes in the bank": targets,
-        "Slots a class": lambda run: bank(run, "SLOTS_PER_CLASS"),
-        "Replayed a class": lambda run: bank(run, "REPLAY_PER_CLASS"),
+        "Slots a class": slots,
+        "Replayed a class": replay,
         "Replay trains": losses,
         "Iterations": lambda run: run.setting("SOLVER.MAX_ITER"),
         "Images a step": lambda run: run.setting("SOLVER.IMS_PER_BATCH"),

@@ -54,7 +54,8 @@ from rio.evaluation import IOU_TYPES, METRICS, Evaluation, write_atomically
 
 GROUP_METRICS = ("AP", "APr", "APc", "APf")
 IOU_NAMES = {"bbox": "box", "segm": "mask"}
-TELEMETRY = ("memory_bank/", "rois/")  # beginnings of the scalars in metrics.json that a result keeps
+# Scalars in metrics.json that a result keeps; a cascade has them a stage.
+TELEMETRY = re.compile(r"(stage\d+/)?(memory_bank|rois)/")
 BOOTSTRAP_DRAWS = 10_000
 BOOTSTRAP_SEED = 20_220_101
 # All n differences have one sign by chance alone in 2 / 2^n of cases: below six, more often than 5 %.
@@ -823,7 +824,7 @@ def _telemetry(run: Run) -> dict[str, float]:
     for iteration, values in rows.items():
         if iteration + 1 > run.max_iter / 2:
             for name, value in values.items():
-                if name.startswith(TELEMETRY):
+                if TELEMETRY.match(name):
                     found.setdefault(name, []).append(float(value))
     return {name: float(f"{np.mean(found[name]):.6g}") for name in sorted(found)}
 

@@ -92,9 +92,13 @@ def test_replay_by_hand():
     capped = with_replay(table, [1], replay_per_class=3, max_per_foreground=0.25, **arguments)
     np.testing.assert_allclose(capped["replayed"], [0, 2.5])
     assert with_replay(table, [], replay_per_class=3, **arguments)["replayed"].sum() == 0
+    # Both classes targets, class 0 in every image: of the absent ones there is class 1 alone, if any.
+    always = with_replay(table, [0, 1], replay_per_class=3, absent_classes=1, **arguments)
+    np.testing.assert_allclose(always["replayed"], [12, 12])
 
 
-def test_replay_agrees_with_a_pass_of_the_sampler():
+@pytest.mark.parametrize("absent_classes", [0, 1])
+def test_replay_agrees_with_a_pass_of_the_sampler(absent_classes):
     rng = np.random.default_rng(3)
     objects = [[0] + [c for c, p in ((1, 0.2), (2, 0.05), (3, 0.02)) if rng.random() < p] for _ in range(400)]
     annotations = columns(objects, "fccr")
@@ -105,6 +109,7 @@ def test_replay_agrees_with_a_pass_of_the_sampler():
         replay_per_class=4,
         batch_size=8,
         epoch_length=factors.sum(),
+        absent_classes=absent_classes,
     )
     rows, epochs = np.zeros(4), 200
     for epoch in range(epochs):
@@ -112,6 +117,8 @@ def test_replay_agrees_with_a_pass_of_the_sampler():
         for step in range(len(order) // 8):
             present = {c for image in order[8 * step : 8 * step + 8] for c in objects[image]}
             rows[[c for c in present if c > 0]] += 4
+            absent = [c for c in (1, 2, 3) if c not in present]
+            rows[rng.permutation(absent)[:absent_classes].astype(int)] += 4
     np.testing.assert_allclose(rows[1:] / epochs, table["replayed"][1:], rtol=0.06)
 
 

@@ -811,6 +811,12 @@ def test_memory_counts_this_process():
         assert 2**23 < held < 2**34
 
 
+def test_telemetry_of_a_cascade_is_kept():
+    kept = ["memory_bank/fill", "rois/share_r", "stage1/memory_bank/age"]
+    left = ["total_loss", "stage1/loss_cls", "other/memory_bank/fill"]
+    assert [name for name in [*kept, *left] if study.TELEMETRY.match(name)] == kept
+
+
 # ------------------------------------------------------------------------------------------------ committed
 
 STUDIES = Path(__file__).resolve().parents[1] / "configs" / "studies"
