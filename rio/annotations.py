@@ -736,8 +736,8 @@ def _is_large(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def _without_collection() -> Iterator[None]:
-    """No search for reference cycles: there are none, and the lists of that many images set it off."""
+def without_collection() -> Iterator[None]:
+    """No search for reference cycles: there are none, and the lists of so many records set it off."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -747,7 +747,7 @@ def _without_collection() -> Iterator[None]:
             gc.enable()
 
 
-@_without_collection()
+@without_collection()
 def _load(
     path: str,
     root: str | None,

@@ -39,7 +39,13 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from rio.annotations import Annotations, category_id_to_class_id, load_annotations, rle_counts
+from rio.annotations import (
+    Annotations,
+    category_id_to_class_id,
+    load_annotations,
+    rle_counts,
+    without_collection,
+)
 
 IOU_TYPES = ("bbox", "segm")
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
@@ -160,6 +166,7 @@ class _Columns:
     masks: _MaskReader | None = None  # is given the RLEs in the place of `rles`
 
 
+@without_collection()
 def load_results(
     results: str | os.PathLike[str] | Sequence[dict[str, Any]] | Results, annotations: Annotations
 ) -> Results:
@@ -743,6 +750,7 @@ def _keys_to_lists(keys: np.ndarray, num_images: int, num_classes: int) -> list[
     return [numbers[a:b] for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
 
 
+@without_collection()
 def evaluate(
     annotations: Annotations | str | os.PathLike[str],
     results: Sequence[dict[str, Any]] | str | os.PathLike[str] | Results,
