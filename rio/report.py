@@ -565,7 +565,7 @@ def _settings(runs: list[_Run]) -> list[tuple[str, list[str]]]:
         names = bank(run, "REPLAY_LOSSES")
         return None if names is None else " and ".join({"cls": "classification"}.get(n, n) for n in names)
 
-    def slots(run: _Run) -> str | None:
+    def slots(run: _Run) -> object:
         number, most = bank(run, "SLOTS_PER_CLASS"), bank(run, "WRITE_MAX_PER_OBJECT")
         return f"{number}, at most {most} of an object a step" if most else number
 

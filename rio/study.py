@@ -407,6 +407,10 @@ class StudyResult(msgspec.Struct, frozen=True, kw_only=True):
         """ "3 of 12 runs"."""
         return f"{len(self.runs)} of {len(self.arms) * len(self.seeds)} runs"
 
+    def with_pairs(self, pairs: Sequence[tuple[str, str]]) -> StudyResult:
+        """The same runs with other comparisons: (arm, baseline) of each."""
+        return msgspec.structs.replace(self, pairs=[(arm, baseline) for arm, baseline in pairs])
+
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> StudyResult:
         """Read what `to_json` wrote.
@@ -497,15 +501,15 @@ class StudyResult(msgspec.Struct, frozen=True, kw_only=True):
         """What each arm gains over its baseline, with intervals and a verdict.
 
         Seeds are paired by number, classes by category. A class that either arm was not judged on is left
-        out. The interval is a paired bootstrap over categories (10,000 draws, seeds fixed; percentiles, widened
-        for the few categories as in ``_tail``; for AP within each frequency group, so that a draw has as many
-        rare classes as the set): it says how far the difference depends on *which* categories the set happens
-        to have. It does not cover what another training seed would give; with the few seeds of a study nothing
-        honest can be said about that, so a difference is called resolved only if, besides, every seed shows it
-        with the same sign. Of 1,000 made-up sets of normal differences it covers the truth in 94 % with 6, 11
-        or 100 and more categories; of exponential ones in 90, 92 and 95 %. Of many comparisons without any
-        difference behind them, about one in twenty has an interval that excludes 0: a single resolved one among
-        many is weak evidence.
+        out. The interval is a paired bootstrap over categories (10,000 draws, seeds fixed; percentiles,
+        widened for the few categories as in ``_tail``; for AP within each frequency group, so that a draw has
+        as many rare classes as the set): it says how far the difference depends on *which* categories the set
+        happens to have. It does not cover what another training seed would give; with the few seeds of a
+        study nothing honest can be said about that, so a difference is called resolved only if, besides,
+        every seed shows it with the same sign. Of 1,000 made-up sets of normal differences it covers the
+        truth in 94 % with 6 or 11 categories, 93 to 96 % with 100 and more; of exponential ones in 90, 92 and
+        95 to 96 %. Of many comparisons without any difference behind them, about one in twenty has an
+        interval that excludes 0: a single resolved one among many is weak evidence.
 
         Returns:
             One row a comparison, IoU type and metric, where both arms have a seed in common: arm, baseline,
@@ -624,9 +628,9 @@ def _difference(differences: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
 def _tail(variances: np.ndarray, freedoms: np.ndarray) -> float:
     """The share of draws beyond each end of a 95 % interval, below 2.5 % where few categories are drawn from.
 
-    As much of a normal distribution as lies beyond Student's 97.5 % quantile (Hesterberg, "What teachers should
-    know about the bootstrap", 2015, arXiv 1411.5279: expanded percentile interval). Degrees of freedom of a sum of
-    groups after Satterthwaite.
+    As much of a normal distribution as lies beyond Student's 97.5 % quantile (Hesterberg, "What teachers
+    should know about the bootstrap", 2015, arXiv 1411.5279: expanded percentile interval). Degrees of freedom
+    of a sum of groups after Satterthwaite.
 
     Args:
         variances: of each group's sum.
@@ -668,6 +672,13 @@ def _times_drawn(n: int, group: int) -> np.ndarray:
 def format_table(table: pd.DataFrame) -> str:
     """The table of `StudyResult.table` as aligned text."""
     return _aligned(_ap_lines(table))
+
+
+def format_difference(row: Any, *, bold: bool = False) -> str:
+    """One row of `StudyResult.comparisons`, "+2.3 [-0.4, +5.0]"; bold: in Markdown's way where resolved."""
+    difference = f"{row.difference:+.1f}"
+    difference = f"**{difference}**" if bold and row.resolved else difference
+    return difference if pd.isna(row.low) else f"{difference} [{row.low:+.1f}, {row.high:+.1f}]"
 
 
 def format_comparisons(comparisons: pd.DataFrame) -> str:
@@ -718,8 +729,7 @@ def _difference_lines(
     def cell(row: pd.Series) -> str:
         if pd.isna(row["difference"]):
             return "-"
-        interval = "" if pd.isna(row["low"]) else f" [{row['low']:+.1f}, {row['high']:+.1f}]"
-        return f"{row['difference']:+.1f}{interval}{marks[0] if row['resolved'] else marks[1]}"
+        return f"{format_difference(row)}{marks[0] if row['resolved'] else marks[1]}"
 
     lines = [["", "seeds", *(f"{IOU_NAMES[kind]} {m}" if m == "AP" else m for m in GROUP_METRICS)]]
     own = comparisons[comparisons["iou_type"] == kind]

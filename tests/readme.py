@@ -11,9 +11,7 @@ import json
 import re
 from pathlib import Path
 
-import pandas as pd
-
-from rio.study import StudyResult
+from rio.study import StudyResult, format_difference
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -43,14 +41,9 @@ def differences(result: StudyResult, kind: str = "bbox") -> str:
     table = result.comparisons()
     rows = [["", *METRICS]]
     for (arm, baseline), own in table[table["iou_type"] == kind].groupby(["arm", "baseline"], sort=False):
-        rows.append([f"`{arm}` − `{baseline}`", *(_cell(row) for _, row in own.iterrows())])
+        cells = [format_difference(row, bold=True) for row in own.itertuples()]
+        rows.append([f"`{arm}` − `{baseline}`", *cells])
     return _table(rows, len(METRICS))
-
-
-def _cell(row: pd.Series) -> str:
-    difference = f"{row['difference']:+.1f}"
-    difference = f"**{difference}**" if row["resolved"] else difference
-    return f"{difference} [{row['low']:+.1f}, {row['high']:+.1f}]"
 
 
 def benchmarks() -> str:

@@ -30,7 +30,7 @@ from rio import plots
 from rio.annotations import Annotations
 from rio.evaluation import Evaluation, Verified, evaluate, load_results
 from rio.predictions import match
-from rio.study import StudyResult, student_t
+from rio.study import StudyResult, format_difference, student_t
 from rio.widgets import _data, _theme
 from rio.widgets.balance import Lines
 
@@ -662,8 +662,7 @@ class Study:
             for arm in (arm for pair in pairs for arm in pair):
                 if arm not in result.arms:
                     raise RunsError(f"arm {arm!r}: expected one of {', '.join(result.arms)}")
-            fields = {name: getattr(result, name) for name in result.__struct_fields__}
-            result = StudyResult(**fields | {"pairs": [(arm, baseline) for arm, baseline in pairs]})
+            result = result.with_pairs(pairs)
         table = result.comparisons()
         return table[table["iou_type"] == iou_type].reset_index(drop=True)
 
@@ -807,7 +806,7 @@ def _finding(categories: str, rows: pd.DataFrame) -> str:
     if not len(rows):
         return f"{categories}. Nothing to compare."
     names = [f"{row.arm} over {row.baseline}" for row in rows.itertuples()]
-    signed = [f"{name} {_signed(row)}" for name, row in zip(names, rows.itertuples(), strict=True)]
+    signed = [f"{name} {format_difference(row)}" for name, row in zip(names, rows.itertuples(), strict=True)]
     resolved, gain = rows["resolved"].astype(bool), rows["difference"] > 0
     parts = {
         "Resolved gains": list(compress(signed, resolved & gain)),
@@ -838,19 +837,12 @@ def _difference_cells(table: pd.DataFrame, cell: Callable[[Any], str]) -> list[l
     return rows
 
 
-def _signed(row: Any) -> str:
-    """A difference with its interval: "+2.3 [-0.4, +5.0]"."""
-    interval = "" if pd.isna(row.low) else f" [{row.low:+.1f}, {row.high:+.1f}]"
-    return f"{row.difference:+.1f}{interval}"
-
-
 def _plain(row: Any) -> str:
-    return f"{_signed(row)} {'●' if row.resolved else '○'}"
+    return f"{format_difference(row)} {'●' if row.resolved else '○'}"
 
 
 def _bold(row: Any) -> str:
-    difference, _, interval = _signed(row).partition(" ")
-    return f"**{difference}** {interval}" if row.resolved else _signed(row)
+    return format_difference(row, bold=True)
 
 
 def _math(row: Any) -> str:
