@@ -737,6 +737,15 @@ def test_lists_may_hold_numpy_numbers_bytes_and_plain_runs(small):
     assert numpy.image_index.tolist() == [0] and numpy.class_id.tolist() == [1] and len(numpy) == 1
 
 
+def test_boxes_alone_leave_the_masks_of_the_ground_truth_unread(lvis_file):
+    broken = {**thing(1, 5, 8, [10, 10, 20, 20]), "segmentation": [[1, 2, 3]]}
+    path = lvis_file([image(5)], [category(8)], [broken])
+    results = [prediction(5, 8, 0.5, [10, 10, 20, 20])]
+    assert evaluate(path, results, iou_types=("bbox",)).metrics["bbox"]["AP"] == pytest.approx(100)
+    with pytest.raises(ValueError, match="segmentation"):
+        evaluate(path, results, iou_types=None)
+
+
 def test_rows_of_an_image_come_by_score_ties_by_position(small):
     results = load_results(
         [prediction(i, 3, s, [0, 0, 1, 1]) for i, s in ((9, 0.5), (5, 0.2), (9, 0.7), (9, 0.5), (5, 0.3))],
