@@ -261,7 +261,7 @@ def _draw_results(args: argparse.Namespace) -> int:
     from pycocotools import mask as coco_mask
     from tqdm.auto import tqdm
 
-    from rio.evaluation import load_results
+    from rio.results import load_results
 
     if not args.gt_images:
         raise UsageError(

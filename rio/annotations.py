@@ -389,7 +389,7 @@ def category_id_to_class_id(
     """
     category_ids = np.asarray(category_ids, dtype=np.int64)
     ids = np.asarray(ids, dtype=np.int64)
-    position = _positions(category_ids, ids)
+    position = positions(category_ids, ids)
     unknown = position < 0
     if unknown.any():
         raise AnnotationError(
@@ -1116,8 +1116,8 @@ def _annotation_columns(
         first = np.zeros(n, dtype=bool)
         first[np.unique(ids, return_index=True)[1]] = True
         reject(~first, "duplicate_annotation_id", "id", "an id of its own", lambda row: f"{ids[row]} twice")
-    image_index = _positions(images["image_ids"], image_ids)
-    class_ids = _positions(category_ids, class_of)
+    image_index = positions(images["image_ids"], image_ids)
+    class_ids = positions(category_ids, class_of)
     lost = np.isin(image_ids, np.fromiter(gone, np.int64, len(gone))) if gone else np.zeros(n, dtype=bool)
     for row in np.flatnonzero(lost & keep & (image_index < 0)).tolist():  # its image was skipped, and said so
         problems.skipped.append(Skipped("image_skipped", record(row), f"image {image_ids[row]} was skipped"))
@@ -2285,10 +2285,19 @@ def _lock(path: Path) -> Iterator[bool]:
                 os.unlink(path)
 
 
-def _positions(ascending: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Where each id is in `ascending`, -1 where it is not."""
+def positions(ascending: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Where each id is in `ascending`, -1 where it is not: int64, the shape of `ids`.
+
+    >>> positions(np.array([3, 5, 9]), np.array([9, 4, 3])).tolist()
+    [2, -1, 0]
+    """
     if not len(ascending):
         return np.full(ids.shape, -1, dtype=np.int64)
+    low, high = int(ascending[0]), int(ascending[-1])
+    if ids.size > 1 << 16 and high - low < 4 * ids.size:  # a table, in a fifth of the time of a search
+        table = np.full(high - low + 2, -1, dtype=np.int64)
+        table[ascending - low] = np.arange(len(ascending))
+        return table[np.where((ids >= low) & (ids <= high), ids - low, -1)]  # its last entry is -1
     position = np.minimum(np.searchsorted(ascending, ids), len(ascending) - 1)
     return np.where(ascending[position] == ids, position, -1)
 

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from rio.annotations import Annotations
-from rio.evaluation import Results, ResultsError, Verified, load_results
+from rio.results import Results, ResultsError, Verified, load_results
 
 __all__ = [
     "KINDS",

@@ -31,8 +31,9 @@ from PIL import Image
 
 from rio import __version__, balance, plots
 from rio.annotations import Annotations
-from rio.evaluation import Evaluation, write_atomically
+from rio.evaluation import Evaluation
 from rio.predictions import Objects, Results, load_results, objects_of, predictions_of, ranked_examples
+from rio.results import write_atomically
 from rio.sampler import image_repeat_factors
 
 METRICS = ("AP", "APr", "APc", "APf")
@@ -106,7 +107,7 @@ def write_report(
     Raises:
         ReportError: no runs, a config.yaml or metrics.json that cannot be read.
         FileNotFoundError: a run folder lacks a file; names it.
-        rio.evaluation.ResultsError: results of another data set.
+        rio.results.ResultsError: results of another data set.
     """
     if not runs:
         raise ReportError("runs: expected at least one arm and its run folder, found none. Train first.")
@@ -162,7 +163,7 @@ def write_summary(
         The path written.
 
     Raises:
-        ReportError, FileNotFoundError, rio.evaluation.ResultsError: as `write_report`.
+        ReportError, FileNotFoundError, rio.results.ResultsError: as `write_report`.
     """
     if not runs:
         raise ReportError("runs: expected at least one arm and its run folder, found none. Train first.")

@@ -50,7 +50,8 @@ import pandas as pd
 import yaml
 from tqdm.auto import tqdm
 
-from rio.evaluation import IOU_TYPES, METRICS, Evaluation, write_atomically
+from rio.evaluation import IOU_TYPES, METRICS, Evaluation
+from rio.results import write_atomically
 
 GROUP_METRICS = ("AP", "APr", "APc", "APf")
 IOU_NAMES = {"bbox": "box", "segm": "mask"}

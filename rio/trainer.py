@@ -62,9 +62,10 @@ from torch.utils.data import DataLoader, Dataset
 from rio import backbone, datasets
 from rio import roi_heads as _  # as backbone does, it registers its modules with detectron2
 from rio.annotations import Annotations, check_same_categories
-from rio.config import ConfigError, get_rio_cfg, validate
-from rio.evaluation import Evaluation, evaluate, write_atomically
 from rio.checkpoints import ADDED, CheckpointError, load_weights, read_weights
+from rio.config import ConfigError, get_rio_cfg, validate
+from rio.evaluation import Evaluation, evaluate
+from rio.results import write_atomically
 from rio.sampler import BatchSampler, TrainingSampler, aspect_ratio_groups
 
 # Periodic checkpoints that stay in the run's folder, beside model_final and model_best. Each is about twice

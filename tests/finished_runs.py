@@ -14,7 +14,8 @@ import yaml
 from pycocotools import mask as coco_mask
 
 from rio.annotations import Annotations, load_annotations
-from rio.evaluation import evaluate, results_to_json
+from rio.evaluation import evaluate
+from rio.results import results_to_json
 
 # Chance that an object of a group is found.
 FOUND = {

@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from annotation_files import coco, lvis  # noqa: E402
 
 from rio.annotations import AnnotationError, load_annotations  # noqa: E402
-from rio.evaluation import ResultsError, evaluate, load_results  # noqa: E402
+from rio.evaluation import evaluate  # noqa: E402
+from rio.results import ResultsError, load_results  # noqa: E402
 
 SECONDS_EACH = 5.0  # of processor time: other programs on the machine do not count
 MEMORY = {"annotation files": 256 << 20, "results": 256 << 20, "images": 3 << 30}  # bytes more than before

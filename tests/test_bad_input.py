@@ -28,7 +28,7 @@ from PIL import Image
 
 from rio.__main__ import main
 from rio.annotations import Annotations, load_annotations, missing_images
-from rio.evaluation import load_results
+from rio.results import load_results
 
 RAMP = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))
 """(48, 64) grey values."""

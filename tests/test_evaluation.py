@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from rio import evaluation
+from rio import results as reading
 from rio.annotations import load_annotations, rle_counts
-from rio.evaluation import METRICS, Evaluation, ResultsError, evaluate, load_results, results_to_json
+from rio.evaluation import METRICS, Evaluation, evaluate
+from rio.results import ResultsError, load_results, results_to_json
 
 WIDTH, HEIGHT = 120, 90
 
@@ -255,13 +258,72 @@ def test_masks_compared_while_a_file_is_read_are_bit_identical(boxes, tmp_path, 
     if not boxes:
         records = [{k: v for k, v in r.items() if k != "bbox"} for r in records]
     path, results = write(tmp_path / "gt.json", ground_truth), write(tmp_path / "dt.json", records)
-    monkeypatch.setattr(evaluation, "_CHUNK_BYTES", 700)
+    monkeypatch.setattr(reading, "_CHUNK_BYTES", 700)
     monkeypatch.setattr(evaluation, "load_results", None)  # reads again only where something is wrong
     result = evaluate(path, results, max_dets=8)
     for iou_type in ("bbox", "segm"):
         assert_identical(result, official(path, records, iou_type, 8), iou_type)
     monkeypatch.undo()
     assert result.info["predictions_segm"] == evaluate(path, records, max_dets=8).info["predictions_segm"]
+
+
+@pytest.mark.parametrize("kind", ["boxes", "masks", "both"])
+def test_several_processes_read_what_one_reads(kind, tmp_path, monkeypatch):
+    rng = np.random.default_rng(6)
+    ground_truth = random_ground_truth(rng)
+    left_out = {"boxes": "segmentation", "masks": "bbox", "both": ""}[kind]
+    records = [
+        {k: v for k, v in r.items() if k != left_out} for r in random_results(rng, ground_truth) for _ in "ab"
+    ]
+    path, results = write(tmp_path / "gt.json", ground_truth), write(tmp_path / "dt.json", records)
+    parts = reading._parts(results, 3)
+    texts = [results.read_bytes()[part.start : part.stop].decode() for part in parts]
+    assert json.loads(", ".join(texts)) == records and len(texts) == 3 and min(map(len, texts)) > 1000
+    together, read = reading._read_in_parallel, []
+    monkeypatch.setattr(reading, "_read_in_parallel", lambda *words: read.append(together(*words)) or read[-1])
+    with monkeypatch.context() as only:
+        only.setattr(evaluation, "load_results", None)  # which reads again where something is wrong
+        only.setattr(reading, "_CHUNK_BYTES", 700)
+        result = evaluate(path, results, iou_types=None if kind == "both" else ("bbox",), processes=3, max_dets=8)
+    assert len(read) == 1 and read[0] is not None
+    expected = evaluate(path, records, iou_types=None if kind == "both" else ("bbox",), max_dets=8)
+    np.testing.assert_equal(result.precision, expected.precision)
+    assert result.info | {"results": ""} == expected.info | {"results": ""}
+    truth = load_annotations(path)
+    found, expected = load_results(results, truth, processes=2), load_results(records, truth)
+    for name in ("image_index", "class_id", "scores", "boxes", "mask_areas"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def test_a_fault_in_another_process_s_part_is_named_as_always(small, tmp_path):
+    records = [GOOD] * 300
+    for index, (key, value) in {290: ("score", "high"), 295: ("image_id", 77)}.items():
+        path = write(tmp_path / "dt.json", [*records[:index], {**GOOD, key: value}, *records[index:]])
+        assert [part.start < path.stat().st_size * 0.9 for part in reading._parts(path, 3)] == [True] * 3
+        with pytest.raises(ResultsError, match=f"record {index}, key '{key}'"):
+            evaluate(small, path, iou_types=("bbox",), processes=3)
+    path = write(tmp_path / "dt.json", [*records, {k: v for k, v in MASK.items()}])
+    with pytest.raises(ResultsError, match="record 300, key 'bbox'|records 0 to 300"):
+        evaluate(small, path, iou_types=("bbox",), processes=3)
+    for count in (0, True, 1.5):
+        with pytest.raises(ValueError, match="processes: expected a positive integer or None"):
+            load_results(path, small, processes=count)
+
+
+def test_text_that_looks_like_the_end_of_a_record_does_not_fool_the_parts(small, tmp_path):
+    path = write(tmp_path / "dt.json", [{**GOOD, "note": "}, {" * 40}] * 20)
+    assert len(load_results(path, small, processes=4)) == 20
+
+
+@pytest.mark.parametrize("python", ["ends at once", "cannot import"])
+def test_a_reading_process_that_fails_is_told_of_and_not_missed(python, small, tmp_path, monkeypatch, caplog):
+    path = write(tmp_path / "dt.json", [GOOD] * 300)
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\n" + ("exit 3\n" if python == "ends at once" else "cat > /dev/null\necho no\n"))
+    broken.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(broken))
+    assert len(load_results(path, small, processes=2)) == 300
+    assert "dt.json: a process that read a part of it failed" in caplog.text
 
 
 def test_a_mask_that_is_not_judged_is_not_decoded(lvis_file, tmp_path):
@@ -692,7 +754,7 @@ def test_a_file_is_read_in_pieces_whatever_it_holds(small, tmp_path, monkeypatch
         path = tmp_path / "dt.json"
         path.write_text(json.dumps(records, indent=indent))
         for size in (16, 333, 1 << 20):
-            monkeypatch.setattr(evaluation, "_CHUNK_BYTES", size)
+            monkeypatch.setattr(reading, "_CHUNK_BYTES", size)
             results = load_results(path, small)
             np.testing.assert_array_equal(results.scores, [r["score"] for r in records])
             np.testing.assert_array_equal(results.boxes, [r["bbox"] for r in records])
@@ -703,7 +765,7 @@ def test_a_file_is_read_in_pieces_whatever_it_holds(small, tmp_path, monkeypatch
                 small.category_ids[results.class_id], [r["category_id"] for r in records]
             )
             assert [r["counts"] for r in results.rles] == [r["segmentation"]["counts"] for r in records]
-    monkeypatch.setattr(evaluation, "_CHUNK_BYTES", 333)
+    monkeypatch.setattr(reading, "_CHUNK_BYTES", 333)
     records[41]["score"] = "high"
     with pytest.raises(ResultsError, match="record 41, key 'score'.*'high'"):
         load_results(write(path, records), small)
@@ -716,7 +778,7 @@ def test_a_file_is_read_in_pieces_whatever_it_holds(small, tmp_path, monkeypatch
 def test_lists_may_hold_numpy_numbers_bytes_and_plain_runs(small):
     plain = load_results([{**MASK, **GOOD}], small)
     counts = coco_mask.frPyObjects([[1, 2, 31, 2, 31, 42, 1, 42]], HEIGHT, WIDTH)[0]["counts"]
-    runs = evaluation.load_results(
+    runs = load_results(
         [{**MASK, "segmentation": {"size": [HEIGHT, WIDTH], "counts": [9, 4, 10787]}}], small
     )
     assert runs.mask_areas.tolist() == [4]
@@ -764,12 +826,12 @@ def test_totals_of_rles_without_decoding():
     blob = np.zeros((2000, 3000), np.uint8, order="F")
     blob[5:1900, 10:2900] = 1
     masks.append(blob)
-    totals = evaluation._rle_totals([coco_mask.encode(m)["counts"].decode() for m in masks])
+    totals = reading._rle_totals([coco_mask.encode(m)["counts"].decode() for m in masks])
     assert totals.tolist() == [m.size for m in masks]
-    assert evaluation._rle_totals([]) is None
+    assert reading._rle_totals([]) is None
     for malformed in ("", "P", "oooooooo1", "\x00", "\u00e4", "05p"):
-        assert evaluation._rle_totals(["0512", malformed]) is None
-    assert evaluation._rle_totals(["0512", "1"]).tolist() == [13, 1]
+        assert reading._rle_totals(["0512", malformed]) is None
+    assert reading._rle_totals(["0512", "1"]).tolist() == [13, 1]
 
 
 @settings(max_examples=150, deadline=None)
@@ -779,7 +841,7 @@ def test_totals_of_rles_agree_with_the_reader_of_one(strings):
         runs = [rle_counts(s) for s in strings]
     except ValueError:
         return  # a fault that the engine sees, or the total gives away: see the next test
-    found = evaluation._rle_totals(strings)
+    found = reading._rle_totals(strings)
     if found is None:
         assert not runs or min(map(len, runs)) == 0
     else:

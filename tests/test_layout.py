@@ -29,10 +29,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "roi_heads": {"torch", "fvcore", "detectron2", "rio.memory_bank", "rio.classifier"},
     "config": {"yaml", "yacs", "fvcore", "detectron2"},
     "checkpoints": LIGHT | {"torch", "fvcore", "detectron2"},
-    "evaluation": LIGHT
-    | {"pandas", "msgspec", "hotcoco", "lvis", "pycocotools", "vernier", "rio.annotations"},
-    "predictions": LIGHT
-    | {"pandas", "msgspec", "pycocotools", "hotcoco", "rio.annotations", "rio.evaluation"},
+    # Without pandas: each process that reads a part of a large file imports it.
+    "results": LIGHT | {"msgspec", "hotcoco", "pycocotools", "rio.annotations"},
+    "evaluation": LIGHT | {"pandas", "msgspec", "hotcoco", "lvis", "vernier", "rio.annotations", "rio.results"},
+    "predictions": LIGHT | {"pandas", "msgspec", "pycocotools", "hotcoco", "rio.annotations", "rio.results"},
     "plots": LIGHT | {"matplotlib", "seaborn", "pandas", "pycocotools", "cv2", "PIL"},
     "report": LIGHT
     | {
@@ -48,11 +48,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "rio.evaluation",
         "rio.predictions",
         "rio.plots",
+        "rio.results",
         "rio.sampler",
     },
     "study": LIGHT
     | {"yaml", "msgspec", "pandas", "psutil", "matplotlib", "rio.config", "rio.datasets", "rio.evaluation"}
-    | {"rio.info", "rio.plots", "rio.report"},
+    | {"rio.info", "rio.plots", "rio.report", "rio.results"},
     "info": {"torch", "rio.datasets"},
     "trainer": LIGHT
     | {
@@ -75,6 +76,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "rio.datasets",
         "rio.evaluation",
         "rio.memory_bank",
+        "rio.results",
         "rio.roi_heads",
         "rio.sampler",
         "rio.shapes",
@@ -83,7 +85,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "widgets": LIGHT
     | {"pandas", "matplotlib", "ipywidgets", "anywidget", "traitlets", "IPython", "cv2", "PIL", "yaml", "psutil"}
     | {"pycocotools", "torch", "rio.annotations", "rio.balance", "rio.evaluation", "rio.memory_bank", "rio.plots"}
-    | {"rio.predictions", "rio.sampler", "rio.shapes", "rio.study", "rio.datasets"},
+    | {"rio.predictions", "rio.results", "rio.sampler", "rio.shapes", "rio.study", "rio.datasets"},
 }
 ALL_OF_OURS = {f"rio.{name}" for name in MAY_IMPORT if name != "__init__"}
 MAY_IMPORT["__main__"] = (
@@ -93,7 +95,7 @@ MAY_IMPORT["__main__"] = (
 )
 
 # Notebooks on a laptop open in a second with these.
-LAPTOP = ("annotations", "balance", "evaluation", "predictions", "plots", "widgets")
+LAPTOP = ("annotations", "balance", "results", "evaluation", "predictions", "plots", "widgets")
 TEXT = {".py", ".md", ".toml", ".txt", ".yml", ".yaml", ".ipynb", ".json", ".html", ".css", ".js", ".cfg", ""}
 
 

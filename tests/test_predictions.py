@@ -10,8 +10,9 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from rio.annotations import load_annotations
-from rio.evaluation import ResultsError, evaluate
+from rio.evaluation import evaluate
 from rio.predictions import KINDS, box_iou, load_results, match, objects_of, predictions_of, ranked_examples
+from rio.results import ResultsError
 
 SIZE = (100, 200)  # height, width
 COLUMNS = [

@@ -12,7 +12,7 @@ pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `
 import tiny_shapes
 
 from rio.annotations import load_annotations
-from rio.evaluation import load_results
+from rio.results import load_results
 from rio.widgets import _theme, inspect
 from rio.widgets.inspect import (
     Inspector,

@@ -23,8 +23,8 @@ import traitlets
 
 from rio import plots
 from rio.annotations import Annotations, category_id_to_class_id, check_same_categories, load_annotations
-from rio.evaluation import Results, ResultsError, Verified
 from rio.predictions import KINDS, Objects, box_iou, load_results, match, objects_of, predictions_of
+from rio.results import Results, ResultsError, Verified
 from rio.widgets import _data, _theme
 
 LOWEST_SCORE = 0.05

@@ -28,8 +28,9 @@ from IPython.display import display
 
 from rio import plots
 from rio.annotations import Annotations
-from rio.evaluation import Evaluation, Verified, evaluate, load_results
+from rio.evaluation import Evaluation, evaluate
 from rio.predictions import match
+from rio.results import Verified, load_results
 from rio.study import StudyResult, format_difference, student_t
 from rio.widgets import _data, _theme
 from rio.widgets.balance import Lines

@@ -164,20 +164,28 @@ def measure(what: str, path: Path, cache: Path, *, tree: bool = False) -> dict[s
         tree: Take the memory of all processes together.
     """
     environment = os.environ | {"RIO_CACHE": str(cache), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.bench_data", "--child", what, "--path", str(path)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        cwd=Path(__file__).resolve().parents[2],
-    )  # fmt: skip
-    peak = [0]
-    if tree:
-        threading.Thread(target=_watch, args=(process, peak), daemon=True).start()
-    out, errors = process.communicate()
+    words = ["-W", "ignore", "-m", "tests.benchmarks.bench_data", "--child", what, "--path", str(path)]
+    process, out, errors, peak = run_and_watch([sys.executable, *words], environment, watch=tree)
     if process.returncode:
         raise RuntimeError(f"{what} ended with code {process.returncode}:\n{errors[-3000:]}")
     figures = json.loads(out.splitlines()[-1])
-    figures["peak_gib"] = max(figures["peak_gib"], peak[0] / 2**20)
+    figures["peak_gib"] = max(figures["peak_gib"], peak)
     return figures
+
+
+def run_and_watch(
+    command: list[str], environment: dict[str, str], *, watch: bool = True
+) -> tuple[subprocess.Popen[str], str, str, float]:
+    """Runs a command: the ended process, its output, its errors, the peak PSS in GiB of it and all it started."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        cwd=Path(__file__).resolve().parents[2],
+    )  # fmt: skip
+    peak = [0]
+    if watch:
+        threading.Thread(target=_watch, args=(process, peak), daemon=True).start()
+    out, errors = process.communicate()
+    return process, out, errors, peak[0] / 2**20
 
 
 def _watch(process: subprocess.Popen[str], peak: list[int]) -> None:
