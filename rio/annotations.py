@@ -270,16 +270,28 @@ class Annotations:
         Returns:
             Polygons as flat [x, y, x, y, ...] lists in px, an RLE dict, or None where there is no mask.
         """
+        polygons = self.polygons(annotation_index)
+        if polygons:
+            return [polygon.tolist() for polygon in polygons]
+        rle = self.rles.get(int(annotation_index))
+        return None if rle is None else dict(rle)
+
+    def polygons(self, annotation_index: int) -> list[np.ndarray]:
+        """One annotation's polygons without a copy.
+
+        Args:
+            annotation_index: 0..A-1.
+
+        Returns:
+            A float64 array [x, y, x, y, ...] in px for each; none where the mask is an RLE, or there is none.
+        """
         if not 0 <= annotation_index < self.num_annotations:
             raise IndexError(
                 f"annotation index: expected 0..{self.num_annotations - 1}, found {annotation_index}"
             )
         first, last = self.annotation_polygons[annotation_index : annotation_index + 2].tolist()
-        if first < last:
-            offsets = self.polygon_offsets[first : last + 1].tolist()
-            return [self.polygon_xy[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
-        rle = self.rles.get(int(annotation_index))
-        return None if rle is None else dict(rle)
+        offsets = self.polygon_offsets[first : last + 1].tolist()
+        return [self.polygon_xy[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
 
     def image_path(self, image_index: int) -> str:
         """Where one image's file is.

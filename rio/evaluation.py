@@ -475,10 +475,12 @@ def _accumulate(
         num_objects: (area ranges, K).
     """
     num_classes = num_objects.shape[1]
-    precision = np.full((len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), num_classes, len(AREA_LABELS)), -1.0)
+    # Area range by area range, as they are made and as they are averaged later.
+    precision = np.full((len(AREA_LABELS), len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), num_classes), -1.0)
     class_begins = np.searchsorted(class_id, np.arange(num_classes + 1))
     for area, total in enumerate(num_objects):
-        precision[:, :, total > 0, area] = 0.0
+        there = np.flatnonzero(total)
+        place = np.cumsum(total > 0) - 1  # of a class among those
         needed = _needed(total)
         its_bits = np.uint64(area * len(IOU_THRESHOLDS))
         its_right, its_wrong = ((bits >> its_bits).astype(np.uint16) for bits in (right, wrong))
@@ -489,6 +491,7 @@ def _accumulate(
             found = np.diff(first)
             classes = np.flatnonzero(found)
             if not len(classes):
+                precision[area, threshold][:, there] = 0.0
                 continue
             num_right = np.arange(1, len(at) + 1) - np.repeat(first[:-1], found)
             num_wrong = np.concatenate([[0], np.cumsum((its_wrong & bit) != 0, dtype=np.int64)])
@@ -498,10 +501,10 @@ def _accumulate(
             begins = first[classes, None] + np.minimum(needed[classes], found[classes, None]) - 1
             highest = np.maximum.reduceat(values, begins.ravel()).reshape(begins.shape)
             highest = np.maximum.accumulate(highest[:, ::-1], axis=1)[:, ::-1]
-            precision[threshold, :, classes, area] = np.where(
-                needed[classes] <= found[classes, None], highest, 0.0
-            )
-    return precision
+            of_class = np.zeros((len(there), len(RECALL_THRESHOLDS)))
+            of_class[place[classes]] = np.where(needed[classes] <= found[classes, None], highest, 0.0)
+            precision[area, threshold][:, there] = of_class.T
+    return np.moveaxis(precision, 0, -1)
 
 
 def _needed(total: np.ndarray) -> np.ndarray:

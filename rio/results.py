@@ -697,25 +697,27 @@ def _check_masks(
     n = len(rles)
     remedy = "Masks must be encoded at the size of their image; were they made for resized images?"
     heights, widths = annotations.image_height[image_index], annotations.image_width[image_index]
-    for row, (rle, size) in enumerate(zip(rles, zip(heights.tolist(), widths.tolist()), strict=True)):
-        if rle["size"] != size:
-            raise results_error(
-                source,
-                f"record {first + row}, key 'segmentation.size'",
-                f"{list(size)} [height, width]",
-                str(list(rle["size"])),
-                remedy,
-            )
+    sizes = list(zip(heights.tolist(), widths.tolist(), strict=True))
+    if (found := [rle["size"] for rle in rles]) != sizes:
+        row = next(row for row in range(n) if found[row] != sizes[row])
+        raise results_error(
+            source,
+            f"record {first + row}, key 'segmentation.size'",
+            f"{list(sizes[row])} [height, width]",
+            str(list(found[row])),
+            remedy,
+        )
     all_pixels = heights.astype(np.float64) * widths
     areas = np.empty(n)
     for start in range(0, n, _RLE_CHUNK):
         part = rles[start : start + _RLE_CHUNK]
         strings = [rle["counts"] for rle in part]
-        for offset, counts in enumerate(strings):
-            if isinstance(counts, list):
-                where = f"record {first + start + offset}"
-                rles[start + offset] = part[offset] = _compressed(part[offset], where, source)
-                strings[offset] = part[offset]["counts"]
+        if list in set(map(type, strings)):
+            for offset, counts in enumerate(strings):
+                if isinstance(counts, list):
+                    where = f"record {first + start + offset}"
+                    rles[start + offset] = part[offset] = _compressed(part[offset], where, source)
+                    strings[offset] = part[offset]["counts"]
         pixels = all_pixels[start : start + len(part)]
         totals, refused = _rle_totals(strings), "text that is none"
         try:
@@ -944,14 +946,15 @@ class MaskOverlaps:
 
     def _mask(self, index: int) -> dict[str, Any]:
         import hotcoco
+        from pycocotools import mask as coco_mask
 
-        segmentation = segmentation_of(self.annotations, index)
         image = self.annotations.annotation_image[index]
         size = int(self.annotations.image_height[image]), int(self.annotations.image_width[image])
-        mask = hotcoco.mask.frPyObjects(segmentation, *size)
-        if isinstance(mask, dict):
-            return mask
-        return mask[0] if len(mask) == 1 else hotcoco.mask.merge(mask)
+        polygons = self.annotations.polygons(index)
+        if not polygons:
+            return hotcoco.mask.frPyObjects(segmentation_of(self.annotations, index), *size)
+        masks = coco_mask.frPyObjects(polygons, *size)
+        return masks[0] if len(masks) == 1 else coco_mask.merge(masks)
 
     def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(m,) rows of the results, (m,) annotation indices, (m,) float64 IoUs."""
