@@ -665,8 +665,9 @@ def _summary(
             **{f"AP{label[0]}": _mean(array[:, :, :, i]) for i, label in enumerate(AREA_LABELS) if i},
             **{name: _mean(array[:, :, classes, 0]) for name, classes in groups.items()},
         }
-        by_class = np.ascontiguousarray(array[:, :, :, 0].transpose(2, 0, 1))
-        frame[f"AP_{iou_type}"] = [_mean(of_class) for of_class in by_class]
+        by_class = array[:, :, :, 0].reshape(-1, array.shape[2]).T
+        there = np.flatnonzero(by_class[:, 0] > -1)  # -1 is all of a class or nothing of it
+        frame.loc[there, f"AP_{iou_type}"] = np.ascontiguousarray(by_class[there]).mean(1) * 100
     info = {
         "annotations": str(annotations.path),
         "results": source,
