@@ -931,12 +931,13 @@ class MaskOverlaps:
         for begin, end, low, high in zip(*map(np.ndarray.tolist, (begins, ends, lows, highs)), strict=True):
             truth = self._masks_of(low, high)
             # The same numbers from both. The engine is faster to call, C to walk the runs (which are checked).
-            of_group = coco_mask if (end - begin) * (high - low) > _PAIRS_FOR_C else hotcoco.mask
-            ious.append(of_group.iou(ordered[begin:end], truth, [0] * len(truth)).ravel(order="F"))
+            library = coco_mask if (end - begin) * (high - low) > _PAIRS_FOR_C else hotcoco.mask
+            ious.append(library.iou(ordered[begin:end], truth, [0] * len(truth)).ravel(order="F"))
         # Of all groups at once: which are close, and of whom.
         flat = np.concatenate(ious)
         close = np.flatnonzero(flat >= LEAST_IOU)
-        firsts = np.cumsum((ends - begins) * (highs - lows)) - (ends - begins) * (highs - lows)
+        pairs = (ends - begins) * (highs - lows)
+        firsts = np.cumsum(pairs) - pairs
         group = np.searchsorted(firsts, close, side="right") - 1
         of_object, of_row = np.divmod(close - firsts[group], (ends - begins)[group])
         objects = self.objects[lows[group] + of_object]
@@ -967,6 +968,7 @@ class MaskOverlaps:
         return columns
 
 
+# What one `_MaskReader` hands to another: its `areas`, and the `found` of its `MaskOverlaps`.
 _OfMasks = tuple[list[np.ndarray], list[tuple[np.ndarray, np.ndarray, np.ndarray]]]
 
 

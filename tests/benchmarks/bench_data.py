@@ -189,6 +189,7 @@ def run_and_watch(
 
 
 def _watch(process: subprocess.Popen[str], peak: list[int]) -> None:
+    time.sleep(0.2)  # until it has its program, a new process has its parent's memory
     while process.poll() is None:
         peak[0] = max(peak[0], sum(map(_pss, _family(process.pid))))
         time.sleep(0.2)
