@@ -161,7 +161,9 @@ import resource, sys, time
 truth, results, iou_type, out = sys.argv[1:]
 def clocks():
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return [sum(u.ru_utime + u.ru_stime for u in used), time.perf_counter(), used[0].ru_maxrss / 2**20]
+    with open("/proc/self/status") as file:  # ru_maxrss would begin with the memory of who started this process
+        peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+    return [sum(u.ru_utime + u.ru_stime for u in used), time.perf_counter(), peak / 2**20]
 {imports}
 before = clocks()
 {evaluate}
