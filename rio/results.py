@@ -314,8 +314,8 @@ def _read_in_parallel(
     """The columns of a file, its first part read here; None where anything is wrong: what, is not said."""
     job = pickle.dumps((path, masks and masks()), protocol=5)
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(_Worker(part)) for part in parts[1:]]
         try:
+            workers = [stack.enter_context(_Worker(part)) for part in parts[1:]]
             for worker in workers:
                 worker.begin(job)
             columns = _read_part(path, parts[0], masks and masks())

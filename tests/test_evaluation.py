@@ -316,12 +316,14 @@ def test_text_that_looks_like_the_end_of_a_record_does_not_fool_the_parts(small,
     assert len(load_results(path, small, processes=4)) == 20
 
 
-@pytest.mark.parametrize("python", ["ends at once", "cannot import"])
+@pytest.mark.parametrize("python", ["is not there", "ends at once", "says something else"])
 def test_a_reading_process_that_fails_is_told_of_and_not_missed(python, small, tmp_path, monkeypatch, caplog):
     path = write(tmp_path / "dt.json", [GOOD] * 300)
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\n" + ("exit 3\n" if python == "ends at once" else "cat > /dev/null\necho no\n"))
     broken.chmod(0o755)
+    if python == "is not there":
+        broken.unlink()
     monkeypatch.setattr(sys, "executable", str(broken))
     assert len(load_results(path, small, processes=2)) == 300
     assert "dt.json: a process that read a part of it failed" in caplog.text
