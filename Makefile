@@ -26,7 +26,7 @@ help:
 	@echo 'make test        run the tests (make test-slow: the long ones, which it leaves out; TEST_WORKERS=$(TEST_WORKERS))'
 	@echo 'make lab         open the notebooks in JupyterLab'
 	@echo 'make app         look at predictions in a browser: RUN=output/demo/rio-seed1  PORT=8866  (this machine only)'
-	@echo 'make bench       measure against the peers and write tests/benchmarks/RESULTS.md and the README's table (BENCH_ARGS="--only data")'
+	@echo 'make bench       measure against the peers and write tests/benchmarks/RESULTS.md and the table in README.md (BENCH_ARGS="--only data")'
 	@echo 'make install     make $(VENV) and install all into it; the others do it as needed'
 	@echo '                 PYTHON=python3.12  VENV=.venv  EXTRAS=$(EXTRAS)'
 	@echo '                 WHEELHOUSE=dir  without a network;  SYSTEM_SITE_PACKAGES=1  use the torch that python has'

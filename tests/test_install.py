@@ -377,6 +377,14 @@ def test_errors_name_the_remedy(tmp_path, arguments, message):
     assert "Traceback" not in result.stderr
 
 
+def test_make_alone_lists_every_command():
+    done = subprocess.run(["make"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    phony = re.search(r"^\.PHONY: (.*)$", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    for name in set(phony[1].split()) - {"help"}:
+        assert f"make {name}" in done.stdout, name
+
+
 def test_make_says_which_pythons_it_wants():
     result = subprocess.run(
         ["make", "-s", "install", "PYTHON=python2.7-that-is-not-there"],
