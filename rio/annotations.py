@@ -70,9 +70,11 @@ __all__ = [
     "frequency_groups",
     "load_annotations",
     "missing_images",
+    "positions",
     "require_images",
     "rle_counts",
     "training_image_indices",
+    "without_collection",
 ]
 
 logger = logging.getLogger(__name__)

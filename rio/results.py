@@ -32,7 +32,7 @@ from typing import Annotated, Any, BinaryIO, TypedDict
 import msgspec
 import numpy as np
 
-from rio.annotations import Annotations, category_id_to_class_id, positions, rle_counts, without_collection
+from rio.annotations import Annotations, positions, rle_counts, without_collection
 
 LEAST_IOU = 0.5  # of the protocol's thresholds: who overlaps less never matches
 
@@ -881,11 +881,9 @@ def _listed_keys(annotations: Annotations, lists: Sequence[Sequence[int]]) -> np
     lengths = np.fromiter(map(len, lists), np.int64, len(lists))
     ids = np.fromiter(itertools.chain.from_iterable(lists), np.int64, int(lengths.sum()))
     image_index = np.repeat(np.arange(len(lists)), lengths)
-    known = np.isin(
-        ids, annotations.category_ids
-    )  # an id the file does not declare can have no prediction either
-    class_ids = category_id_to_class_id(annotations.category_ids, ids[known])
-    return np.unique(image_index[known] * len(annotations.category_ids) + np.asarray(class_ids, np.int64))
+    class_ids = positions(annotations.category_ids, ids)
+    known = class_ids >= 0  # an id the file does not declare can have no prediction either
+    return np.unique(image_index[known] * len(annotations.category_ids) + class_ids[known])
 
 
 # ------------------------------------------------------------------------------------------------------------

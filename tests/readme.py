@@ -11,13 +11,12 @@ import json
 import re
 from pathlib import Path
 
-from rio.study import StudyResult, format_difference
+from rio.study import GROUP_METRICS, StudyResult, format_difference
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "configs" / "studies" / "results"
 BENCHMARKS = ROOT / "tests" / "benchmarks" / "RESULTS.json"
-METRICS = ("AP", "APr", "APc", "APf")
 
 
 def _table(rows: list[list[str]], right: int) -> str:
@@ -30,20 +29,20 @@ def _table(rows: list[list[str]], right: int) -> str:
 def arms(result: StudyResult, kind: str = "bbox") -> str:
     """Every arm: mean over seeds ± half the range."""
     table = result.table()
-    rows = [["", *METRICS]]
+    rows = [["", *GROUP_METRICS]]
     for _, row in table[table["iou_type"] == kind].iterrows():
-        rows.append([f"`{row['arm']}`", *(f"{row[m]:.1f} ±{row[f'{m}_spread']:.1f}" for m in METRICS)])
-    return _table(rows, len(METRICS))
+        rows.append([f"`{row['arm']}`", *(f"{row[m]:.1f} ±{row[f'{m}_spread']:.1f}" for m in GROUP_METRICS)])
+    return _table(rows, len(GROUP_METRICS))
 
 
 def differences(result: StudyResult, kind: str = "bbox") -> str:
     """Every comparison: difference and 95 % interval, bold where resolved."""
     table = result.comparisons()
-    rows = [["", *METRICS]]
+    rows = [["", *GROUP_METRICS]]
     for (arm, baseline), own in table[table["iou_type"] == kind].groupby(["arm", "baseline"], sort=False):
         cells = [format_difference(row, bold=True) for row in own.itertuples()]
         rows.append([f"`{arm}` − `{baseline}`", *cells])
-    return _table(rows, len(METRICS))
+    return _table(rows, len(GROUP_METRICS))
 
 
 def benchmarks() -> str:
