@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import glob
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -56,11 +55,7 @@ FREE_GIB = 9  # torch's CUDA build unpacks to 5.4 GB beside its 2.5 GB of downlo
 # torch and what only ever comes with it: never in a wheelhouse, never pinned where a torch is already there.
 TORCH_FAMILY = re.compile(r"^(torch|torchvision|triton|nvidia-.*|cuda-.*)$")
 WITHOUT_DEPENDENCIES = ("lvis",)
-SOURCE_ONLY = (
-    "antlr4-python3-runtime",
-    "fvcore",
-    "iopath",
-)  # pure Python, but the index has no wheel of them
+SOURCE_ONLY = ("antlr4-python3-runtime", "fvcore", "iopath")  # pure Python, but the index has no wheel of them
 
 # ----------------------------------------------------------------------------------------- detectron2's mends
 
@@ -100,18 +95,13 @@ MENDS: dict[str, list[tuple[str, str, int]]] = {
     # np.int, np.float and np.str are gone since NumPy 1.24.
     "detectron2/data/build.py": [("dtype=np.int)", "dtype=int)", 1), ("dtype=np.int\n", "dtype=int\n", 1)],
     "detectron2/data/datasets/pascal_voc.py": [("dtype=np.str)", "dtype=str)", 1)],
-    "detectron2/evaluation/sem_seg_evaluation.py": [
-        ("dtype=np.int)", "dtype=int)", 2),
-        ("np.float)", "float)", 5),
-    ],
+    "detectron2/evaluation/sem_seg_evaluation.py": [("dtype=np.int)", "dtype=int)", 2), ("np.float)", "float)", 5)],
     # The compiled operators: an error when used, not when imported.
     "detectron2/layers/deform_conv.py": [("from detectron2 import _C\n", NO_C, 1)],
     "detectron2/layers/roi_align_rotated.py": [("from detectron2 import _C\n", NO_C, 1)],
     "detectron2/layers/rotated_boxes.py": [("from detectron2 import _C\n", NO_C, 1)],
     "detectron2/evaluation/fast_eval_api.py": [("from detectron2 import _C\n", NO_C, 1)],
-    "detectron2/utils/collect_env.py": [
-        ('f"not built correctly: {e}"', 'f"none, a pure-Python wheel ({e})"', 1),
-    ],
+    "detectron2/utils/collect_env.py": [('f"not built correctly: {e}"', 'f"none, a pure-Python wheel ({e})"', 1)],
     # pkg_resources is gone since setuptools 81.
     "detectron2/model_zoo/model_zoo.py": [
         ("import pkg_resources\n", "", 1),
@@ -124,7 +114,7 @@ MENDS: dict[str, list[tuple[str, str, int]]] = {
     ],
     # Without it torch warns in every process; "ij" is what it does anyway.
     "detectron2/modeling/anchor_generator.py": [
-        ("torch.meshgrid(shifts_y, shifts_x)", 'torch.meshgrid(shifts_y, shifts_x, indexing="ij")', 1),
+        ("torch.meshgrid(shifts_y, shifts_x)", 'torch.meshgrid(shifts_y, shifts_x, indexing="ij")', 1)
     ],
 }
 ADDED = {"detectron2/_no_compiled_ops.py": NO_COMPILED_OPS}
@@ -161,9 +151,7 @@ class InstallError(RuntimeError):
 
 def mends_hash() -> str:
     """Hash of everything that decides the wheel's content, eight hex digits."""
-    decides = json.dumps(
-        [SDIST_SHA256, MENDS, ADDED, CHANGED_NOTICE, PROJECTS, DETECTRON2_REQUIRES, WHEEL_LAYOUT]
-    )
+    decides = json.dumps([SDIST_SHA256, MENDS, ADDED, CHANGED_NOTICE, PROJECTS, DETECTRON2_REQUIRES, WHEEL_LAYOUT])
     return hashlib.sha256(decides.encode()).hexdigest()[:8]
 
 
@@ -204,11 +192,7 @@ def wheel_files(sdist: Path) -> dict[str, bytes]:
             for source, target in PROJECTS.items():
                 if name.startswith(source + "/"):
                     name = target + name[len(source) :]
-            if (
-                not member.isfile()
-                or not name.startswith("detectron2/")
-                or not name.endswith((".py", ".yaml"))
-            ):
+            if not member.isfile() or not name.startswith("detectron2/") or not name.endswith((".py", ".yaml")):
                 continue
             content = archive.extractfile(member).read()
             if name in MENDS:
@@ -254,9 +238,7 @@ def pack_wheel(sdist: Path, folder: Path) -> Path:
     ]
     files[f"{info}/licenses/LICENSE"] = files.pop("LICENSE")
     files[f"{info}/METADATA"] = "\n".join(metadata).encode()
-    files[f"{info}/WHEEL"] = (
-        b"Wheel-Version: 1.0\nGenerator: rio-install\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    )
+    files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: rio-install\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     record = []
     for name, content in sorted(files.items()):
         digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
@@ -267,9 +249,7 @@ def pack_wheel(sdist: Path, folder: Path) -> Path:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as wheel:
         for name in sorted(files, key=lambda name: (name.startswith(info), name)):
-            entry = zipfile.ZipInfo(
-                name, (2021, 11, 15, 0, 0, 0)
-            )  # v0.6's day: a time of ours would change the hash
+            entry = zipfile.ZipInfo(name, (2021, 11, 15, 0, 0, 0))  # v0.6's day: a time of ours would change the hash
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = 0o100644 << 16
             wheel.writestr(entry, files[name])
@@ -293,8 +273,7 @@ def check_sdist(path: Path) -> None:
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != SDIST_SHA256:
         raise InstallError(
-            f"{path}: sha256 {found}, expected {SDIST_SHA256}. The file is damaged or another "
-            "one; it is not used."
+            f"{path}: sha256 {found}, expected {SDIST_SHA256}. The file is damaged or another one; it is not used."
         )
 
 
@@ -320,14 +299,7 @@ def fetch_sdist(folder: Path) -> Path:
     say(f"fetching the source of detectron2 {SDIST_VERSION}")
     with tempfile.TemporaryDirectory() as temporary:
         tools, down = Path(temporary, "tools"), Path(temporary, "down")
-        pip(
-            "install",
-            "-qq",
-            "--target",
-            str(tools),
-            *FETCHING_PIP,
-            what="fetching pip for the source release",
-        )
+        pip("install", "-qq", "--target", str(tools), *FETCHING_PIP, what="fetching pip for the source release")
         # pip asks the release's setup.py for its metadata; that imports torch, but needs nothing of it.
         stub = tools / "torch" / "utils"
         stub.mkdir(parents=True)
@@ -389,8 +361,7 @@ def pip(*arguments: str, what: str, env: dict[str, str] | None = None) -> None:
     quiet = {"PIP_ROOT_USER_ACTION": "ignore"}
     if subprocess.run(command, env={**os.environ, **quiet, **(env or {})}).returncode:
         raise InstallError(
-            f"{what} failed, see above. Once its cause is mended run the same command again: what was "
-            "installed stays."
+            f"{what} failed, see above. Once its cause is mended run the same command again: what was installed stays."
         )
 
 
@@ -421,9 +392,7 @@ def fingerprint(extras: str, root: Path = REPOSITORY) -> str:
     digest = hashlib.sha256(extras.encode())
     for name in FINGERPRINTED:
         digest.update(name.encode() + b"\0" + (root / name).read_bytes() + b"\0")
-    digest.update(
-        str(root).encode()
-    )  # the package is installed in place: a moved checkout has to be installed again
+    digest.update(str(root).encode())  # the package is installed in place: a moved checkout has to be installed again
     return digest.hexdigest()
 
 
@@ -455,9 +424,7 @@ def install(extras: str, wheelhouse: Path | None, anywhere: bool) -> None:
     constraints = pins((REPOSITORY / "constraints.txt").read_text())
 
     torch, detectron2 = installed("torch"), installed("detectron2")
-    keep_torch = (
-        torch is not None and not ours.get("torch") and torch.partition("+")[0] != constraints["torch"]
-    )
+    keep_torch = torch is not None and not ours.get("torch") and torch.partition("+")[0] != constraints["torch"]
     keep_detectron2 = detectron2 is not None and "+rio" not in detectron2
     if keep_torch:
         say(f"torch {torch} is there and is kept")
@@ -479,9 +446,7 @@ def install(extras: str, wheelhouse: Path | None, anywhere: bool) -> None:
     source = []
     if wheelhouse:
         if not wheelhouse.is_dir():
-            raise InstallError(
-                f"{wheelhouse}: no such folder. `make wheelhouse PYTHON={version_text()}` makes it."
-            )
+            raise InstallError(f"{wheelhouse}: no such folder. `make wheelhouse PYTHON={version_text()}` makes it.")
         if torch is None and not list(wheelhouse.glob("torch-*.whl")):
             raise InstallError(
                 "torch is neither in this environment nor in the wheelhouse, which leaves it out (2.5 GB, and "
@@ -507,9 +472,7 @@ def install(extras: str, wheelhouse: Path | None, anywhere: bool) -> None:
         ]
         bounds.write_text("\n".join([*lines, *(f"{n}=={v}" for n, v in kept.items() if v)]) + "\n")
         use = [*talk, *source, "-c", str(bounds)]
-        tools = [
-            f"{name}=={constraints[name]}" if pinned else name for name in ("pip", "setuptools", "wheel")
-        ]
+        tools = [f"{name}=={constraints[name]}" if pinned else name for name in ("pip", "setuptools", "wheel")]
         pip("install", *use, *tools, what="installing pip and setuptools")
 
         requirements = ["-e", f"{REPOSITORY}[{extras}]" if extras else str(REPOSITORY)]
@@ -554,8 +517,7 @@ def fresh_version(name: str) -> str:
 def check() -> None:
     """Raises: InstallError: what was installed does not import."""
     if problem := imports(
-        "torch, torchvision, cv2, hotcoco, lvis, detectron2.engine, detectron2.evaluation, "
-        "detectron2.model_zoo, rio"
+        "torch, torchvision, cv2, hotcoco, lvis, detectron2.engine, detectron2.evaluation, detectron2.model_zoo, rio"
     ):
         raise InstallError(f"everything is installed but does not import: {problem}")
 
@@ -580,11 +542,7 @@ def is_done(environment: Path, extras: str) -> bool:
 def check_python(folder: Path) -> None:
     """Raises: InstallError: the environment is there and of another Python than the one asked for."""
     settings = folder / "pyvenv.cfg"
-    found = (
-        re.search(r"^version(?:_info)? *= *(\d+\.\d+)", settings.read_text(), re.M)
-        if settings.is_file()
-        else None
-    )
+    found = re.search(r"^version(?:_info)? *= *(\d+\.\d+)", settings.read_text(), re.M) if settings.is_file() else None
     if found and found[1] != version_text():
         raise InstallError(
             f"{folder} is of Python {found[1]}, and {version_text()} was asked for. Remove it "
@@ -598,9 +556,7 @@ def make_environment(folder: Path, system_site_packages: bool) -> Path:
     if python.exists():
         asked = subprocess.run([str(python), "-c", ""], capture_output=True, text=True)
         if asked.returncode:
-            raise InstallError(
-                f"{python} does not run: {asked.stderr.strip()}. Remove {folder} and run again."
-            )
+            raise InstallError(f"{python} does not run: {asked.stderr.strip()}. Remove {folder} and run again.")
         return python
     say(f"making {folder} with Python {platform.python_version()}")
     options = ["--system-site-packages"] if system_site_packages else []
@@ -646,11 +602,7 @@ def collect(folder: Path, python: str, newest: str) -> None:
         raise InstallError(f"PYTHON={python}: rio runs on {versions_text()}")
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {
-        n: v
-        for n, v in pins((REPOSITORY / "constraints.txt").read_text()).items()
-        if not TORCH_FAMILY.match(n)
-    }
+    wanted = {n: v for n, v in pins((REPOSITORY / "constraints.txt").read_text()).items() if not TORCH_FAMILY.match(n)}
     with tempfile.TemporaryDirectory() as temporary:
         listed = Path(temporary, "wheels.txt")
         listed.write_text("".join(f"{n}=={v}\n" for n, v in wanted.items() if n not in SOURCE_ONLY))
@@ -774,9 +726,7 @@ def versions_text() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--venv", type=Path, help="make this environment if need be and install into it")
     parser.add_argument(
         "--system-site-packages", action="store_true", help="let a new environment see the system's torch"
@@ -787,9 +737,7 @@ def main() -> None:
     parser.add_argument("--wheelhouse", type=Path, help="install from this folder, without a network")
     parser.add_argument("--anywhere", action="store_true", help="also into a system's own python")
     parser.add_argument("--force", action="store_true", help="install although nothing has changed")
-    parser.add_argument(
-        "--collect", type=Path, metavar="DIR", help="fill DIR with wheels instead of installing"
-    )
+    parser.add_argument("--collect", type=Path, metavar="DIR", help="fill DIR with wheels instead of installing")
     parser.add_argument("--for-python", default=version_text(), help="the python DIR is for")
     parser.add_argument(
         "--platform", default=f"manylinux_2_28_{platform.machine()}", help="the newest tag DIR may hold"

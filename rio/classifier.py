@@ -36,9 +36,7 @@ class CosineClassifier(nn.Module):
     def __init__(self, in_features: int, num_outputs: int, scale: float = 48.0) -> None:
         super().__init__()
         if in_features < 1 or num_outputs < 1:
-            raise ValueError(
-                f"in_features, num_outputs: expected at least 1 each, found {in_features}, {num_outputs}"
-            )
+            raise ValueError(f"in_features, num_outputs: expected at least 1 each, found {in_features}, {num_outputs}")
         if not (scale > 0 and math.isfinite(scale)):
             raise ValueError(f"scale: expected a finite number > 0, found {scale} (MODEL.RIO.COSINE_SCALE)")
         self.in_features = in_features

@@ -29,15 +29,11 @@ REFERENCE_KEYS = {
     "MIN_CACHE": "MODEL.RIO.REPLAY_PER_CLASS (the same number)",
     "MAX_CACHE": "MODEL.RIO.SLOTS_PER_CLASS (the same number)",
     "RANDOM_SELECT": "MODEL.RIO.REPLAY_ORDER ('newest' for False, 'random' for True)",
-    "CACHE_CAT_FILE": (
-        "MODEL.RIO.BANK_MAX_IMAGE_COUNT (30 means: classes with image_count <= 30; no file is read)"
-    ),
+    "CACHE_CAT_FILE": ("MODEL.RIO.BANK_MAX_IMAGE_COUNT (30 means: classes with image_count <= 30; no file is read)"),
     "CLS_LAYER": "MODEL.RIO.CLASSIFIER ('cosine' or 'linear')",
 }
 # Values of the reference that have another name here: (key, value) -> remedy.
-REFERENCE_VALUES = {
-    ("MODEL.ROI_HEADS.NAME", "MemoryROIHeads"): "RIOROIHeads",
-}
+REFERENCE_VALUES = {("MODEL.ROI_HEADS.NAME", "MemoryROIHeads"): "RIOROIHeads"}
 
 
 class ConfigError(ValueError):
@@ -158,9 +154,7 @@ def load_config(path: str | os.PathLike[str] | None = None, opts: Sequence[str] 
             nested = {part: nested}
         _check_keys(nested, cfg, where=where)
         if isinstance(_lookup(cfg, key), CfgNode):
-            raise ConfigError(
-                f"{where}: is a group of keys, not a value. Name one of {sorted(_lookup(cfg, key))}"
-            )
+            raise ConfigError(f"{where}: is a group of keys, not a value. Name one of {sorted(_lookup(cfg, key))}")
         _merge(cfg, nested, where=where)
     validate(cfg)
     return cfg
@@ -177,8 +171,7 @@ def validate(cfg: CfgNode) -> None:
     """
     if "RIO" not in cfg.MODEL:
         raise ConfigError(
-            "MODEL.RIO: expected a config with this node, found none. Call rio.config.add_rio_config(cfg)"
-            " first"
+            "MODEL.RIO: expected a config with this node, found none. Call rio.config.add_rio_config(cfg) first"
         )
     rio = cfg.MODEL.RIO
 
@@ -223,9 +216,7 @@ def validate(cfg: CfgNode) -> None:
     _check_class_frequency(rio.CLASS_FREQUENCY, num_classes)
 
     head = cfg.MODEL.ROI_HEADS.NAME
-    wanted = [
-        f"{k} {rio[k]}" for k, off in (("BANK_ENABLED", False), ("CLASSIFIER", "linear")) if rio[k] != off
-    ]
+    wanted = [f"{k} {rio[k]}" for k, off in (("BANK_ENABLED", False), ("CLASSIFIER", "linear")) if rio[k] != off]
     if wanted and head not in ROI_HEADS:
         raise ConfigError(
             f"MODEL.ROI_HEADS.NAME: expected one of {list(ROI_HEADS)} because MODEL.RIO.{wanted[0]} is set,"
@@ -245,14 +236,10 @@ def _check_class_ids(class_ids: Any, num_classes: int) -> None:
     if not isinstance(class_ids, (list, tuple)) or any(
         isinstance(c, bool) or not isinstance(c, int) for c in class_ids
     ):
-        raise ConfigError(
-            f"MODEL.RIO.BANK_CLASS_IDS: expected a list of 0-based class ids, found {class_ids!r}"
-        )
+        raise ConfigError(f"MODEL.RIO.BANK_CLASS_IDS: expected a list of 0-based class ids, found {class_ids!r}")
     if len(set(class_ids)) != len(class_ids):
         twice = sorted({c for c in class_ids if list(class_ids).count(c) > 1})
-        raise ConfigError(
-            f"MODEL.RIO.BANK_CLASS_IDS: expected every class id once, found {twice} more than once"
-        )
+        raise ConfigError(f"MODEL.RIO.BANK_CLASS_IDS: expected every class id once, found {twice} more than once")
     high = num_classes if num_classes else float("inf")
     bad = [c for c in class_ids if not 0 <= c < high]
     if bad:
@@ -311,9 +298,7 @@ def _file_chain(path: str) -> list[tuple[str, dict]]:
         if base is None:
             return chain[::-1]
         if not isinstance(base, str) or not base:
-            raise ConfigError(
-                f"config file {file}: _BASE_: expected the path of one YAML file, found {base!r}"
-            )
+            raise ConfigError(f"config file {file}: _BASE_: expected the path of one YAML file, found {base!r}")
         base = os.path.expanduser(base)
         named_by = f", named by _BASE_ in {file}"
         file = base if os.path.isabs(base) else os.path.join(os.path.dirname(file), base)
@@ -324,9 +309,7 @@ def _read_yaml(file: str, named_by: str) -> dict:
         what = "a folder" if os.path.isdir(file) else "nothing there"
         folder = os.path.dirname(file) or "."
         near = (
-            difflib.get_close_matches(os.path.basename(file), os.listdir(folder), n=1)
-            if os.path.isdir(folder)
-            else []
+            difflib.get_close_matches(os.path.basename(file), os.listdir(folder), n=1) if os.path.isdir(folder) else []
         )
         hint = (
             f"Did you mean {os.path.join(folder, near[0])}?"
@@ -339,9 +322,7 @@ def _read_yaml(file: str, named_by: str) -> dict:
             values = yaml.safe_load(f)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         text = " ".join(str(error).split())
-        raise ConfigError(
-            f"config file {file}: expected plain YAML (no Python tags), found: {text}"
-        ) from error
+        raise ConfigError(f"config file {file}: expected plain YAML (no Python tags), found: {text}") from error
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -371,14 +352,10 @@ def _check_keys(values: Mapping, cfg: CfgNode, *, where: str) -> None:
         if full in known:
             new = REFERENCE_VALUES.get((full, value)) if isinstance(value, str) else None
             if new:
-                raise ConfigError(
-                    f"{where}: {full}: {value!r} is the reference implementation's name. Write {new}"
-                )
+                raise ConfigError(f"{where}: {full}: {value!r} is the reference implementation's name. Write {new}")
             continue
         if name in REFERENCE_KEYS:
-            raise ConfigError(
-                f"{where}: {full} is a key of the reference implementation. Write {REFERENCE_KEYS[name]}"
-            )
+            raise ConfigError(f"{where}: {full} is a key of the reference implementation. Write {REFERENCE_KEYS[name]}")
         parent = full.rpartition(".")[0]
         if parent and parent not in known:
             continue  # its parent was reported already, or is a plain value: the merge says so
@@ -408,8 +385,7 @@ def _merge(cfg: CfgNode, values: Mapping, *, where: str) -> None:
         if isinstance(old, CfgNode):
             if not isinstance(value, Mapping):
                 raise ConfigError(
-                    f"{where}: {full}: expected keys below it ({', '.join(sorted(old)[:4])}, ...), found"
-                    f" {value!r}"
+                    f"{where}: {full}: expected keys below it ({', '.join(sorted(old)[:4])}, ...), found {value!r}"
                 )
             continue
         decoded = CfgNode._decode_cfg_value(value)
@@ -425,14 +401,9 @@ def _merge(cfg: CfgNode, values: Mapping, *, where: str) -> None:
     if cfg.VERSION != 2:
         found, cfg.VERSION = cfg.VERSION, 2
         raise ConfigError(
-            f"{where}: VERSION: expected 2, detectron2's current config format, found {found!r}. Rewrite the"
-            " file"
+            f"{where}: VERSION: expected 2, detectron2's current config format, found {found!r}. Rewrite the file"
         )
 
 
 def _kind(value: Any) -> str:
-    return (
-        f"{type(value).__name__} (such as {value!r})"
-        if value not in ("", [], (), None)
-        else type(value).__name__
-    )
+    return f"{type(value).__name__} (such as {value!r})" if value not in ("", [], (), None) else type(value).__name__

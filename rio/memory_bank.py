@@ -158,9 +158,7 @@ class MemoryBank(nn.Module):
         self.register_buffer("gt_boxes", torch.zeros(t, s, 4))
         # (image id, place among its annotations), -1 = unknown
         self.register_buffer("object_ids", torch.full((t, s, 2), -1, dtype=torch.int64))
-        self.register_buffer(
-            "num_written", torch.zeros(t, dtype=torch.int64)
-        )  # since the start, not capped at S
+        self.register_buffer("num_written", torch.zeros(t, dtype=torch.int64))  # since the start, not capped at S
         self.register_buffer("written_at", torch.full((t, s), -1, dtype=torch.int64))
         self.register_buffer("class_ids", torch.tensor(class_ids, dtype=torch.int64))
         # class_id + 1 -> index into the bank, T = not a target. The shift gives detectron2's "ignore" (-1) a
@@ -312,8 +310,7 @@ class MemoryBank(nn.Module):
             image = _image_of_row(rois_per_image, gt_classes)[row]
             features = self._as_stored(features.detach().index_select(0, row))
             proposal_boxes, gt_boxes = (
-                boxes.detach().index_select(0, row).to(self.gt_boxes.dtype)
-                for boxes in (proposal_boxes, gt_boxes)
+                boxes.detach().index_select(0, row).to(self.gt_boxes.dtype) for boxes in (proposal_boxes, gt_boxes)
             )
             index, row, features, proposal_boxes, gt_boxes, object_ids = _gathered(
                 index, image, features, proposal_boxes, gt_boxes, object_ids.index_select(0, row)
@@ -322,9 +319,7 @@ class MemoryBank(nn.Module):
             self._append(index, row, features, proposal_boxes, gt_boxes, object_ids)
         self.iteration += 1
 
-    def _best_of_objects(
-        self, proposal_boxes: Tensor, gt_boxes: Tensor, target: Tensor, image: Tensor
-    ) -> Tensor:
+    def _best_of_objects(self, proposal_boxes: Tensor, gt_boxes: Tensor, target: Tensor, image: Tensor) -> Tensor:
         """(R,) bool: the RoI is among the ``write_max_per_object`` best of its object."""
         iou = _paired_iou(proposal_boxes, gt_boxes)
         order = iou.argsort(descending=True, stable=True)  # (R,), the best first
@@ -334,13 +329,7 @@ class MemoryBank(nn.Module):
         return rank < self.write_max_per_object
 
     def _append(
-        self,
-        index: Tensor,
-        row: Tensor,
-        features: Tensor,
-        proposal_boxes: Tensor,
-        gt_boxes: Tensor,
-        object_ids: Tensor,
+        self, index: Tensor, row: Tensor, features: Tensor, proposal_boxes: Tensor, gt_boxes: Tensor, object_ids: Tensor
     ) -> None:
         """Append rows ``row`` (W,) of the other tensors, in this order, to the target classes index (W,)."""
         num_slots = self.slots_per_class
@@ -428,9 +417,7 @@ class MemoryBank(nn.Module):
 
     def nbytes(self) -> int:
         """Bytes that this bank's persistent buffers take."""
-        return memory_bank_bytes(
-            self.num_target_classes, self.slots_per_class, self.feature_dim, self.features.dtype
-        )
+        return memory_bank_bytes(self.num_target_classes, self.slots_per_class, self.feature_dim, self.features.dtype)
 
     def _generator(self, device: torch.device) -> torch.Generator:
         # Made anew from (seed, step): nothing to checkpoint beyond the step, and no other draw can shift it.
@@ -443,8 +430,7 @@ class MemoryBank(nn.Module):
     def _check_device(self, gt_classes: Tensor) -> None:
         if gt_classes.ndim != 1 or gt_classes.is_floating_point():
             raise ValueError(
-                f"gt_classes: expected class ids of shape (R,), found {tuple(gt_classes.shape)}"
-                f" {gt_classes.dtype}"
+                f"gt_classes: expected class ids of shape (R,), found {tuple(gt_classes.shape)} {gt_classes.dtype}"
             )
         if gt_classes.device != self.num_written.device:
             raise ValueError(
@@ -453,12 +439,7 @@ class MemoryBank(nn.Module):
             )
 
     def _check_rows(
-        self,
-        features: Tensor,
-        proposal_boxes: Tensor,
-        gt_boxes: Tensor,
-        gt_classes: Tensor,
-        object_ids: Tensor | None,
+        self, features: Tensor, proposal_boxes: Tensor, gt_boxes: Tensor, gt_classes: Tensor, object_ids: Tensor | None
     ) -> None:
         self._check_device(gt_classes)
         if features.ndim != 2 or features.shape[1] != self.feature_dim:
@@ -476,9 +457,7 @@ class MemoryBank(nn.Module):
                     f"{name}: expected ({rows}, 4), one XYXY box an RoI, found {tuple(boxes.shape)}. "
                     "Rotated boxes are not supported"
                 )
-        if object_ids is not None and (
-            tuple(object_ids.shape) != (rows, 2) or object_ids.dtype != torch.int64
-        ):
+        if object_ids is not None and (tuple(object_ids.shape) != (rows, 2) or object_ids.dtype != torch.int64):
             raise ValueError(
                 f"object_ids: expected ({rows}, 2) int64, image id and place of each RoI's object, found "
                 f"{tuple(object_ids.shape)} {object_ids.dtype}"
@@ -493,14 +472,11 @@ class MemoryBank(nn.Module):
         version, iteration = (int(v) for v in state)
         if version not in (1, _FORMAT):
             raise ValueError(
-                f"memory bank state: expected format 1 or {_FORMAT}, found {version}. Use the version that"
-                " wrote it"
+                f"memory bank state: expected format 1 or {_FORMAT}, found {version}. Use the version that wrote it"
             )
         self.iteration = iteration
 
-    def _load_from_state_dict(
-        self, state_dict, prefix, metadata, strict, missing, unexpected, errors
-    ) -> None:
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
         # All or nothing. A bank loaded in part (checkpointers drop tensors of another shape) would replay
         # zeros.
         extra = state_dict.get(prefix + "_extra_state")
@@ -516,14 +492,12 @@ class MemoryBank(nn.Module):
             elif name == "class_ids" and not torch.equal(tensor.to(own.device), own):
                 problems.append(f"{prefix}{name}: the same number of target classes, but other ones")
         if found and len(found) < len(names):
-            problems.append(
-                f"{prefix}{{{','.join(sorted(set(names) - set(found)))}}}: absent, or of another shape"
-            )
+            problems.append(f"{prefix}{{{','.join(sorted(set(names) - set(found)))}}}: absent, or of another shape")
         if problems:
             errors.append(
                 f"the memory bank in the checkpoint does not fit: {'; '.join(sorted(problems))}. Shapes are"
                 " (target classes, SLOTS_PER_CLASS, feature width): keep MODEL.RIO and the training set of"
-                " the run, or load without the bank (rio.checkpoints.load_weights does)"
+                " the run, or load without the bank (rio.engine.weights.load_weights does)"
             )
             return
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
@@ -630,9 +604,7 @@ def _check_arguments(
     if feature_dim < 1:
         raise ValueError(f"feature_dim: expected at least 1, found {feature_dim}")
     if slots_per_class < 1:
-        raise ValueError(
-            f"slots_per_class: expected at least 1, found {slots_per_class} (MODEL.RIO.SLOTS_PER_CLASS)"
-        )
+        raise ValueError(f"slots_per_class: expected at least 1, found {slots_per_class} (MODEL.RIO.SLOTS_PER_CLASS)")
     if not 1 <= replay_per_class <= slots_per_class:
         raise ValueError(
             f"replay_per_class: expected 1..slots_per_class ({slots_per_class}), found {replay_per_class} "

@@ -39,12 +39,7 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat, cross_entropy
-from detectron2.modeling.roi_heads import (
-    ROI_HEADS_REGISTRY,
-    CascadeROIHeads,
-    FastRCNNOutputLayers,
-    StandardROIHeads,
-)
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads, FastRCNNOutputLayers, StandardROIHeads
 from detectron2.structures import Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
@@ -114,9 +109,7 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):
                 f"{memory_bank.feature_dim}"
             )
         if memory_bank is not None and memory_bank.num_classes != self.num_classes:
-            raise ValueError(
-                f"memory_bank: expected num_classes {self.num_classes}, found {memory_bank.num_classes}"
-            )
+            raise ValueError(f"memory_bank: expected num_classes {self.num_classes}, found {memory_bank.num_classes}")
         if class_frequency and (
             len(class_frequency) != self.num_classes or not set(class_frequency) <= set(FREQUENCY_GROUPS)
         ):
@@ -223,9 +216,7 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):
             gt_classes = cat([p.gt_classes for p in proposals])
             proposal_boxes = cat([p.proposal_boxes.tensor for p in proposals])
             # An image without objects has no gt_boxes and no ids; all its RoIs are background and never read.
-            gt_boxes = cat(
-                [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
-            )
+            gt_boxes = cat([(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals])
             if any(p.has("gt_object_ids") for p in proposals):
                 object_ids = cat(
                     [
@@ -239,9 +230,7 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):
 
         replay = None
         if bank.iteration >= self.bank_start_iter:
-            replay = bank.sample(
-                gt_classes, max_per_foreground=self.replay_max_per_foreground, dtype=features.dtype
-            )
+            replay = bank.sample(gt_classes, max_per_foreground=self.replay_max_per_foreground, dtype=features.dtype)
         bank.write(
             features,
             proposal_boxes,
@@ -254,9 +243,7 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):
             self._log(gt_classes, features, replay)
         return replay
 
-    def _log(
-        self, gt_classes: Tensor, features: Tensor | None = None, replay: Replay | None = None
-    ) -> None:
+    def _log(self, gt_classes: Tensor, features: Tensor | None = None, replay: Replay | None = None) -> None:
         """Write the telemetry of a step, with one synchronisation; see the module's docstring.
 
         Args:
@@ -303,9 +290,7 @@ def _shares(name: str, counts: Tensor) -> dict[str, Tensor]:
     return {name.format(group): share for group, share in zip(FREQUENCY_GROUPS, shares, strict=True)}
 
 
-def _exchange_predictor(
-    cfg: CfgNode, predictor: FastRCNNOutputLayers, shape: ShapeSpec, stage: int = 0
-) -> nn.Module:
+def _exchange_predictor(cfg: CfgNode, predictor: FastRCNNOutputLayers, shape: ShapeSpec, stage: int = 0) -> nn.Module:
     """A RIO predictor in place of the one detectron2 built, with its initial weights where they exist.
 
     The global random state is left as detectron2 left it: with one seed all other parts of the model start

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from rio.annotations import Annotations
+    from rio.data.annotations import Annotations
 
 METHODS = ("none", "rfs", "irfs", "class_aware")
 
@@ -76,9 +76,7 @@ def category_repeat_factors(
     if image_count.ndim != 1:
         raise SamplerError(f"image_count: expected shape (K,), found {image_count.shape}.")
     if num_images < 1:
-        raise SamplerError(
-            f"num_images: expected at least 1, found {num_images}. Is the annotation file empty?"
-        )
+        raise SamplerError(f"num_images: expected at least 1, found {num_images}. Is the annotation file empty?")
     if image_count.size and (image_count.min() < 0 or image_count.max() > num_images):
         worst = int(np.argmax((image_count < 0) | (image_count > num_images)))
         raise SamplerError(
@@ -94,9 +92,7 @@ def category_repeat_factors(
     frequency = image_count / num_images
     if method == "irfs":
         if instance_count is None:
-            raise SamplerError(
-                "instance_count: method 'irfs' needs the number of objects per category, found None."
-            )
+            raise SamplerError("instance_count: method 'irfs' needs the number of objects per category, found None.")
         instance_count = np.asarray(instance_count, dtype=np.int64)
         if instance_count.shape != image_count.shape or (instance_count < image_count).any():
             raise SamplerError(
@@ -112,12 +108,7 @@ def category_repeat_factors(
 
 
 def image_repeat_factors(
-    annotations: Annotations,
-    method: str,
-    repeat_threshold: float,
-    sqrt: bool = True,
-    *,
-    filter_empty: bool = False,
+    annotations: Annotations, method: str, repeat_threshold: float, sqrt: bool = True, *, filter_empty: bool = False
 ) -> np.ndarray:
     """Expected number of times each image is shown in an epoch.
 
@@ -176,9 +167,7 @@ def image_repeat_factors(
         np.maximum.at(factors, image, per_category[category])
     elif method == "class_aware" and annotated.any():
         num_categories = len(annotations.category_ids)
-        pairs = np.unique(
-            image * num_categories + category
-        )  # an image counts once a category, as in image_count
+        pairs = np.unique(image * num_categories + category)  # an image counts once a category, as in image_count
         image, category = np.divmod(pairs, num_categories)
         count = np.bincount(category, minlength=num_categories)
         scale = annotated.sum() / np.count_nonzero(count)
@@ -231,9 +220,7 @@ def _rounded(repeat_factors: np.ndarray, bits: np.random.PCG64) -> np.ndarray:
     whole = np.trunc(repeat_factors)
     fraction = repeat_factors - whole
     repeats = whole.astype(np.int64)
-    if (
-        fraction.any()
-    ):  # whole factors (no resampling) need no random numbers, and every epoch has the same length
+    if fraction.any():  # whole factors (no resampling) need no random numbers, and every epoch has the same length
         uniform = (bits.random_raw(len(fraction)) >> np.uint64(11)) * 2.0**-53  # in [0, 1), exact in float64
         repeats += uniform < fraction
     return repeats
@@ -298,45 +285,27 @@ class TrainingSampler:
                 annotations, method, repeat_threshold, sqrt, filter_empty=filter_empty
             )
         elif method != "none" or filter_empty:
-            raise SamplerError(
-                "method and filter_empty need annotations; repeat_factors already say how often."
-            )
+            raise SamplerError("method and filter_empty need annotations; repeat_factors already say how often.")
         elif num_images is not None:
             if num_images < 1:
-                raise SamplerError(
-                    f"num_images: expected at least 1, found {num_images}. Is the data set empty?"
-                )
+                raise SamplerError(f"num_images: expected at least 1, found {num_images}. Is the data set empty?")
             repeat_factors = np.ones(num_images, dtype=np.float32)
         factors = np.asarray(repeat_factors, dtype=np.float32)
         if factors.ndim != 1 or factors.size == 0:
-            raise SamplerError(
-                f"repeat_factors: expected shape (I,) with I >= 1 images, found {factors.shape}."
-            )
+            raise SamplerError(f"repeat_factors: expected shape (I,) with I >= 1 images, found {factors.shape}.")
         if not np.isfinite(factors).all() or (factors < 0).any():
             worst = int(np.argmax(~np.isfinite(factors) | (factors < 0)))
-            raise SamplerError(
-                f"repeat_factors[{worst}]: expected a finite number >= 0, found {factors[worst]}."
-            )
+            raise SamplerError(f"repeat_factors[{worst}]: expected a finite number >= 0, found {factors[worst]}.")
         if factors.sum() < 1:
-            raise SamplerError(
-                f"repeat_factors: they sum to {factors.sum():g} showings an epoch, expected at least 1."
-            )
+            raise SamplerError(f"repeat_factors: they sum to {factors.sum():g} showings an epoch, expected at least 1.")
         if seed < 0:
-            raise SamplerError(
-                f"seed: expected an integer >= 0, found {seed}. Choose one and give it to every rank."
-            )
+            raise SamplerError(f"seed: expected an integer >= 0, found {seed}. Choose one and give it to every rank.")
         if world_size < 1 or not 0 <= rank < world_size:
             raise SamplerError(f"rank {rank} of world_size {world_size}: expected 0 <= rank < world_size.")
         if start < 0:
             raise SamplerError(f"start: expected a global position >= 0, found {start}.")
         self.repeat_factors = factors
-        self.seed, self.rank, self.world_size, self.start, self.shuffle = (
-            seed,
-            rank,
-            world_size,
-            start,
-            shuffle,
-        )
+        self.seed, self.rank, self.world_size, self.start, self.shuffle = (seed, rank, world_size, start, shuffle)
         # First global position of epochs 0, 1, ... as far as they were asked for.
         self._epoch_starts = [0]
         self._constant_length = int(factors.sum()) if (factors == np.trunc(factors)).all() else None
@@ -357,9 +326,7 @@ class TrainingSampler:
             first = self.epoch_start(epoch)
             indices = epoch_indices(self.repeat_factors, self.seed, epoch, shuffle=self.shuffle)
             skip = max(start - first, 0)
-            skip += (
-                self.rank - first - skip
-            ) % self.world_size  # on to the next position that is this rank's
+            skip += (self.rank - first - skip) % self.world_size  # on to the next position that is this rank's
             mine = np.arange(skip, len(indices), self.world_size)
             yield first + mine, indices[mine]
             epoch += 1
@@ -408,12 +375,7 @@ class BatchSampler:
     """
 
     def __init__(
-        self,
-        sampler: TrainingSampler,
-        *,
-        batch_size: int,
-        groups: np.ndarray | None = None,
-        start_iteration: int = 0,
+        self, sampler: TrainingSampler, *, batch_size: int, groups: np.ndarray | None = None, start_iteration: int = 0
     ):
         if batch_size < 1 or batch_size % sampler.world_size:
             raise SamplerError(
@@ -430,8 +392,7 @@ class BatchSampler:
             groups = np.asarray(groups)
             if groups.shape != sampler.repeat_factors.shape:
                 raise SamplerError(
-                    f"groups: expected one an image, shape {sampler.repeat_factors.shape}, "
-                    f"found {groups.shape}."
+                    f"groups: expected one an image, shape {sampler.repeat_factors.shape}, found {groups.shape}."
                 )
         self.sampler = sampler
         self.batch_size = batch_size
@@ -478,9 +439,7 @@ class BatchSampler:
 
 def aspect_ratio_groups(annotations: Annotations) -> np.ndarray:
     """(I,) int8: 0 for images wider than high, 1 for the others; batches of one kind need less padding."""
-    return np.where(np.asarray(annotations.image_width) > np.asarray(annotations.image_height), 0, 1).astype(
-        np.int8
-    )
+    return np.where(np.asarray(annotations.image_width) > np.asarray(annotations.image_height), 0, 1).astype(np.int8)
 
 
 # ------------------------------------------------------------------------------------------------- checks
@@ -488,9 +447,7 @@ def aspect_ratio_groups(annotations: Annotations) -> np.ndarray:
 
 def _check_method(method: str, allowed: tuple[str, ...]) -> None:
     if method not in allowed:
-        raise SamplerError(
-            f"method (MODEL.RIO.SAMPLER): expected one of {', '.join(allowed)}, found {method!r}."
-        )
+        raise SamplerError(f"method (MODEL.RIO.SAMPLER): expected one of {', '.join(allowed)}, found {method!r}.")
 
 
 def _check_threshold(repeat_threshold: float) -> None:

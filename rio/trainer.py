@@ -59,13 +59,14 @@ from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
-from rio import backbone, datasets
-from rio import roi_heads as _  # as backbone does, it registers its modules with detectron2
-from rio.annotations import Annotations, check_same_categories
-from rio.checkpoints import ADDED, CheckpointError, load_weights, read_weights
 from rio.config import ConfigError, get_rio_cfg, validate
-from rio.evaluation import Evaluation, evaluate
-from rio.results import write_atomically
+from rio.data import names as datasets
+from rio.data.annotations import Annotations, check_same_categories
+from rio.data.files import write_atomically
+from rio import roi_heads as _  # noqa: F401  as backbone does, it registers its modules with detectron2
+from rio.engine import backbone, records
+from rio.engine.weights import ADDED, CheckpointError, load_weights, read_weights
+from rio.results.evaluation import Evaluation, evaluate
 from rio.sampler import BatchSampler, TrainingSampler, aspect_ratio_groups
 
 # Periodic checkpoints that stay in the run's folder, beside model_final and model_best. Each is about twice
@@ -168,8 +169,8 @@ def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
             f"DATASETS.TRAIN: expected one data set, found {list(cfg.DATASETS.TRAIN)}. Name one, for "
             "example DATASETS.TRAIN '(\"train.json@images\",)'; merge several JSON files into one first"
         )
-    cfg.DATASETS.TRAIN = tuple(datasets.resolve(name) for name in cfg.DATASETS.TRAIN)
-    cfg.DATASETS.TEST = tuple(datasets.resolve(name) for name in cfg.DATASETS.TEST)
+    cfg.DATASETS.TRAIN = tuple(records.resolve(name) for name in cfg.DATASETS.TRAIN)
+    cfg.DATASETS.TEST = tuple(records.resolve(name) for name in cfg.DATASETS.TEST)
     train = datasets.annotations_of(cfg.DATASETS.TRAIN[0], check_images=True)
     _resolve_num_classes(cfg, train, cfg.DATASETS.TRAIN[0])
     for name in cfg.DATASETS.TEST:
@@ -177,7 +178,7 @@ def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
     _resolve_masks(cfg, train)
 
     if cfg.MODEL.RIO.BANK_ENABLED and not len(cfg.MODEL.RIO.BANK_CLASS_IDS):
-        ids = datasets.target_class_ids(train, cfg.MODEL.RIO.BANK_MAX_IMAGE_COUNT)
+        ids = records.target_class_ids(train, cfg.MODEL.RIO.BANK_MAX_IMAGE_COUNT)
         if not len(ids):
             raise ConfigError(
                 f"MODEL.RIO.BANK_MAX_IMAGE_COUNT {cfg.MODEL.RIO.BANK_MAX_IMAGE_COUNT}: expected some class "
@@ -192,9 +193,7 @@ def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
         # One number for all ranks: the first rank's.
         cfg.SEED = comm.all_gather(stored if stored is not None else secrets.randbelow(2**31))[0]
     if cfg.TEST.PRECISE_BN.ENABLED:
-        raise ConfigError(
-            "TEST.PRECISE_BN.ENABLED: expected False, found True; it is not part of a resumable run here"
-        )
+        raise ConfigError("TEST.PRECISE_BN.ENABLED: expected False, found True; it is not part of a resumable run here")
     if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER > 0:
         logger.warning(
             "SOLVER.WARMUP_ITERS %d >= SOLVER.MAX_ITER %d: the learning rate is still being warmed up when "
@@ -244,7 +243,7 @@ def setup_inference(cfg: CfgNode, *, need_test_sets: bool = True) -> CfgNode:
     test_sets = []
     for name in cfg.DATASETS.TEST:
         try:
-            test_sets.append(datasets.resolve(name))
+            test_sets.append(records.resolve(name))
         except FileNotFoundError as error:
             if need_test_sets:
                 raise
@@ -270,11 +269,10 @@ def training_annotations(cfg: CfgNode) -> Annotations | None:
     if not len(cfg.DATASETS.TRAIN):
         return None
     try:
-        return datasets.annotations_of(datasets.resolve(cfg.DATASETS.TRAIN[0]))
+        return datasets.annotations_of(records.resolve(cfg.DATASETS.TRAIN[0]))
     except FileNotFoundError as error:
         logger.warning(
-            "The training set %s is not at hand (%s): class names and frequency groups come from the test "
-            "set's file.",
+            "The training set %s is not at hand (%s): class names and frequency groups come from the test set's file.",
             cfg.DATASETS.TRAIN[0],
             str(error).splitlines()[0],
         )
@@ -294,9 +292,7 @@ def start_logging(output_dir: str | None) -> None:
         console.setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%H:%M:%S"))
         handlers.append(console)
     if output_dir:
-        file = logging.FileHandler(
-            os.path.join(output_dir, "log.txt" if rank == 0 else f"log.txt.rank{rank}")
-        )
+        file = logging.FileHandler(os.path.join(output_dir, "log.txt" if rank == 0 else f"log.txt.rank{rank}"))
         file.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s"))
         handlers.append(file)
     for name in ("rio", "detectron2", "fvcore"):
@@ -322,9 +318,7 @@ def _resolve_device(cfg: CfgNode) -> None:
         logger.warning("No GPU is usable here: MODEL.DEVICE %s -> cpu.", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
     if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED:
-        logger.warning(
-            "SOLVER.AMP.ENABLED True -> False: mixed precision needs a GPU; this run computes in float32."
-        )
+        logger.warning("SOLVER.AMP.ENABLED True -> False: mixed precision needs a GPU; this run computes in float32.")
         cfg.SOLVER.AMP.ENABLED = False
     if cfg.MODEL.DEVICE == "cpu" and cfg.MODEL.RESNETS.NORM == "SyncBN":
         raise ConfigError("MODEL.RESNETS.NORM: SyncBN needs a GPU. Set it to BN or FrozenBN")
@@ -405,7 +399,7 @@ class TrainingSamples(Dataset):
     """(position, image index) -> what detectron2's mapper makes of the image, the same in every process.
 
     Args:
-        records: detectron2 dicts, see ``rio.datasets.records``.
+        records: detectron2 dicts, see ``rio.engine.records.records``.
         mapper: a record -> model input; may draw from the global generators.
         seed: the run's.
     """
@@ -559,7 +553,7 @@ def build_training_loader(cfg: CfgNode) -> TrainingLoader:
     )
     groups = aspect_ratio_groups(annotations) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
     batches = BatchSampler(sampler, batch_size=cfg.SOLVER.IMS_PER_BATCH, groups=groups)
-    samples = TrainingSamples(datasets.records(annotations), _Mapper(cfg, True), cfg.SEED)
+    samples = TrainingSamples(records.records(annotations), _Mapper(cfg, True), cfg.SEED)
     return TrainingLoader(samples, batches, cfg.DATALOADER.NUM_WORKERS)
 
 
@@ -620,10 +614,7 @@ class Checkpointer(DetectionCheckpointer):
         path = os.path.join(self.save_dir, basename)
         try:
             write_atomically(path, content)
-        except (
-            OSError,
-            RuntimeError,
-        ) as error:  # torch reports a failed write of its zip file as RuntimeError
+        except (OSError, RuntimeError) as error:  # torch reports a failed write of its zip file as RuntimeError
             raise CheckpointError(
                 f"checkpoint {path}: could not be written: {error}. Earlier checkpoints are untouched; make "
                 "room, then go on with --resume"
@@ -734,9 +725,7 @@ def _is_bank(name: str) -> bool:
 
 def _periodic(folder: str) -> list[str]:
     return sorted(
-        p
-        for p in glob.glob(os.path.join(glob.escape(folder), "model_*.pth"))
-        if re.search(r"_\d{7,}\.pth$", p)
+        p for p in glob.glob(os.path.join(glob.escape(folder), "model_*.pth")) if re.search(r"_\d{7,}\.pth$", p)
     )
 
 
@@ -763,9 +752,7 @@ class _EvaluateAndKeepBest(HookBase):
     detectron2's BestCheckpointer would move ``last_checkpoint`` to the best one and forget its AP on resume.
     """
 
-    def __init__(
-        self, period: int, function: Callable[[], dict[str, dict[str, float]]], checkpointer: Checkpointer
-    ):
+    def __init__(self, period: int, function: Callable[[], dict[str, dict[str, float]]], checkpointer: Checkpointer):
         self._period, self._function, self._checkpointer = period, function, checkpointer
 
     def after_step(self) -> None:
@@ -781,10 +768,7 @@ class _EvaluateAndKeepBest(HookBase):
     def _run(self, iteration: int) -> None:
         metrics = self._function()
         flat = {
-            f"{kind}/{name}": v
-            for kind, values in metrics.items()
-            for name, v in values.items()
-            if math.isfinite(v)
+            f"{kind}/{name}": v for kind, values in metrics.items() for name, v in values.items() if math.isfinite(v)
         }
         self.trainer.storage.put_scalars(**flat, smoothing_hint=False)
         if comm.is_main_process():
@@ -879,9 +863,7 @@ class Trainer(DefaultTrainer):
         return build_training_loader(cfg)
 
     @classmethod
-    def test(
-        cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None
-    ) -> dict[str, dict[str, float]]:
+    def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, dict[str, float]]:
         """Evaluate on DATASETS.TEST, see `evaluate_model`; the first one's {kind: {metric: percent}}."""
         evaluations = evaluate_model(cfg, model, output_dir=cfg.OUTPUT_DIR)
         return next(iter(evaluations.values())).metrics if evaluations else {}
@@ -896,9 +878,7 @@ class Trainer(DefaultTrainer):
         return found
 
     def _evaluate(self) -> dict[str, dict[str, float]]:
-        with (
-            self._outside_step()
-        ):  # a signal may stop an evaluation at once: the checkpoint before it is complete
+        with self._outside_step():  # a signal may stop an evaluation at once: the checkpoint before it is complete
             _take_statistics_of_first_rank(self.model)
             self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
@@ -921,9 +901,7 @@ class Trainer(DefaultTrainer):
         path = self.checkpointer.resume() if resume else None
         if path is not None:
             self.start_iter = self.iter + 1
-            logger.info(
-                "Resumed from %s: %d of %d iterations are done.", path, self.start_iter, self.max_iter
-            )
+            logger.info("Resumed from %s: %d of %d iterations are done.", path, self.start_iter, self.max_iter)
         else:
             load_initial_weights(self.cfg, self.checkpointer.model)
         self._loader.start_iteration = self.start_iter
@@ -971,9 +949,7 @@ class Trainer(DefaultTrainer):
             if "can't allocate memory" in str(error) or "CUDA out of memory" in str(error):
                 raise TrainingError(self._out_of_memory("out of memory", error)) from error
             raise
-        except (
-            TrainingError
-        ) as error:  # from a loader process: what torch puts around the message says nothing more
+        except TrainingError as error:  # from a loader process: what torch puts around the message says nothing more
             raise _own_words(error) from error
 
     def before_step(self) -> None:
@@ -1003,11 +979,7 @@ class Trainer(DefaultTrainer):
             can_save and self._last_step == self.iter and done < self.max_iter
         ):  # not in the middle of a step, nor before the first
             self.checkpointer.save(f"model_{self.iter:07d}")
-        what = (
-            f"after {done} of {self.max_iter} iterations"
-            if self._last_step >= 0
-            else "before the first iteration"
-        )
+        what = f"after {done} of {self.max_iter} iterations" if self._last_step >= 0 else "before the first iteration"
         raise Interrupted(
             f"Stopped {what}. Go on from the last checkpoint in {self.cfg.OUTPUT_DIR} with the same command "
             "and --resume",
@@ -1030,9 +1002,7 @@ class Trainer(DefaultTrainer):
 
         def on_signal(number: int, frame: Any) -> None:
             if self._in_step and self._stop_signal is None:
-                logger.info(
-                    "Stopping after this iteration (once more to stop at once, without a checkpoint) ..."
-                )
+                logger.info("Stopping after this iteration (once more to stop at once, without a checkpoint) ...")
                 self._stop_signal = number
             elif self._stop_signal is not None:
                 raise KeyboardInterrupt
@@ -1154,7 +1124,7 @@ def evaluate_model(
         cfg: from `setup_training` or `setup_inference`.
         model: in any mode; it is in the same mode afterwards.
         output_dir: an existing folder or one to be made.
-        backend: see ``rio.evaluation.evaluate``.
+        backend: see ``rio.results.evaluation.evaluate``.
 
     Returns:
         Name of the data set -> Evaluation; empty on all processes but the first, and without test sets.
@@ -1174,7 +1144,7 @@ def evaluate_model(
             passes.append(("tta", GeneralizedRCNNWithTTA(cfg, model)))
         for part, detector in passes:
             loader = build_detection_test_loader(
-                datasets.records(datasets.annotations_of(name)),
+                records.records(datasets.annotations_of(name)),
                 mapper=partial(_load_image, _Mapper(cfg, False)),
                 num_workers=cfg.DATALOADER.NUM_WORKERS,
             )
@@ -1272,6 +1242,4 @@ def read_image(path: str) -> np.ndarray:
         _require_8_bits(path)
         return np.ascontiguousarray(detection_utils.read_image(path, format="RGB"))
     except _UNREADABLE as error:
-        raise TrainingError(
-            f"image {path}: expected a picture, found: {type(error).__name__}: {error}"
-        ) from error
+        raise TrainingError(f"image {path}: expected a picture, found: {type(error).__name__}: {error}") from error

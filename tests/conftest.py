@@ -32,9 +32,7 @@ def shared_dir() -> Path:
     named = os.environ.get("RIO_SHARED")
     folder = Path(named) if named else REPOSITORY.parent / "shared"
     if not (folder / "data").is_dir():
-        pytest.skip(
-            f"no real data: {folder}/data does not exist (set RIO_SHARED to the folder that holds it)"
-        )
+        pytest.skip(f"no real data: {folder}/data does not exist (set RIO_SHARED to the folder that holds it)")
     return folder
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import lab
+from tests.support import lab
 
 IMAGES = lab.NOTEBOOKS / "images"
 MOST_BYTES = 300_000
@@ -56,7 +56,10 @@ class Shot:
 
 SHOTS = (
     Shot("01_distribution_analysis.ipynb", ".rio-explorer"),
-    Shot("02_image_vs_object_balance.ipynb", ".widget-vbox:has(> .widget-vbox .widget-slider), .widget-vbox:has(.widget-slider)"),
+    Shot(
+        "02_image_vs_object_balance.ipynb",
+        ".widget-vbox:has(> .widget-vbox .widget-slider), .widget-vbox:has(.widget-slider)",
+    ),
     Shot("03_train.ipynb", ".rio-training", height=960),
     Shot("04_per_frequency_ap.ipynb", "h2:has-text('By frequency group')"),
     Shot("05_inspect_predictions.ipynb", ".rio-inspector", height=900),

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests import tiny_shapes
 from tests.benchmarks import bench_evaluation
+from tests.support import tiny_shapes
 
 
 def test_the_evaluations_row_compares_the_same_numbers(tmp_path, monkeypatch):
@@ -64,18 +64,14 @@ def test_gpu_benchmark_runs_in_small(gpu, tmp_path, capsys):
         assert row["rio_images_s"] == pytest.approx(1e3 * gpu.TINY.images / row["rio_ms"])
         assert row["rio_by_plain"] == pytest.approx(row["rio_ms"] / row["plain_ms"])
         assert row["times_plain_fp32"] == pytest.approx(first["plain_ms"] / row["rio_ms"])
-    assert np.isfinite(
-        [found["loss"][key][when] for key in ("first", "best") for when in ("begin", "end")]
-    ).all()
+    assert np.isfinite([found["loss"][key][when] for key in ("first", "best") for when in ("begin", "end")]).all()
     parts = found["profile"]["parts"]
     assert set(parts) == {name for name, _, _ in gpu._parts(arm(gpu, "rio", gpu.Setting("fp32")))}
     assert all(part["host_ms"] > 0 for part in parts.values())
     assert torch.get_float32_matmul_precision() == precision
     bench_set = found["bench_set"]
     assert bench_set["images"] == 2 and bench_set["arms"]["plain"] == "fp32"
-    assert bench_set["rio: time by plain's"] == pytest.approx(
-        bench_set["plain: images_s"] / bench_set["rio: images_s"]
-    )
+    assert bench_set["rio: time by plain's"] == pytest.approx(bench_set["plain: images_s"] / bench_set["rio: images_s"])
     assert bench_set["loader_images_s"] > 0
     assert "RIO/plain" in capsys.readouterr().out
 
@@ -97,11 +93,7 @@ def test_gpu_settings_do_what_they_say(gpu):
     assert type(plain.model.roi_heads).__name__ == "StandardROIHeads"
     # The optimiser goes by detectron2's groups: what it trains, and with which decay, stays.
     groups = [
-        sorted(
-            (group["weight_decay"], p.numel())
-            for group in each.optimizer.param_groups
-            for p in group["params"]
-        )
+        sorted((group["weight_decay"], p.numel()) for group in each.optimizer.param_groups for p in group["params"])
         for each in (one, arm(gpu, "rio", gpu.Setting("")))
     ]
     assert groups[0] == groups[1]
@@ -121,7 +113,7 @@ def test_gpu_loss_is_the_same_for_the_same_arm(gpu):
 
 
 def test_gpu_minutes_are_kept(gpu, capsys):
-    result = gpu.run(gpu.parser().parse_args("--device cpu --tiny --minutes -1".split()))
+    result = gpu.run(gpu.parser().parse_args(["--device", "cpu", "--tiny", "--minutes", "-1"]))
     assert result["left_out"] == ["bank", "speed", "loss", "profile", "bench_set"]
 
 

@@ -41,10 +41,7 @@ def test_starts_as_a_linear_layer_does():
     torch.manual_seed(3)
     classifier = CosineClassifier(16, 5)
     torch.testing.assert_close(classifier.weight(), weight)
-    assert {n: tuple(p.shape) for n, p in classifier.named_parameters()} == {
-        "weight_g": (5, 1),
-        "weight_v": (5, 16),
-    }
+    assert {n: tuple(p.shape) for n, p in classifier.named_parameters()} == {"weight_g": (5, 1), "weight_v": (5, 16)}
 
 
 def test_equal_to_torchs_weight_norm():
@@ -92,9 +89,7 @@ def test_autocast_computes_in_float32():
     assert torch.equal(logits, classifier(x.bfloat16().float()))
 
 
-@pytest.mark.parametrize(
-    "arguments", [(0, 3), (3, 0), (3, 3, 0.0), (3, 3, -1.0), (3, 3, math.nan), (3, 3, math.inf)]
-)
+@pytest.mark.parametrize("arguments", [(0, 3), (3, 0), (3, 3, 0.0), (3, 3, -1.0), (3, 3, math.nan), (3, 3, math.inf)])
 def test_bad_arguments(arguments):
     with pytest.raises(ValueError, match="expected"):
         CosineClassifier(*arguments)

@@ -87,19 +87,10 @@ def test_children_hold_only_what_differs(path):
 def test_the_references_numbers():
     cfg = load_config(CONFIGS / "lvis_v0.5/rio_r50.yaml")
     rio = cfg.MODEL.RIO
-    assert (rio.CLASSIFIER, rio.COSINE_SCALE, rio.SLOTS_PER_CLASS, rio.REPLAY_PER_CLASS) == (
-        "cosine",
-        48.0,
-        60,
-        20,
-    )
+    assert (rio.CLASSIFIER, rio.COSINE_SCALE, rio.SLOTS_PER_CLASS, rio.REPLAY_PER_CLASS) == ("cosine", 48.0, 60, 20)
     assert (rio.BANK_ENABLED, rio.REPLAY_ORDER, rio.BANK_MAX_IMAGE_COUNT) == (True, "newest", 30)
     assert rio.WRITE_MAX_PER_OBJECT == rio.REPLAY_ABSENT_CLASSES == 0
-    assert (
-        rio.REPLAY_LOSSES == ("cls", "box")
-        and rio.REPLAY_MAX_PER_FOREGROUND == 0
-        and rio.BANK_START_ITER == 0
-    )
+    assert rio.REPLAY_LOSSES == ("cls", "box") and rio.REPLAY_MAX_PER_FOREGROUND == 0 and rio.BANK_START_ITER == 0
     assert (rio.SAMPLER, cfg.DATALOADER.REPEAT_THRESHOLD) == ("rfs", 0.001)
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (90000, (60000, 80000))
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (16, 0.02)
@@ -114,7 +105,7 @@ def test_the_references_numbers():
     for path in LVIS:
         rio = load_config(path).MODEL.RIO
         on = path.name.startswith("rio_")
-        assert (rio.BANK_ENABLED, rio.CLASSIFIER) == ((True, "cosine") if on else (False, "linear")), path
+        assert ((True, "cosine") if on else (False, "linear")) == (rio.BANK_ENABLED, rio.CLASSIFIER), path
 
 
 def test_the_base_has_detectron2s_architecture():
@@ -136,9 +127,7 @@ def write(folder: Path, text: str, file: str = "c.yaml") -> Path:
 def test_files_then_options(tmp_path):
     write(tmp_path, "MODEL: {RIO: {SLOTS_PER_CLASS: 40, REPLAY_PER_CLASS: 10}}\nSEED: 3", "base.yaml")
     path = write(tmp_path, "_BASE_: base.yaml\nMODEL:\n  RIO:\n    SLOTS_PER_CLASS: 30\n")
-    cfg = load_config(
-        path, ["MODEL.RIO.REPLAY_PER_CLASS", "5", "SOLVER.BASE_LR", "1e-3", "MODEL.WEIGHTS", "a/b.pth"]
-    )
+    cfg = load_config(path, ["MODEL.RIO.REPLAY_PER_CLASS", "5", "SOLVER.BASE_LR", "1e-3", "MODEL.WEIGHTS", "a/b.pth"])
     assert (cfg.MODEL.RIO.SLOTS_PER_CLASS, cfg.MODEL.RIO.REPLAY_PER_CLASS, cfg.SEED) == (30, 5, 3)
     assert cfg.SOLVER.BASE_LR == 1e-3 and cfg.MODEL.WEIGHTS == "a/b.pth"
     assert not cfg.is_frozen()
@@ -192,10 +181,7 @@ def test_keys_of_the_reference_name_the_new_one(old, where, tmp_path):
         (["MODEL.RIO.SLOTS_PER_CLASS", "many"], "SLOTS_PER_CLASS: expected int .* found str"),
         (["MODEL.RIO.SLOTS_PER_CLASS", "2.5"], "expected int"),
         (["MODEL.RIO.SLOTS_PER_CLASS", "0"], "SLOTS_PER_CLASS: expected a whole number >= 1, found 0"),
-        (
-            ["MODEL.RIO.SLOTS_PER_CLASS", "10"],
-            "REPLAY_PER_CLASS: expected at most SLOTS_PER_CLASS .10., found 20",
-        ),
+        (["MODEL.RIO.SLOTS_PER_CLASS", "10"], "REPLAY_PER_CLASS: expected at most SLOTS_PER_CLASS .10., found 20"),
         (["MODEL.RIO.REPLAY_PER_CLASS", "-1"], ">= 1, found -1"),
         (["MODEL.RIO.COSINE_SCALE", "0"], "> 0, found 0.0"),
         (["MODEL.RIO.COSINE_SCALE", "-3"], "> 0"),

@@ -38,10 +38,7 @@ def name_of(requirement: str) -> str:
 
 def requirements() -> dict[str, str]:
     """Every requirement of pyproject.toml, extras included: {name: the whole line}."""
-    lines = [
-        *PROJECT["dependencies"],
-        *(line for extra in PROJECT["optional-dependencies"].values() for line in extra),
-    ]
+    lines = [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
     return {name_of(line): line for line in lines}
 
 
@@ -62,9 +59,7 @@ def test_environment_yml_has_what_pyproject_has():
     for line in pip:
         bounds[name_of(line)] = line[len(re.match(r"[A-Za-z0-9._-]+", line)[0]) :]
     wanted = requirements()
-    left_out = {
-        name_of(line) for extra in ("boundary", "browser") for line in PROJECT["optional-dependencies"][extra]
-    }
+    left_out = {name_of(line) for extra in ("boundary", "browser") for line in PROJECT["optional-dependencies"][extra]}
     of_conda_alone = {"python", "pip", "setuptools", "detectron2", *install.WITHOUT_DEPENDENCIES}
     assert set(bounds) == (set(wanted) - left_out) | of_conda_alone
     for name in set(wanted) & set(bounds):
@@ -141,9 +136,7 @@ def test_a_mend_applies_as_often_as_it_says():
     mended = install.mend(text, path)
     assert "np.int" not in mended
     assert mended.splitlines()[:2] == ["# Copyright", install.CHANGED_NOTICE.strip()]
-    with pytest.raises(
-        install.InstallError, match=r"detectron2/data/build.py: expected 1 time\(s\) .* found 2"
-    ):
+    with pytest.raises(install.InstallError, match=r"detectron2/data/build.py: expected 1 time\(s\) .* found 2"):
         install.mend(text + text, path)
     with pytest.raises(install.InstallError, match="found 0.*install an official detectron2"):
         install.mend("# Copyright\nnothing to mend\n", path)
@@ -195,9 +188,7 @@ def test_the_wheel_is_a_wheel(tmp_path):
     } <= names
     assert not {name for name in names if name.startswith(("docs", "setup", "projects"))}
     assert "Name: detectron2\n" in metadata and "Requires-Dist: fvcore>=0.1.5\n" in metadata
-    assert sorted(path.name for path in (tmp_path / "wheels").iterdir()) == [
-        wheel.name
-    ], "no half-written file stays"
+    assert sorted(path.name for path in (tmp_path / "wheels").iterdir()) == [wheel.name], "no half-written file stays"
 
 
 def test_the_wheel_has_the_same_bytes_every_time(tmp_path):
@@ -266,16 +257,10 @@ def test_real_source_release():
     """Every mend fits the release itself, and no passage that needed one is left."""
     path = install.cache_folder() / f"{install.SDIST_NAME}-{install.SDIST_VERSION}.tar.gz"
     if not path.is_file():
-        pytest.skip(
-            f"the source release is not cached ({path}); make install fetches it where no detectron2 is there"
-        )
+        pytest.skip(f"the source release is not cached ({path}); make install fetches it where no detectron2 is there")
     install.check_sdist(path)
-    files = {
-        name: content.decode() for name, content in install.wheel_files(path).items() if name.endswith(".py")
-    }
-    left = re.compile(
-        r"np\.(int|float|object|str)\b|Image\.LINEAR|pkg_resources|^from detectron2 import _C$", re.M
-    )
+    files = {name: content.decode() for name, content in install.wheel_files(path).items() if name.endswith(".py")}
+    left = re.compile(r"np\.(int|float|object|str)\b|Image\.LINEAR|pkg_resources|^from detectron2 import _C$", re.M)
     assert not {name: left.search(text)[0] for name, text in files.items() if left.search(text)}
     for name, text in files.items():
         compile(text, name, "exec", dont_inherit=True)
@@ -356,21 +341,14 @@ def test_platform_tags():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["--collect", "{tmp}/wheels", "--for-python", "3.9"],
-            "PYTHON=3.9: rio runs on Python 3.11 or Python 3.12",
-        ),
+        (["--collect", "{tmp}/wheels", "--for-python", "3.9"], "PYTHON=3.9: rio runs on Python 3.11 or Python 3.12"),
         (["--force", "--wheelhouse", "{tmp}/none"], "no such folder"),
     ],
 )
 def test_errors_name_the_remedy(tmp_path, arguments, message):
     if "--wheelhouse" in arguments and sys.prefix == sys.base_prefix:
         pytest.skip("not in an environment of its own")
-    command = [
-        sys.executable,
-        str(REPOSITORY / "install.py"),
-        *(word.format(tmp=tmp_path) for word in arguments),
-    ]
+    command = [sys.executable, str(REPOSITORY / "install.py"), *(word.format(tmp=tmp_path) for word in arguments)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr.startswith("install: ") and message in result.stderr
@@ -387,10 +365,7 @@ def test_make_alone_lists_every_command():
 
 def test_make_says_which_pythons_it_wants():
     result = subprocess.run(
-        ["make", "-s", "install", "PYTHON=python2.7-that-is-not-there"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
+        ["make", "-s", "install", "PYTHON=python2.7-that-is-not-there"], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert result.returncode != 0
     assert "rio needs Python 3.11 or 3.12; tried: python2.7-that-is-not-there" in result.stderr
@@ -412,16 +387,14 @@ def some_info(**changes) -> dict:
             "path": "site/detectron2",
         },
         "gpus": {"found": 0, "devices": [], "note": "no NVIDIA driver on this machine"},
-        "datasets": [
-            {"name": "lvis_v1_train", "found": False, "looked_at": "datasets/lvis/lvis_v1_train.json"}
-        ],
+        "datasets": [{"name": "lvis_v1_train", "found": False, "looked_at": "datasets/lvis/lvis_v1_train.json"}],
         "demo_weights": {"package": "some-weights", "found": False, "version": None},
     }
     return info | changes
 
 
 def test_info_says_what_is_missing_and_what_to_do():
-    from rio.info import format_info
+    from rio.engine.info import format_info
 
     text = format_info(some_info())
     assert re.search(r"GPU +none: no NVIDIA driver", text)
@@ -430,9 +403,7 @@ def test_info_says_what_is_missing_and_what_to_do():
     assert re.search(r"lvis_v1_train +not found +datasets/lvis/lvis_v1_train.json", text)
     missing = format_info(some_info(detectron2={"version": None, "kind": "missing", "path": None}))
     assert re.search(r"detectron2 +missing\n +remedy: make install", missing)
-    gpu = format_info(
-        some_info(gpus={"found": 1, "devices": [{"name": "H100", "memory_gib": 79.2}], "note": ""})
-    )
+    gpu = format_info(some_info(gpus={"found": 1, "devices": [{"name": "H100", "memory_gib": 79.2}], "note": ""}))
     assert re.search(r"GPU +H100, 79.2 GiB", gpu) and "none" not in gpu
 
 
@@ -445,7 +416,7 @@ def test_info_says_what_is_missing_and_what_to_do():
     ],
 )
 def test_info_says_where_detectron2_comes_from(tmp_path, monkeypatch, version, compiled, kind):
-    from rio import info
+    from rio.engine import info
 
     package = tmp_path / "detectron2"
     package.mkdir()
@@ -462,14 +433,12 @@ def test_info_says_where_detectron2_comes_from(tmp_path, monkeypatch, version, c
 
 
 def test_info_of_this_environment():
-    from rio.info import collect, format_info
+    from rio.engine.info import collect, format_info
 
     info = collect()
     assert info["versions"]["torch"] == importlib.metadata.version("torch")
     assert info["detectron2"]["kind"] != "missing"
-    assert info["datasets"] and all(
-        {"name", "found", "looked_at"} <= set(entry) for entry in info["datasets"]
-    )
+    assert info["datasets"] and all({"name", "found", "looked_at"} <= set(entry) for entry in info["datasets"])
     json.dumps(info)
     assert all(entry["looked_at"] in format_info(info) for entry in info["datasets"])
 

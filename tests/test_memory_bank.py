@@ -26,12 +26,7 @@ def rows(values: list[float], classes: list[int], width: int = 2) -> tuple[torch
     """Rows told apart by one number: feature = value, proposal box = value + 0.25, gt box = value + 0.5."""
     column = torch.tensor(values, dtype=torch.float32).reshape(-1, 1)
     boxes = column.expand(-1, 4)
-    return (
-        column.expand(-1, width).clone(),
-        boxes + 0.25,
-        boxes + 0.5,
-        torch.tensor(classes, dtype=torch.int64),
-    )
+    return (column.expand(-1, width).clone(), boxes + 0.25, boxes + 0.5, torch.tensor(classes, dtype=torch.int64))
 
 
 def read(bank: MemoryBank, classes: list[int], **arguments) -> list[tuple[int, float]]:
@@ -120,9 +115,7 @@ class Oracle:
     def sample(self, classes):
         present = [c for c in self.stored if c in set(classes)]
         newest = {c: list(self.stored[c])[::-1][: self.replayed] for c in present}
-        return [
-            (c, newest[c][rank]) for rank in range(self.replayed) for c in present if rank < len(newest[c])
-        ]
+        return [(c, newest[c][rank]) for rank in range(self.replayed) for c in present if rank < len(newest[c])]
 
     def write(self, values, classes):
         for value, c in zip(values, classes):
@@ -154,9 +147,7 @@ def test_equal_to_the_oracle_whatever_comes(steps, class_ids, slots, replayed, c
         assert read(newest, classes) == expected
 
         got = read(randomly, classes)
-        assert (
-            len(got) == len(set(got)) == len(expected)
-        )  # as many, without replacement, and only what is stored
+        assert len(got) == len(set(got)) == len(expected)  # as many, without replacement, and only what is stored
         assert all(v in oracle.stored[c] for c, v in got)
         assert sorted(c for c, _ in got) == sorted(c for c, _ in expected)
 
@@ -182,9 +173,7 @@ def _rank(expected, row):
 
 
 def test_a_cap_does_not_always_favour_the_same_class():
-    bank = MemoryBank(
-        num_classes=20, class_ids=range(20), feature_dim=2, slots_per_class=1, replay_per_class=1
-    )
+    bank = MemoryBank(num_classes=20, class_ids=range(20), feature_dim=2, slots_per_class=1, replay_per_class=1)
     served = set()
     for _ in range(40):
         bank.write(*rows(list(range(20)), list(range(20))))
@@ -310,9 +299,7 @@ class ObjectOracle:
 
     def write(self, table):  # (value, class, IoU, object)
         for place, (value, c, iou, identity) in enumerate(table):
-            better = sum(
-                o == identity and d == c and (-i, p) < (-iou, place) for p, (_, d, i, o) in enumerate(table)
-            )
+            better = sum(o == identity and d == c and (-i, p) < (-iou, place) for p, (_, d, i, o) in enumerate(table))
             if c in self.stored and (not self.per_object or better < self.per_object):
                 self.stored[c].append((value, identity))
 
@@ -350,9 +337,7 @@ def test_objects_equal_the_oracle_whatever_comes(steps, slots, replayed, per_obj
             rois_per_image=[sum(roi[3] == image for roi in step) for image in (0, 1)],
             object_ids=of(*((10 * (number % 2) + image, p) for _, _, p, image in step)),
         )  # fmt: skip
-        oracle.write(
-            [(v, c, h, (10 * (number % 2) + image, p)) for v, (c, h, p, image) in zip(values, step)]
-        )
+        oracle.write([(v, c, h, (10 * (number % 2) + image, p)) for v, (c, h, p, image) in zip(values, step)])
 
 
 def plain(numbers: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -364,9 +349,7 @@ def test_statistics():
     nothing = plain(bank.statistics())
     assert nothing.pop("fill") == 0 and all(v != v for v in nothing.values()) and len(nothing) == 3
     # Class 1: objects (8, 0) twice, (8, 1), (9, 0); class 4: (8, 0), another one than class 1's; 5: nothing.
-    bank.write(
-        *rows([1, 2, 3, 4, 5], [1, 1, 1, 1, 4]), object_ids=of((8, 0), (8, 1), (8, 0), (9, 0), (8, 0))
-    )
+    bank.write(*rows([1, 2, 3, 4, 5], [1, 1, 1, 1, 4]), object_ids=of((8, 0), (8, 1), (8, 0), (9, 0), (8, 0)))
     assert plain(bank.statistics()) == {
         "fill": round(5 / 12, 6),
         "stored": 5 / 2,
@@ -520,12 +503,8 @@ def test_at_most_one_synchronisation_a_call():
 
     waiting = {
         f"aten.{name}"
-        for name in ["nonzero", "_local_scalar_dense", "item", "masked_select", "_unique2", "unique_dim"] + [
-            "repeat_interleave",
-            "bincount",
-            "equal",
-            "is_nonzero",
-        ]
+        for name in ["nonzero", "_local_scalar_dense", "item", "masked_select", "_unique2", "unique_dim"]
+        + ["repeat_interleave", "bincount", "equal", "is_nonzero"]
     }
 
     class Count(TorchDispatchMode):

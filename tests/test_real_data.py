@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rio.__main__ import main
-from rio.annotations import load_annotations
-from rio.evaluation import Evaluation, evaluate
+from rio.cli.parser import main
+from rio.data.annotations import load_annotations
+from rio.results.evaluation import Evaluation, evaluate
 from rio.sampler import image_repeat_factors
 
 
@@ -49,24 +49,14 @@ def test_training_on_photographs_gives_a_whole_run(run, coco):
     train = load_annotations(coco / "annotations" / "instances_train2017.json", on_error="skip")
     stored = Evaluation.from_json(run / "evaluation.json")
     assert set(stored.metrics) == {"bbox", "segm"} and stored.info["images"] == 50
-    assert stored.per_category["frequency"].tolist() == train.frequency.tolist(), (
-        "groups come from the training set"
-    )
+    assert stored.per_category["frequency"].tolist() == train.frequency.tolist(), "groups come from the training set"
     losses = [json.loads(line)["total_loss"] for line in (run / "metrics.json").read_text().splitlines()[:1]]
     assert np.isfinite(losses).all()
 
 
 def test_evaluating_and_predicting_afterwards(run, coco, tmp_path, capsys):
     truth = coco / "annotations" / "instances_val2017.json"
-    words = [
-        "eval",
-        "--results",
-        run / "instances_results.json",
-        "--gt",
-        truth,
-        "--output-dir",
-        tmp_path / "eval",
-    ]
+    words = ["eval", "--results", run / "instances_results.json", "--gt", truth, "--output-dir", tmp_path / "eval"]
     words += ["--train-json", coco / "annotations" / "instances_train2017.json"]
     assert main(list(map(str, words))) == 0
     assert Evaluation.from_json(tmp_path / "eval" / "evaluation.json").metrics["bbox"]["AP"] == pytest.approx(
@@ -75,15 +65,7 @@ def test_evaluating_and_predicting_afterwards(run, coco, tmp_path, capsys):
     photograph = sorted((coco / "val2017").glob("*.jpg"))[0]
     words = ["predict", photograph, "--weights", run / "model_final.pth", "--output", tmp_path / "pictures"]
     assert main([*map(str, words), "--score-threshold", "0.05"]) == 0
-    words = [
-        "predict",
-        "--results",
-        run / "instances_results.json",
-        "--gt",
-        truth,
-        "--gt-images",
-        coco / "val2017",
-    ]
+    words = ["predict", "--results", run / "instances_results.json", "--gt", truth, "--gt-images", coco / "val2017"]
     words += ["--output", tmp_path / "results", "--limit", 1, "--score-threshold", 0.05]
     assert main(list(map(str, words))) == 0
     for folder in ("pictures", "results"):
@@ -100,8 +82,7 @@ def test_lvis_annotations_have_repeat_factors_groups_and_scores(shared_dir):
     count = np.maximum(annotations.image_count, 1)
     by_class = np.maximum(1, np.sqrt(10 / count))
     expected = [
-        by_class[annotations.annotation_class[annotations.annotations_of(i)]].max(initial=1.0)
-        for i in range(100)
+        by_class[annotations.annotation_class[annotations.annotations_of(i)]].max(initial=1.0) for i in range(100)
     ]
     assert image_repeat_factors(annotations, "rfs", 0.1) == pytest.approx(np.array(expected), rel=1e-6)
 
@@ -117,11 +98,9 @@ def test_lvis_annotations_have_repeat_factors_groups_and_scores(shared_dir):
             strict=True,
         )
     ]
-    ours, official = (
-        evaluate(annotations, results, iou_types=("bbox",), backend=b) for b in ("hotcoco", "lvis")
-    )
+    ours, official = (evaluate(annotations, results, iou_types=("bbox",), backend=b) for b in ("hotcoco", "lvis"))
     assert ours.metrics["bbox"] == official.metrics["bbox"] or all(
-        a == b or a != a and b != b
+        a == b or (a != a and b != b)
         for a, b in zip(ours.metrics["bbox"].values(), official.metrics["bbox"].values(), strict=True)
     )
     assert 30 < ours.metrics["bbox"]["AP"] < 100

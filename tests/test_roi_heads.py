@@ -19,7 +19,7 @@ from rio.config import get_rio_cfg
 from rio.memory_bank import MemoryBank
 from rio.roi_heads import LOG_PERIOD, RIOCascadeROIHeads, RIOFastRCNNOutputLayers, RIOROIHeads
 
-GOLDEN = Path(__file__).parent / "data" / "golden_steps.npz"
+GOLDEN = Path(__file__).parent / "golden" / "golden_steps.npz"
 TRANSFORM = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
 
 
@@ -139,9 +139,7 @@ def test_our_own_steps(kind, losses):
 
 
 def test_the_golden_file_is_what_its_maker_makes(tmp_path):
-    spec = importlib.util.spec_from_file_location(
-        "make_golden_steps", GOLDEN.with_name("make_golden_steps.py")
-    )
+    spec = importlib.util.spec_from_file_location("make_golden_steps", GOLDEN.with_name("make_golden_steps.py"))
     maker = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(maker)
     maker.main(tmp_path)
@@ -200,8 +198,7 @@ def batch(generator, classes=((0, 3, 1), (3,)), num_proposals=(20, 7), ids=False
     n = len(classes)
     images = ImageList(torch.zeros(n, 3, SIZE, SIZE), [(SIZE, SIZE)] * n)
     features = {
-        k: torch.rand(n, s.channels, SIZE // s.stride, SIZE // s.stride, generator=generator)
-        for k, s in SHAPES.items()
+        k: torch.rand(n, s.channels, SIZE // s.stride, SIZE // s.stride, generator=generator) for k, s in SHAPES.items()
     }
     proposals, targets = [], []
     for own, count in zip(classes, num_proposals):
@@ -305,9 +302,7 @@ def test_equal_to_detectron2_on_the_longer_list_of_rois(loss_type, agnostic, cla
         loss_weight={"loss_cls": 0.7, "loss_box_reg": 2.0},
         classifier=classifier,
     )
-    bank = MemoryBank(
-        num_classes=NUM_CLASSES, class_ids=[0, 3], feature_dim=6, slots_per_class=9, replay_per_class=4
-    )
+    bank = MemoryBank(num_classes=NUM_CLASSES, class_ids=[0, 3], feature_dim=6, slots_per_class=9, replay_per_class=4)
     predictor = RIOFastRCNNOutputLayers(memory_bank=bank, **make)
     replayed, sample = [], bank.sample
     bank.sample = lambda *a, **k: replayed.append(sample(*a, **k)) or replayed[-1]
@@ -635,12 +630,7 @@ def test_ids_that_nobody_asks_for_change_nothing():
 def test_gradcheck_of_the_joint_loss():
     torch.manual_seed(0)
     bank = MemoryBank(
-        num_classes=3,
-        class_ids=[1],
-        feature_dim=4,
-        slots_per_class=4,
-        replay_per_class=2,
-        storage_dtype=torch.float64,
+        num_classes=3, class_ids=[1], feature_dim=4, slots_per_class=4, replay_per_class=2, storage_dtype=torch.float64
     )
     predictor = RIOFastRCNNOutputLayers(
         ShapeSpec(channels=4),
@@ -656,10 +646,7 @@ def test_gradcheck_of_the_joint_loss():
     proposals.gt_boxes = Boxes(torch.tensor([[8.0, 3, 28, 30], [14, 12, 34, 29], [2, 4, 12, 19]]))
     proposals.gt_classes = torch.tensor([1, 1, 3])
     bank.write(
-        torch.rand(3, 4).double(),
-        proposals.gt_boxes.tensor + 1,
-        proposals.gt_boxes.tensor,
-        proposals.gt_classes,
+        torch.rand(3, 4).double(), proposals.gt_boxes.tensor + 1, proposals.gt_boxes.tensor, proposals.gt_classes
     )
     state = copy.deepcopy(bank.state_dict())
 

@@ -26,9 +26,7 @@ def columns(objects: list[list[int]], num_categories: int, crowd: set[tuple[int,
     """Just the columns of Annotations that the sampler reads; objects[i] lists the class ids of image i."""
     image = np.array([i for i, classes in enumerate(objects) for _ in classes], dtype=np.int32)
     category = np.array([c for classes in objects for c in classes], dtype=np.int32)
-    iscrowd = np.array(
-        [(i, j) in crowd for i, classes in enumerate(objects) for j in range(len(classes))], bool
-    )
+    iscrowd = np.array([(i, j) in crowd for i, classes in enumerate(objects) for j in range(len(classes))], bool)
     seen = [{c for j, c in enumerate(classes) if (i, j) not in crowd} for i, classes in enumerate(objects)]
     kept = [c for i, classes in enumerate(objects) for j, c in enumerate(classes) if (i, j) not in crowd]
     return SimpleNamespace(
@@ -48,9 +46,7 @@ def columns(objects: list[list[int]], num_categories: int, crowd: set[tuple[int,
 def detectron2_factors(objects, threshold):
     samplers = pytest.importorskip("detectron2.data.samplers")
     dicts = [{"annotations": [{"category_id": c} for c in classes]} for classes in objects]
-    return samplers.RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-        dicts, threshold
-    ).numpy()
+    return samplers.RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(dicts, threshold).numpy()
 
 
 def take(iterable, n):
@@ -67,22 +63,16 @@ def test_doctests():
 def test_rfs_by_hand():
     # 4 images; category 0 in all, 1 in one, 2 in none. t = 1: r = max(1, sqrt(1 / f)).
     annotations = columns([[0, 0], [0, 1], [0], [0]], 3)
-    np.testing.assert_array_equal(
-        category_repeat_factors(annotations.image_count, 4, 1.0), np.float32([1, 2, 1])
-    )
+    np.testing.assert_array_equal(category_repeat_factors(annotations.image_count, 4, 1.0), np.float32([1, 2, 1]))
     np.testing.assert_array_equal(image_repeat_factors(annotations, "rfs", 1.0), np.float32([1, 2, 1, 1]))
-    np.testing.assert_array_equal(
-        image_repeat_factors(annotations, "rfs", 1.0, sqrt=False), np.float32([1, 4, 1, 1])
-    )
+    np.testing.assert_array_equal(image_repeat_factors(annotations, "rfs", 1.0, sqrt=False), np.float32([1, 4, 1, 1]))
     np.testing.assert_array_equal(image_repeat_factors(annotations, "none", 1.0), np.ones(4, np.float32))
 
 
 def test_irfs_by_hand():
     # Both categories in 1 of 4 images; 1 and 15 of 16 instances. f = sqrt(1/4 * 1/16) = 1/8 and sqrt(1/4 *
     # 15/16).
-    factors = category_repeat_factors(
-        np.array([1, 1]), 4, 0.5, instance_count=np.array([1, 15]), method="irfs"
-    )
+    factors = category_repeat_factors(np.array([1, 1]), 4, 0.5, instance_count=np.array([1, 15]), method="irfs")
     np.testing.assert_allclose(factors, [2.0, np.sqrt(0.5 / np.sqrt(15 / 64))], rtol=1e-6)
     rfs = category_repeat_factors(np.array([1, 1]), 4, 0.5)
     assert factors[0] > rfs[0] > factors[1]  # fewer objects: repeated more; many: less
@@ -124,7 +114,7 @@ def test_rfs_is_detectron2s_in_float32_on_random_sets(seed):
 
 
 def test_rfs_is_detectron2s_in_float32_on_lvis(shared_dir):
-    annotations_module = pytest.importorskip("rio.annotations")
+    annotations_module = pytest.importorskip("rio.data.annotations")
     annotations = annotations_module.load_annotations(shared_dir / "data" / "lvis_val_100.json")
     objects = [[] for _ in annotations.image_ids]
     for image, category in zip(annotations.annotation_image, annotations.annotation_class, strict=True):
@@ -182,9 +172,7 @@ def test_ranks_share_one_stream_and_start_anywhere(factors, world_size):
     assert [position for position, _ in stream] == list(range(200))
     for start in (0, 1, 5, 17, 64, 111):
         for rank in range(world_size):
-            sampler = TrainingSampler(
-                repeat_factors=factors, seed=5, rank=rank, world_size=world_size, start=start
-            )
+            sampler = TrainingSampler(repeat_factors=factors, seed=5, rank=rank, world_size=world_size, start=start)
             expected = [item for item in stream if item[0] >= start and item[0] % world_size == rank]
             assert take(sampler, min(8, len(expected))) == expected[:8]
 
@@ -196,10 +184,7 @@ def test_epochs_with_nothing_in_them_are_passed_over():
     lengths = [sampler.epoch_start(e + 1) - sampler.epoch_start(e) for e in range(100)]
     assert 0 in lengths
     for start in range(60):
-        assert (
-            next(iter(TrainingSampler(repeat_factors=np.array([0.5, 0.5]), seed=0, start=start)))
-            == stream[start]
-        )
+        assert next(iter(TrainingSampler(repeat_factors=np.array([0.5, 0.5]), seed=0, start=start))) == stream[start]
 
 
 def test_annotations_and_method_are_the_factors():
@@ -217,9 +202,7 @@ def batches(world_size, rank, *, batch_size=12, groups=None, start_iteration=0, 
     if factors is None:
         factors = np.linspace(0.2, 3.0, 23, dtype=np.float32)
     sampler = TrainingSampler(repeat_factors=factors, seed=seed, rank=rank, world_size=world_size)
-    return take(
-        BatchSampler(sampler, batch_size=batch_size, groups=groups, start_iteration=start_iteration), n
-    )
+    return take(BatchSampler(sampler, batch_size=batch_size, groups=groups, start_iteration=start_iteration), n)
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
@@ -328,21 +311,13 @@ def test_bad_batch_arguments(arguments, message):
         (lambda: category_repeat_factors(np.array([1]), 2, float("nan")), "REPEAT_THRESHOLD"),
         (lambda: category_repeat_factors(np.array([1]), 2, 0.1, method="irfs"), "instance_count"),
         (
-            lambda: category_repeat_factors(
-                np.array([2]), 2, 0.1, method="irfs", instance_count=np.array([1])
-            ),
+            lambda: category_repeat_factors(np.array([2]), 2, 0.1, method="irfs", instance_count=np.array([1])),
             "at least image_count",
         ),
-        (
-            lambda: category_repeat_factors(np.array([1]), 2, 0.1, method="RFS"),
-            "expected one of none, rfs, irfs",
-        ),
+        (lambda: category_repeat_factors(np.array([1]), 2, 0.1, method="RFS"), "expected one of none, rfs, irfs"),
         (lambda: image_repeat_factors(columns([[0]], 1), "balanced", 0.1), "class_aware"),
         (lambda: image_repeat_factors(columns([], 1), "none", 0.1), "holds no images"),
-        (
-            lambda: image_repeat_factors(columns([[]], 1), "rfs", 0.1, filter_empty=True),
-            "FILTER_EMPTY_ANNOTATIONS",
-        ),
+        (lambda: image_repeat_factors(columns([[]], 1), "rfs", 0.1, filter_empty=True), "FILTER_EMPTY_ANNOTATIONS"),
     ],
 )
 def test_bad_factor_arguments(call, message):

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from annotation_files import coco, write
 
-from rio.annotations import AnnotationError, load_annotations
+from rio.data.annotations import AnnotationError, load_annotations
+from tests.support.annotation_files import coco, write
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCES = [*sorted((REPOSITORY / "rio").rglob("*.py")), REPOSITORY / "install.py"]
@@ -53,7 +53,7 @@ class Bomb:
 def test_weights_run_no_code(tmp_path, monkeypatch, name):
     import torch
 
-    from rio.checkpoints import CheckpointError, load_weights
+    from rio.engine.weights import CheckpointError, load_weights
 
     monkeypatch.chdir(tmp_path)
     content = {"model": {"weight": np.zeros(2), "bomb": Bomb()}, "__author__": "x"}
@@ -69,8 +69,19 @@ def test_weights_run_no_code(tmp_path, monkeypatch, name):
 def test_nothing_else_in_the_package_unpickles():
     for path, name, node in calls():
         if name == "torch.load":
-            assert any(k.arg == "weights_only" and k.value.value is True for k in node.keywords), f"{path}:{node.lineno}"
-        unsafe = {"pickle.load", "pickle.loads", "torch.hub.load", "joblib.load", "np.load", "eval", "exec", "__import__"}
+            assert any(k.arg == "weights_only" and k.value.value is True for k in node.keywords), (
+                f"{path}:{node.lineno}"
+            )
+        unsafe = {
+            "pickle.load",
+            "pickle.loads",
+            "torch.hub.load",
+            "joblib.load",
+            "np.load",
+            "eval",
+            "exec",
+            "__import__",
+        }
         # What a process of our own sends through its pipe is no file of anybody's.
         if name != "pickle.load" or ast.unparse(node.args[0]) not in ("self.process.stdout", "sys.stdin.buffer"):
             assert name not in unsafe, f"{path}:{node.lineno}: {name}"
@@ -104,7 +115,8 @@ def test_yaml_of_finished_runs_is_data(runs, tmp_path, monkeypatch):
     import shutil
 
     from rio import report, widgets
-    from rio.widgets import inspect, training
+    from rio.widgets import inspector as inspect
+    from rio.widgets import training
 
     monkeypatch.chdir(tmp_path)
     run = Path(shutil.copytree(runs / "rio-seed1", tmp_path / "rio-seed1"))
@@ -124,7 +136,9 @@ def test_only_the_safe_yaml_loader_is_called():
     unsafe = {"load", "load_all", "full_load", "unsafe_load", "unsafe_load_all", "full_load_all"}
     for path, name, node in calls():
         assert not (name.startswith("yaml.") and name.split(".")[1] in unsafe), f"{path}:{node.lineno}"
-        assert not name.endswith(("load_yaml_with_base", "merge_from_file")), f"{path}:{node.lineno}: allows Python tags"
+        assert not name.endswith(("load_yaml_with_base", "merge_from_file")), (
+            f"{path}:{node.lineno}: allows Python tags"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------- no shell
@@ -133,7 +147,13 @@ def test_only_the_safe_yaml_loader_is_called():
 def test_nothing_reaches_a_shell():
     for path, name, node in calls():
         where = f"{path}:{node.lineno}: {name}"
-        assert name not in {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "pty.spawn"}, where
+        assert name not in {
+            "os.system",
+            "os.popen",
+            "subprocess.getoutput",
+            "subprocess.getstatusoutput",
+            "pty.spawn",
+        }, where
         assert not name.startswith(("os.spawn", "os.posix_spawn")), where
         assert not any(k.arg == "shell" for k in node.keywords), where
         if name in {"subprocess.run", "subprocess.Popen", "subprocess.call", "subprocess.check_output"}:
@@ -143,7 +163,17 @@ def test_nothing_reaches_a_shell():
 
 # ---------------------------------------------------------------------------------------------------- paths
 
-NAMES = ["../a.jpg", "a/../../b.jpg", "..", "/etc/passwd", "a/..", "\\\\server\\a.jpg", "C:\\a.jpg", "c:a.jpg", "a\0.jpg"]
+NAMES = [
+    "../a.jpg",
+    "a/../../b.jpg",
+    "..",
+    "/etc/passwd",
+    "a/..",
+    "\\\\server\\a.jpg",
+    "C:\\a.jpg",
+    "c:a.jpg",
+    "a\0.jpg",
+]
 NAMES += ["..\\a.jpg", "a\\..\\..\\b.jpg", "", "a/", "//a", "/"]
 
 
@@ -186,7 +216,7 @@ def test_a_link_is_followed_and_shows_nothing_but_an_image(tmp_path):
 def test_pictures_of_predictions_stay_in_their_folder(tmp_path, capsys):
     from PIL import Image
 
-    from rio.__main__ import main
+    from rio.cli.parser import main
 
     data = coco()
     data["images"][0]["file_name"] = "deep/er/..b.jpg"
@@ -196,7 +226,17 @@ def test_pictures_of_predictions_stay_in_their_folder(tmp_path, capsys):
     truth = write(tmp_path / "set.json", data)
     results = write(tmp_path / "r.json", [{"image_id": 7, "category_id": 90, "score": 0.9, "bbox": [1, 1, 9, 9]}])
     before = set(tmp_path.rglob("*"))
-    words = ["predict", "--results", results, "--gt", truth, "--gt-images", tmp_path / "images", "--output", tmp_path / "out"]
+    words = [
+        "predict",
+        "--results",
+        results,
+        "--gt",
+        truth,
+        "--gt-images",
+        tmp_path / "images",
+        "--output",
+        tmp_path / "out",
+    ]
     assert main([str(word) for word in words]) == 0
     new = set(tmp_path.rglob("*")) - before - {tmp_path / "out"}
     assert len(new) == 2 and all(path.parent == tmp_path / "out" for path in new)
@@ -208,8 +248,7 @@ def test_pictures_of_predictions_stay_in_their_folder(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Finished runs on the tiny set, whose categories have hostile names."""
-    import finished_runs
-    import tiny_shapes
+    from tests.support import finished_runs, tiny_shapes
 
     folder = tiny_shapes.draw(tmp_path_factory.mktemp("hostile"))
     for split in ("train", "val"):
@@ -242,7 +281,9 @@ def test_the_report_escapes_names(runs):
 
     train, val = (load_annotations(runs.parent / f"{s}.json", image_root=runs.parent / s) for s in ("train", "val"))
     arms = {f"rio {EVIL}": runs / "rio-seed1", "none": runs / "none-seed1"}
-    page = write_report(runs.parent / "report.html", title=EVIL, runs=arms, train=train, val=val).read_text(encoding="utf-8")
+    page = write_report(runs.parent / "report.html", title=EVIL, runs=arms, train=train, val=val).read_text(
+        encoding="utf-8"
+    )
     harmless(page)
     assert "&lt;img src=x onerror=alert(1)&gt;" in page
 
@@ -250,7 +291,7 @@ def test_the_report_escapes_names(runs):
 def test_the_notebooks_views_escape_names(runs):
     pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `notebooks`)")
     from rio import widgets
-    from rio.widgets import inspect
+    from rio.widgets import inspector as inspect
 
     folder = runs.parent
     data = widgets.open_dataset(f"{folder}/train.json@{folder}/train")
@@ -279,7 +320,15 @@ def test_the_views_javascript_writes_text_not_markup():
     assert scripts
     for path in scripts:
         text = path.read_text(encoding="utf-8")
-        for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "DOMParser"):
+        for word in (
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "new Function",
+            "DOMParser",
+        ):
             assert word not in text, f"{path.name}: {word}"
         assert not re.search(r"https?://(?!www\.w3\.org/)", text), f"{path.name}: an address"
 
@@ -293,7 +342,9 @@ def test_jupyter_listens_to_this_machine_alone_and_asks_for_a_token():
     assert "--ServerApp.ip=127.0.0.1" in lab
     for text in (makefile, *(path.read_text(encoding="utf-8") for path in SOURCES)):
         assert "0.0.0.0" not in text
-        assert not re.search(r"(token|password)=(''|\"\"|$)|disable_check_xsrf|allow_origin|allow.root", text, re.IGNORECASE)
+        assert not re.search(
+            r"(token|password)=(''|\"\"|$)|disable_check_xsrf|allow_origin|allow.root", text, re.IGNORECASE
+        )
 
 
 def test_the_app_listens_to_this_machine_alone_and_asks_for_a_token(monkeypatch, tmp_path):

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_shapes
 import torch
 
-from rio import datasets, trainer
-from rio.checkpoints import CheckpointError
+from rio import trainer
 from rio.config import ConfigError, load_config
-from rio.evaluation import Evaluation, evaluate
+from rio.data import names as datasets
+from rio.engine.weights import CheckpointError
+from rio.results.evaluation import Evaluation, evaluate
 from rio.trainer import Interrupted, Trainer, TrainingError, setup_inference, setup_training
+from tests.support import tiny_shapes
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +100,7 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(straight, prepared, t
     bank = "roi_heads.box_predictor.memory_bank."
     assert ours[bank + "num_written"].sum() > 0, "the bank should hold something, or this test says little"
     states = [run.optimizer.state_dict()["state"] for run in (second, straight)]
-    assert all(
-        torch.equal(states[0][k]["momentum_buffer"], states[1][k]["momentum_buffer"]) for k in states[0]
-    )
+    assert all(torch.equal(states[0][k]["momentum_buffer"], states[1][k]["momentum_buffer"]) for k in states[0])
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     iterations = [line["iteration"] for line in lines]
     assert iterations == sorted(set(iterations))
@@ -190,9 +189,7 @@ def test_an_image_that_cannot_be_loaded_is_named(prepared, folder, tmp_path, wor
     broken.write_bytes((folder / "train" / "000001.jpg").read_bytes()[:300])
     samples = run._loader.samples
     samples.records = [{**record, "file_name": str(broken)} for record in samples.records]
-    with pytest.raises(
-        TrainingError, match=r"^image .*half\.jpg \(image_id \d+\): could not be loaded"
-    ) as error:
+    with pytest.raises(TrainingError, match=r"^image .*half\.jpg \(image_id \d+\): could not be loaded") as error:
         run.train()
     assert "Traceback" not in str(error.value)
 
@@ -542,11 +539,7 @@ def test_the_best_weights_are_kept_also_over_a_resume(prepared, tmp_path, monkey
     with pytest.raises(Interrupted):
         first.train()
     prepared(tmp_path, *options, resume=True).train()
-    assert json.loads((tmp_path / "model_best.json").read_text()) == {
-        "metric": "bbox/AP",
-        "value": 3.0,
-        "iteration": 4,
-    }
+    assert json.loads((tmp_path / "model_best.json").read_text()) == {"metric": "bbox/AP", "value": 3.0, "iteration": 4}
     best = torch.load(tmp_path / "model_best.pth", weights_only=True)["model"]
     at_4 = torch.load(tmp_path / "model_0000003.pth", weights_only=True)["model"]
     assert _same(best, at_4)

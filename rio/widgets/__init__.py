@@ -9,16 +9,16 @@ from __future__ import annotations
 import importlib
 
 _WHERE = {
-    "NotebookError": "_theme",
-    "notice": "_theme",
-    "open_dataset": "_data",
-    "open_predictions": "inspect",
-    "Inspector": "inspect",
+    "NotebookError": "theme",
+    "notice": "theme",
+    "open_dataset": "dataset",
+    "open_predictions": "inspector",
+    "Inspector": "inspector",
     "TrainingPanel": "training",
-    "explore": "distribution",
+    "explore": "explorer",
     "balance_of": "balance",
-    "open_runs": "results",
-    "open_study": "results",
+    "open_runs": "runs",
+    "open_study": "runs",
 }
 __all__ = sorted(_WHERE)
 

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from rio.widgets import _data
+from rio.widgets import dataset as _data
 
 NOTEBOOK = "05_inspect_predictions.ipynb"
 
@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (args.results is None) != (args.dataset is None):
         parser.error("--results and --dataset: expected both or neither")
     if args.run is not None and not Path(args.run).expanduser().is_dir():
-        parser.error(f"--run {args.run}: expected a run's folder, found none there. `make demo` makes output/demo/rio-seed1")
+        parser.error(
+            f"--run {args.run}: expected a run's folder, found none there. `make demo` makes output/demo/rio-seed1"
+        )
     given = {"threshold": args.threshold}
     given |= {name: _absolute(getattr(args, name)) for name in ("run", "results", "dataset", "train")}
     source = _data.project_root() / "notebooks" / NOTEBOOK

@@ -1,7 +1,7 @@
 """Image level or object level: what a sampler and a memory bank make of a data set's distribution, to play
 with.
 
-All numbers come from `rio.balance` (arithmetic on counts) but those of `Balance.check`, which runs the
+All numbers come from `rio.analysis.balance` (arithmetic on counts) but those of `Balance.check`, which runs the
 sampler and the bank themselves and counts. I: images, K: categories.
 """
 
@@ -17,10 +17,11 @@ import numpy as np
 import pandas as pd
 import traitlets
 
-from rio import balance, plots
+from rio import plots
+from rio.analysis import balance
 from rio.sampler import epoch_indices, image_repeat_factors
-from rio.widgets import _theme
-from rio.widgets._data import Data
+from rio.widgets import theme as _theme
+from rio.widgets.dataset import Data
 
 NONE, BANK, RFS, IRFS, CLASS_AWARE, RFS_BANK = "none", "bank", "RFS", "IRFS", "class-aware", "RFS + bank"
 ARMS = (NONE, BANK, RFS, IRFS, CLASS_AWARE, RFS_BANK)
@@ -86,10 +87,7 @@ class Balance:
 
     def _exposures_anew(self, method: str, threshold: float, m: float, quota: float) -> pd.DataFrame:
         return balance.exposures(
-            self.data.annotations,
-            self._factors(method, threshold),
-            rois_per_instance=m,
-            foreground_per_image=quota,
+            self.data.annotations, self._factors(method, threshold), rois_per_instance=m, foreground_per_image=quota
         )
 
     def factors(self, arm: str, settings: Settings | None = None) -> np.ndarray:
@@ -99,7 +97,7 @@ class Balance:
         return self._factors(method, s.repeat_threshold if method in ("rfs", "irfs") else 0.5)
 
     def table(self, arm: str, settings: Settings | None = None) -> pd.DataFrame:
-        """Expected exposures of every category in an epoch, as `rio.balance.exposures` and `with_replay` have
+        """Expected exposures of every category in an epoch, as `rio.analysis.balance.exposures` and `with_replay` have
         them."""
         s = settings or self.settings
         method = _METHOD[arm]
@@ -122,19 +120,15 @@ class Balance:
         return np.flatnonzero((count >= 1) & (count <= (settings or self.settings).max_image_count)).tolist()
 
     def compare(self, settings: Settings | None = None) -> pd.DataFrame:
-        """Shares and imbalance of every arm at every level (`rio.balance.compare`), with `epoch_length` in
+        """Shares and imbalance of every arm at every level (`rio.analysis.balance.compare`), with `epoch_length` in
         images."""
         compared = balance.compare({arm: self.table(arm, settings) for arm in ARMS})
         length = {arm: float(self.factors(arm, settings).sum(dtype=np.float64)) for arm in ARMS}
-        return compared.assign(
-            epoch_length=compared["arm"].map(length), categories=self.data.annotations.num_classes
-        )
+        return compared.assign(epoch_length=compared["arm"].map(length), categories=self.data.annotations.num_classes)
 
     def effective(self) -> pd.DataFrame:
         """Effective number of classes: a row an arm, a column a level (images, instances, rois)."""
-        return (
-            self.compare().pivot(index="arm", columns="level", values="effective_classes").reindex(list(ARMS))
-        )
+        return self.compare().pivot(index="arm", columns="level", values="effective_classes").reindex(list(ARMS))
 
     # ------------------------------------------------------------------------------------------------ advisor
 
@@ -173,9 +167,7 @@ class Balance:
         enough = gained >= gain * gained.groupby(table["method"]).transform("max") - 1e-9
         first = table[enough].groupby("method")["repeat_threshold"].transform("min")
         suggested = table["repeat_threshold"] == first.reindex(table.index)
-        return table.assign(
-            suggested=suggested, current=table["repeat_threshold"] == self.settings.repeat_threshold
-        )
+        return table.assign(suggested=suggested, current=table["repeat_threshold"] == self.settings.repeat_threshold)
 
     # -------------------------------------------------------------------------------------------------- check
 
@@ -224,9 +216,7 @@ class Balance:
         ]
         return pd.concat(rows, ignore_index=True).assign(epochs=epochs)
 
-    def _replayed(
-        self, factors: np.ndarray, classes_of: list[np.ndarray], epochs: int, seed: int
-    ) -> np.ndarray:
+    def _replayed(self, factors: np.ndarray, classes_of: list[np.ndarray], epochs: int, seed: int) -> np.ndarray:
         """Rows a class and epoch that a real bank replayed."""
         import torch  # takes seconds to load: only here
 
@@ -343,13 +333,9 @@ class _Panel:
             layout=layout,
         )
         common = {"continuous_update": live, "style": style, "layout": layout}
-        self.replay = ipywidgets.IntSlider(
-            s.replay_per_class, 0, 60, description="replay per class", **common
-        )
+        self.replay = ipywidgets.IntSlider(s.replay_per_class, 0, 60, description="replay per class", **common)
         self.slots = ipywidgets.IntSlider(s.slots_per_class, 1, 120, description="slots per class", **common)
-        self.targets = ipywidgets.IntSlider(
-            s.max_image_count, 0, 200, description="bank: images up to", **common
-        )
+        self.targets = ipywidgets.IntSlider(s.max_image_count, 0, 200, description="bank: images up to", **common)
         self.level = ipywidgets.ToggleButtons(
             options=[("RoIs", "rois"), ("objects", "instances"), ("images", "images")],
             value="rois",
@@ -442,10 +428,7 @@ class _Panel:
 
     def _said(self, settings: Settings, compared: pd.DataFrame) -> str:
         a = self._of.data.annotations
-        table, length = (
-            self._of.table(RFS_BANK, settings),
-            compared.set_index("arm")["epoch_length"][RFS].iloc[0],
-        )
+        table, length = (self._of.table(RFS_BANK, settings), compared.set_index("arm")["epoch_length"][RFS].iloc[0])
         targets = len(self._of.target_class_ids(settings))
         ratio = table["replayed"].sum() / max(table["rois"].sum(), 1e-9)
         mib = targets * settings.slots_per_class * (FEATURE_DIM * 4 + 2 * 16 + 8) / 2**20
@@ -486,9 +469,7 @@ def _measures(rows: pd.DataFrame, level: str) -> str:
         ]
         for row in rows.itertuples()
     ]
-    return _theme.html_table(
-        columns, cells, caption=f"Shares and imbalance of the {level} that training sees"
-    )
+    return _theme.html_table(columns, cells, caption=f"Shares and imbalance of the {level} that training sees")
 
 
 def _percent(share: float) -> str:

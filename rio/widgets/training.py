@@ -36,7 +36,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rio import plots
-from rio.widgets import _data, _theme
+from rio.widgets import dataset as _data
+from rio.widgets import theme as _theme
 
 REFRESH_SECONDS = 2.0
 ALIVE = ("starting", "training", "evaluating", "stopping")
@@ -121,8 +122,19 @@ def train_command(
     '-m rio train --config-file a.yaml --output-dir out SEED 3'
     """
     if len(options) % 2:
-        raise LaunchError(f"options: expected KEY VALUE pairs, found {len(options)} words, the last alone: {options[-1]!r}")
-    words = [sys.executable, "-m", "rio", "train", "--config-file", os.fspath(config), "--output-dir", os.fspath(output_dir)]
+        raise LaunchError(
+            f"options: expected KEY VALUE pairs, found {len(options)} words, the last alone: {options[-1]!r}"
+        )
+    words = [
+        sys.executable,
+        "-m",
+        "rio",
+        "train",
+        "--config-file",
+        os.fspath(config),
+        "--output-dir",
+        os.fspath(output_dir),
+    ]
     if num_gpus > 1:
         words += ["--num-gpus", str(num_gpus)]
     for key, value in (data or {}).items():
@@ -189,7 +201,11 @@ class RunFolder:
             content = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        good = isinstance(content, dict) and isinstance(content.get("pid"), int) and isinstance(content.get("command"), list)
+        good = (
+            isinstance(content, dict)
+            and isinstance(content.get("pid"), int)
+            and isinstance(content.get("command"), list)
+        )
         return content if good else {}
 
     def settings(self) -> dict[str, Any]:
@@ -311,7 +327,8 @@ class RunFolder:
                 return lines[at].split("error: ", 1)[1]
         if any(line.startswith("Traceback (most recent call last)") for line in lines):
             last = next(
-                (line for line in reversed(lines) if re.match(r"[\w.]+(Error|Exception|Interrupt|Exit)\b", line)), lines[-1]
+                (line for line in reversed(lines) if re.match(r"[\w.]+(Error|Exception|Interrupt|Exit)\b", line)),
+                lines[-1],
             )
             return f"An unforeseen error ended the process: {last}"
         return ""
@@ -321,7 +338,10 @@ class RunFolder:
         state = self.state()
         if state == "failed":
             why = self._error() or self._killed()
-            why = why or "The process ended without a word; it was probably killed. Resume goes on from the last checkpoint."
+            why = (
+                why
+                or "The process ended without a word; it was probably killed. Resume goes on from the last checkpoint."
+            )
             return f"{why} (whole log: {self.path / 'stdout.log'})"
         if state == "stopped":
             line = next((line for line in reversed(self.log().splitlines()) if line.startswith("Stopped")), "")
@@ -349,7 +369,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             with self._locked():
                 if self.pid() is not None:
-                    raise LaunchError(f"{self.path}: a training is at work here already (process {self.pid()}). Stop it first")
+                    raise LaunchError(
+                        f"{self.path}: a training is at work here already (process {self.pid()}). Stop it first"
+                    )
                 if (self.path / "last_checkpoint").exists() and "--resume" not in command:
                     raise LaunchError(f"{self.path}: holds a run already. Resume it, or choose another folder")
                 return self._launch(list(command), cwd)
@@ -421,7 +443,9 @@ class RunFolder:
         """
         note = self.note()
         if not note:
-            raise LaunchError(f"{self.path}: expected run.json of an earlier start, found none. Choose the settings and start")
+            raise LaunchError(
+                f"{self.path}: expected run.json of an earlier start, found none. Choose the settings and start"
+            )
         command = [w for w in note["command"] if w != "--resume"]
         at = command.index("--output-dir") if "--output-dir" in command else len(command)
         return self.start([*command[:at], "--resume", *command[at:]], cwd=note.get("cwd"))
@@ -478,7 +502,9 @@ def draw_progress(table: pd.DataFrame, max_iter: int = 0) -> Figure:
         for row, (column, title) in enumerate(small):
             ax = figure.add_subplot(grid[row, 1])
             rows = table[table[column].notna()]
-            ax.plot(rows["iteration"], rows[column], color="#2A6CAB", marker="o" if len(rows) == 1 else None, markersize=4)
+            ax.plot(
+                rows["iteration"], rows[column], color="#2A6CAB", marker="o" if len(rows) == 1 else None, markersize=4
+            )
             ax.fill_between(rows["iteration"], rows[column], color="#2A6CAB", alpha=0.1, linewidth=0)
             ax.set_title(f"{title}  {_short(rows[column].iloc[-1])}", fontsize=8.5, fontweight="normal", pad=3)
             ax.set(xlim=(0, max_iter if max_iter > 1 else None), ylim=(0, max(float(rows[column].max()) * 1.15, 1e-9)))
@@ -545,7 +571,11 @@ class TrainingPanel(ipywidgets.VBox):
             options=names, value=given, description="config", style=wide, layout={"width": "330px"}
         )
         self.output_dir = ipywidgets.Text(
-            value=os.fspath(output_dir), description="folder", style=wide, layout={"width": "330px"}, continuous_update=False
+            value=os.fspath(output_dir),
+            description="folder",
+            style=wide,
+            layout={"width": "330px"},
+            continuous_update=False,
         )
         self.num_gpus = ipywidgets.BoundedIntText(
             value=num_gpus or max(self._gpus, 1), min=1, max=max(self._gpus, num_gpus or 1, 1), style=wide,
@@ -683,7 +713,9 @@ class TrainingPanel(ipywidgets.VBox):
         self.about.value = f'<div class="rio-view rio-quiet" style="white-space: pre-line">{html.escape(text)}</div>'
         try:
             if not self._configs[self.config.value].is_file():
-                raise LaunchError(f"config {self.config.value}: expected one of configs/ or a YAML file, found nothing there")
+                raise LaunchError(
+                    f"config {self.config.value}: expected one of configs/ or a YAML file, found nothing there"
+                )
             self._show_command(self.words())
         except LaunchError as error:
             self._trouble = _theme.sentence(error)
@@ -767,10 +799,7 @@ class TrainingPanel(ipywidgets.VBox):
         pace, batch = newest("time"), self.run.settings().get("batch")
         if state == "training" and pace and last:
             tiles.append((_clock(pace * (last - done)), "left"))
-        for column, label, form in (
-            ("total_loss", "loss", "{:.2f}"),
-            ("lr", "learning rate", "{:.2g}"),
-        ):
+        for column, label, form in (("total_loss", "loss", "{:.2f}"), ("lr", "learning rate", "{:.2g}")):
             value = newest(column)
             if value is not None:
                 tiles.append((form.format(value), label))

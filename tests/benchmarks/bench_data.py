@@ -36,7 +36,7 @@ REPEAT_THRESHOLD = 0.001
 
 
 def counts_ours(path: str) -> Callable[[], Any]:
-    from rio.annotations import load_annotations
+    from rio.data.annotations import load_annotations
 
     def run() -> Any:
         annotations = load_annotations(path, segmentations=False)
@@ -64,16 +64,14 @@ def _by_category(truth: Any) -> dict[int, list[dict[str, Any]]]:
 
 
 def training_ours(path: str) -> Callable[[], Any]:
-    from rio.annotations import load_annotations
-    from rio.datasets import records
+    from rio.data.annotations import load_annotations
+    from rio.engine.records import records
     from rio.sampler import BatchSampler, TrainingSampler, aspect_ratio_groups
     from rio.trainer import TrainingLoader, TrainingSamples
 
     def run() -> Any:
         annotations = load_annotations(path, image_root="images/")
-        sampler = TrainingSampler(
-            annotations=annotations, method="rfs", repeat_threshold=REPEAT_THRESHOLD, seed=0
-        )
+        sampler = TrainingSampler(annotations=annotations, method="rfs", repeat_threshold=REPEAT_THRESHOLD, seed=0)
         batches = BatchSampler(sampler, batch_size=BATCH_SIZE, groups=aspect_ratio_groups(annotations))
         loader = TrainingLoader(TrainingSamples(records(annotations), _count, 0), batches, WORKERS)
         _draw(loader)

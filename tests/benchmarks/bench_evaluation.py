@@ -114,9 +114,7 @@ def _records(
     classes = np.where(rng.random(n) < 0.6, own[source], rng.choice(category_ids, n))
     scores = np.sort(rng.beta(0.4, 3.0, n).clip(1.1e-4).astype(np.float32))[::-1].astype(np.float64)
     columns = zip(classes.tolist(), moved.tolist(), scores.tolist(), strict=True)
-    records = [
-        {"image_id": image.id, "category_id": k, "bbox": box, "score": score} for k, box, score in columns
-    ]
+    records = [{"image_id": image.id, "category_id": k, "bbox": box, "score": score} for k, box, score in columns]
     if masks:
         for record, index, shift in zip(records, source.tolist(), rng.normal(0, 4, (n, 2)), strict=True):
             polygons = things[index].segmentation if things else [[40.0, 40.0, 120.0, 40.0, 120.0, 100.0]]
@@ -139,7 +137,7 @@ def _mask(polygons: list[list[float]], shift: np.ndarray, image: _Image) -> dict
 # Both start from the two files and end with the metrics; sys.argv: ground truth, results, bbox or segm, file
 # for the precision array.
 _IMPORT = {
-    "rio": "import hotcoco\nimport pycocotools.mask\nfrom rio.evaluation import evaluate",
+    "rio": "import hotcoco\nimport pycocotools.mask\nfrom rio.results.evaluation import evaluate",
     "lvis": "import json\nimport numpy as np\nnp.float = float  # which lvis 0.5.3 still writes\nimport lvis",
 }
 _EVALUATE = {

@@ -53,9 +53,7 @@ def boxes(generator: torch.Generator, number: int) -> torch.Tensor:
     return torch.cat([corner, corner + 16 + 100 * torch.rand(number, 2, generator=generator)], 1)
 
 
-def objects(
-    image: int, classes: torch.Tensor, proposals: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def objects(image: int, classes: torch.Tensor, proposals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Ground-truth boxes (R, 4) and identities (R, 2) of an image's RoIs: a class has one object."""
     place = (classes[:, None] == classes).int().argmax(dim=1)  # the first RoI of the class
     return proposals[place] + 2, torch.stack([torch.full_like(place, image), place], dim=1)
@@ -78,9 +76,7 @@ def clock(device: str) -> float:
     return time.perf_counter()
 
 
-def bank_alone(
-    device: str, rounds: int = 200, *, work_between: bool = False, **changes
-) -> tuple[float, float]:
+def bank_alone(device: str, rounds: int = 200, *, work_between: bool = False, **changes) -> tuple[float, float]:
     """Median milliseconds of (sample, write) on a full bank.
 
     One call after the other or, with work_between, each after work on other memory, as in a training step: on a
@@ -239,9 +235,7 @@ def run(scale: float = 1.0) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu (one thread) or cuda")
     parser.add_argument("--rounds", type=int, default=5, help="steps measured for each arm")
     arguments = parser.parse_args()
@@ -258,9 +252,7 @@ def main() -> None:
     }
     for name, changes in variants.items():
         sampled, written = bank_alone(device, **changes)
-        print(
-            f"bank alone, {name:16s} sample {sampled:.2f} + write {written:.2f} = {sampled + written:.2f} ms"
-        )
+        print(f"bank alone, {name:16s} sample {sampled:.2f} + write {written:.2f} = {sampled + written:.2f} ms")
     if device != "cpu":
         print(f"synchronisations a step: {synchronisations(device)}")
     branch = BoxBranch(device, ROIS, {"bank": full_bank(device)})

@@ -126,16 +126,7 @@ TINY = Size(
 
 def config(kind: str, size: Size, device: str) -> CfgNode:
     """The config of "plain" (detectron2's own heads and classifier) or "rio"."""
-    options = [
-        "MODEL.WEIGHTS",
-        "",
-        "MODEL.DEVICE",
-        device,
-        "SEED",
-        1,
-        "MODEL.ROI_HEADS.NUM_CLASSES",
-        size.classes,
-    ]
+    options = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", device, "SEED", 1, "MODEL.ROI_HEADS.NUM_CLASSES", size.classes]
     options += ["MODEL.RIO.BANK_CLASS_IDS", target_ids(size)]
     return load_config(CONFIG, [*options, *(PLAIN if kind == "plain" else ()), *size.options])
 
@@ -167,13 +158,9 @@ def _random_image(rng: np.random.Generator, size: Size, classes: np.ndarray) -> 
     angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     circle = np.stack([np.cos(angle), np.sin(angle)], 1) / 2 + 0.5
     instances = Instances((height, width))
-    instances.gt_boxes = Boxes(
-        torch.tensor(np.concatenate([corner, corner + extent], 1), dtype=torch.float32)
-    )
+    instances.gt_boxes = Boxes(torch.tensor(np.concatenate([corner, corner + extent], 1), dtype=torch.float32))
     instances.gt_classes = torch.tensor(classes)
-    instances.gt_masks = PolygonMasks(
-        [[(c + circle * e).ravel()] for c, e in zip(corner, extent, strict=True)]
-    )
+    instances.gt_masks = PolygonMasks([[(c + circle * e).ravel()] for c, e in zip(corner, extent, strict=True)])
     image = torch.from_numpy(rng.integers(0, 256, (3, height, width), dtype=np.uint8))
     return {"image": image, "instances": instances, "height": height, "width": width}
 
@@ -336,10 +323,7 @@ def speed(task: Task, chosen: list[Setting]) -> list[dict[str, Any]]:
         if rows and time.monotonic() > task.ends:
             print(f"{setting.name:18s} left out: the minutes are over")
             continue
-        row: dict[str, Any] = {
-            "setting": setting.name,
-            **{k: v for k, v in asdict(setting).items() if k != "name"},
-        }
+        row: dict[str, Any] = {"setting": setting.name, **{k: v for k, v in asdict(setting).items() if k != "name"}}
         with _numbers(setting):
             arms = {}
             for kind in ("plain", "rio"):
@@ -357,9 +341,7 @@ def speed(task: Task, chosen: list[Setting]) -> list[dict[str, Any]]:
         ratios = [r / p for r, p in zip(times["rio"], times["plain"], strict=True)]
         row["rio_by_plain"] = statistics.median(ratios)
         row["rio_by_plain_quartiles"] = [float(q) for q in np.quantile(ratios, (0.25, 0.75))]
-        row["times_plain_fp32"] = (
-            rows[0]["plain_ms"] / row["rio_ms"] if rows else row["plain_ms"] / row["rio_ms"]
-        )
+        row["times_plain_fp32"] = rows[0]["plain_ms"] / row["rio_ms"] if rows else row["plain_ms"] / row["rio_ms"]
         rows.append(row)
         print(_speed_line(row), flush=True)
         arms.clear()
@@ -567,10 +549,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "size": asdict(size),
         "left_out": [],
     }
-    print(
-        f"{result['device']}; {json.dumps(result['versions'])};"
-        f" {size.images} images of {size.short_side} px a step"
-    )
+    print(f"{result['device']}; {json.dumps(result['versions'])}; {size.images} images of {size.short_side} px a step")
     parts: dict[str, Callable[[], Any]] = {
         "bank": lambda: bank(task),
         "speed": lambda: speed(task, chosen),
@@ -614,25 +593,17 @@ def _show(name: str, found: dict[str, Any]) -> None:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.gpu",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m tests.benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu (default: %(default)s)")
-    made.add_argument(
-        "--tiny", action="store_true", help="a small model on small images: tries the benchmark"
-    )
-    made.add_argument(
-        "--minutes", type=float, default=9.0, help="no part begins after these (default: %(default)s)"
-    )
+    made.add_argument("--tiny", action="store_true", help="a small model on small images: tries the benchmark")
+    made.add_argument("--minutes", type=float, default=9.0, help="no part begins after these (default: %(default)s)")
     made.add_argument("--rounds", type=int, default=20, help="turns of each arm (default: %(default)s)")
     made.add_argument("--block", type=int, default=4, help="steps a turn (default: %(default)s)")
     made.add_argument("--warm-up", type=int, default=16, help="steps before timing (default: %(default)s)")
     made.add_argument("--iterations", type=int, default=200, help="of the part `loss` (default: %(default)s)")
     made.add_argument("--only", action="append", metavar="SETTING", help="may be given several times")
-    made.add_argument(
-        "--skip", action="append", default=[], metavar="PART", help="may be given several times"
-    )
+    made.add_argument("--skip", action="append", default=[], metavar="PART", help="may be given several times")
     made.add_argument(
         "--bench-options", nargs="*", default=[], metavar="KEY VALUE", help="over configs/shapes/bench.yaml"
     )

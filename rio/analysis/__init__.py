@@ -1,0 +1,1 @@
+"""Tables behind the figures: balance, arms, distribution, runs, intervals. No widget, no figure."""

@@ -1,0 +1,1 @@
+"""What detectron2 needs around the method: records, loader, checkpoints, inference."""

@@ -1,0 +1,1 @@
+"""Results files (detections) to AP and errors, under the LVIS protocol."""

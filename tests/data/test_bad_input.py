@@ -1,0 +1,530 @@
+"""What a user's files, folders and settings may hold, in one table: a kind is refused in words that help, or repaired and counted.
+
+Three tables: `REFUSED` (an error of ours), `BROKEN_RECORDS` (an error of ours, or with ``on_error="skip"`` a record left
+out, listed and counted), `TAKEN` (works, and how). `tests/test_annotations.py`, `test_evaluation.py`, `test_config.py`,
+`test_cli.py` and `test_checkpoints.py` look closer at each module.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import pickle
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rio.cli.parser import main
+from rio.data.annotations import Annotations, load_annotations, missing_images
+from rio.results.reading import load_results
+from tests.support import fuzz, tiny_shapes
+from tests.support.annotation_files import TRIANGLE, coco, lvis, write
+
+RAMP = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))
+"""(48, 64) grey values."""
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    return tiny_shapes.draw(tmp_path_factory.mktemp("shapes"))
+
+
+SCORES = "roi_heads.box_predictor.cls_score"
+
+
+class CommandError(Exception):
+    """A command ended with code 2 and this one message."""
+
+
+class Place:
+    """The entry points of the package, for the rows of the tables."""
+
+    def __init__(self, folder: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        self.folder, self.drawn, self.monkeypatch, self.capsys = folder, drawn, monkeypatch, capsys
+
+    def load(self, data: Any, **options: Any) -> Annotations:
+        return load_annotations(write(self.folder / "set.json", data), **options)
+
+    def results(self, data: Any) -> Any:
+        return load_results(write(self.folder / "results.json", data), self.load(coco()))
+
+    def image(self, make: Callable[[Path], Any], *, name: str = "a.png", size: tuple[int, int] = (64, 48)) -> Any:
+        """One image as training gets it, after `make` has put it in its place."""
+        from rio import trainer
+        from rio.config import load_config
+        from rio.engine.records import records
+
+        make(self.folder / name)
+        data = {
+            "images": [{"id": 3, "width": size[0], "height": size[1], "file_name": name}],
+            "categories": [{"id": 1, "name": "mug"}],
+            "annotations": [
+                {"id": 1, "image_id": 3, "category_id": 1, "bbox": [2, 2, 40, 40], "segmentation": [TRIANGLE]}
+            ],
+        }
+        cfg = load_config(tiny_shapes.DEMO_CONFIG, tiny_shapes.model_options())
+        found = records(self.load(data, image_root=self.folder))
+        return trainer.TrainingSamples(found, trainer._Mapper(cfg, True), 1)[0, 0]["image"]
+
+    def command(self, *words: Any) -> str:
+        code = main([str(word) for word in words])
+        out, error = self.capsys.readouterr()
+        if code == 0:
+            return out
+        assert code == 2 and error.count("error: ") == 1 and "Traceback" not in out + error
+        raise CommandError(error)
+
+    def train(self, *options: Any, train: Any = None) -> str:
+        """`python -m rio train` on the drawn set, or on other annotations of its images."""
+        flags = tiny_shapes.data_flags(self.drawn)
+        if train is not None:
+            flags[1] = str(write(self.folder / "train.json", train))
+            if "categories" in train:  # the same ones for validation
+                val = json.loads((self.drawn / "val.json").read_text())
+                known = {category["id"] for category in train["categories"]}
+                val["annotations"] = [a for a in val["annotations"] if a["category_id"] in known]
+                for image in val["images"]:
+                    image["neg_category_ids"] = image["not_exhaustive_category_ids"] = []
+                flags[5] = str(write(self.folder / "val.json", {**val, "categories": train["categories"]}))
+        words = ["--config-file", tiny_shapes.DEMO_CONFIG, *flags, "--output-dir", self.folder / "run"]
+        return self.command("train", *words, *tiny_shapes.model_options(1), "TEST.EVAL_PERIOD", 0, *options)
+
+    def weights(self, content: Any, name: str = "weights.pth") -> str:
+        """`python -m rio eval` of a weights file."""
+        import torch
+
+        path = self.folder / name
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif content is not None:
+            torch.save(content, path)
+        flags = ["--config-file", tiny_shapes.DEMO_CONFIG, *tiny_shapes.data_flags(self.drawn)]
+        return self.command("eval", "--weights", path, *flags, *tiny_shapes.model_options())
+
+    def drawn_train(self) -> dict[str, Any]:
+        return json.loads((self.drawn / "train.json").read_text())
+
+
+@pytest.fixture
+def place(tmp_path, drawn, monkeypatch, capsys) -> Place:
+    monkeypatch.chdir(tmp_path)
+    return Place(tmp_path, drawn, monkeypatch, capsys)
+
+
+def changed(path: str, value: Any, make: Callable[[], dict[str, Any]] = coco) -> dict[str, Any]:
+    """A good file with one value replaced: "annotations.0.bbox"."""
+    data = node = make()
+    *way, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    for part in way:
+        node = node[part]
+    node[last] = value
+    return data
+
+
+def without(path: str) -> dict[str, Any]:
+    data = node = coco()
+    *way, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    for part in way:
+        node = node[part]
+    del node[last]
+    return data
+
+
+def text_with(old: str, new: str) -> str:
+    text = json.dumps(coco())
+    assert old in text
+    return text.replace(old, new, 1)
+
+
+def result(**keys: Any) -> list[dict[str, Any]]:
+    return [{"image_id": 7, "category_id": 90, "score": 0.5, "bbox": [1, 1, 9, 9], **keys}]
+
+
+def jpeg(pixels: np.ndarray, mode: str = "RGB", **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x112] = 6  # to be shown turned by a quarter
+    return exif
+
+
+def bomb(path: Path, side: int = 30_000) -> None:
+    """A hundred bytes that ask for 0.9 gigapixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 9)))
+
+
+def fail(place: Place, target: str, code: int) -> None:
+    """Makes a function of `os` or `tempfile` fail as the system would."""
+
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    place.monkeypatch.setattr(target, broken)
+
+
+def one_class(place: Place) -> dict[str, Any]:
+    data = place.drawn_train()
+    data["categories"] = data["categories"][:1]
+    data["annotations"] = [a for a in data["annotations"] if a["category_id"] == data["categories"][0]["id"]]
+    for image in data["images"]:
+        image["neg_category_ids"] = image["not_exhaustive_category_ids"] = []
+    return data
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("was_here",)
+
+
+def full_disk(place: Place) -> str:
+    fail(place, "os.fsync", errno.ENOSPC)
+    return place.train()
+
+
+def forbidden_folder(place: Place) -> str:
+    fail(place, "os.makedirs", errno.EACCES)
+    return place.train()
+
+
+def file_as_folder(place: Place) -> str:
+    (place.folder / "run").write_text("")
+    return place.train()
+
+
+def read_only_folder(place: Place) -> str:
+    fail(place, "tempfile.mkstemp", errno.EROFS)
+    return place.train()
+
+
+def unreadable(place: Place) -> Any:
+    def forbidden(path: str) -> None:  # permissions do not stop every user that tests may run as
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    place.monkeypatch.setattr(Image, "open", forbidden)
+    return place.image(lambda path: path.write_bytes(jpeg(RAMP)))
+
+
+def validation_of_others(place: Place) -> str:
+    data = place.drawn_train()
+    data["categories"][0]["name"] = "unheard of"
+    other = write(place.folder / "other.json", data)
+    return place.train("DATASETS.TEST", repr((f"{other}@{place.drawn / 'train'}",)))
+
+
+# kind -> (what is tried, what the message has to say)
+REFUSED: dict[str, tuple[Callable[[Place], Any], list[str]]] = {
+    # The annotation file as a whole
+    "JSON truncated": (lambda p: p.load(json.dumps(coco())[:300]), ["set.json", "valid JSON", "cut off"]),
+    "empty file": (lambda p: p.load(""), ["set.json", "an empty file", "download"]),
+    "no JSON at all": (lambda p: p.load("<html>not found</html>"), ["set.json", "valid JSON", "byte 0"]),
+    "not UTF-8": (lambda p: p.load(json.dumps(coco()).encode("utf-16")), ["set.json", "UTF-8"]),
+    "another JSON": (lambda p: p.load([coco()]), ["set.json", "expected `object`", "`array`"]),
+    "a key missing": (lambda p: p.load(without("images")), ["set.json", "'images'", "no such key"]),
+    "a list of another type": (lambda p: p.load(changed("images", {})), ["set.json", "'images'", "`array`"]),
+    "NaN": (lambda p: p.load(text_with("150.0", "NaN")), ["set.json", "finite numbers", "NaN", "byte"]),
+    "infinity": (lambda p: p.load(text_with("150.0", "-Infinity")), ["set.json", "finite numbers", "byte"]),
+    "nesting without end": (lambda p: p.load('{"images":' + "[" * 10**5 + "]" * 10**5 + "}"), ["set.json", "too deep"]),
+    "half a surrogate pair": (lambda p: p.load(text_with('"mug"', r'"\ud800"')), ["set.json", "UTF-8", "byte"]),
+    "no such file": (lambda p: load_annotations("none/set.json"), ["none/set.json", "expected", "found none", "Remedy"]),
+    "a folder as file": (lambda p: load_annotations(p.folder), [".", "a JSON file", "a folder", "Remedy"]),
+    "duplicate category id": (lambda p: p.load(changed("categories.0.id", 5)), ["category 5", "'id'", "twice"]),
+    "duplicate category name": (lambda p: p.load(changed("categories.0.name", "mug")), ["'name'", "'mug'", "rename"]),
+    "unknown frequency group": (
+        lambda p: p.load(changed("categories.0.frequency", "x")), ["category 90", "'frequency'", "r, c or f", "'x'"],
+    ),
+    "no category": (lambda p: p.load(changed("categories", [])), ["'categories'", "at least one", "empty list"]),
+    "boxes as fractions": (
+        lambda p: p.load(
+            {**coco(), "annotations": [
+                {"id": i, "image_id": 7, "category_id": 90, "bbox": [0.1, 0.1, 0.5, 0.5]} for i in range(10)
+            ]}
+        ),
+        ["annotation 0", "'bbox'", "in px", "multiply"],
+    ),
+    # Images, as training reads them
+    "image truncated": (
+        lambda p: p.image(lambda path: path.write_bytes(jpeg(RAMP)[:-80])), ["a.png", "image_id 3", "truncated", "Mend"],
+    ),
+    "image empty": (lambda p: p.image(Path.touch), ["a.png", "image_id 3", "cannot identify", "Mend"]),
+    "image that is none": (lambda p: p.image(lambda path: path.write_text("hello")), ["a.png", "cannot identify"]),
+    "image unreadable": (unreadable, ["a.png", "image_id 3", "could not be loaded", "Permission denied"]),
+    "image 16-bit grey": (
+        lambda p: p.image(Image.fromarray(RAMP.astype(np.uint16) << 8).save),
+        ["a.png", "expected 8 bits", "16", "Convert"],
+    ),
+    "image of another size": (
+        lambda p: p.image(Image.fromarray(RAMP).save, size=(640, 480)), ["a.png", "image_id 3", "(64, 48)", "(640, 480)"],
+    ),
+    "image turned by EXIF, size as stored": (
+        lambda p: p.image(lambda path: path.write_bytes(jpeg(RAMP, exif=turned()))), ["a.png", "(48, 64)", "(64, 48)"],
+    ),
+    "image that unpacks to gigapixels": (lambda p: p.image(bomb), ["a.png", "image_id 3", "exceeds limit"]),
+    "image a link to itself": (lambda p: p.image(lambda path: path.symlink_to(path)), ["a.png", "symbolic links"]),
+    "image a folder": (lambda p: p.image(Path.mkdir), ["a.png", "image_id 3", "directory"]),
+    # Results
+    "results truncated": (lambda p: p.results(json.dumps(result())[:-9]), ["results.json", "JSON", "truncated"]),
+    "results that are a ground truth": (lambda p: p.results(coco()), ["results.json", "a list of records", "ground-truth"]),
+    "results with a NaN score": (lambda p: p.results(json.dumps(result(score=float("nan")))), ["record 0", "'score'", "nan"]),
+    "results with an infinite box": (
+        lambda p: p.results(json.dumps(result(bbox=[0, 0, float("inf"), 1]))), ["record 0", "'bbox'", "finite", "inf"],
+    ),
+    "results for another data set": (
+        lambda p: p.results(result(image_id=8)), ["results.json", "record 0", "'image_id'", "set.json", "another data set"],
+    ),
+    "results with class ids for category ids": (
+        lambda p: p.results(result(category_id=0)), ["record 0", "'category_id'", "0-based class ids"],
+    ),
+    "results with masks of another size": (
+        lambda p: p.results(result(segmentation={"size": [5, 5], "counts": [25]})), ["record 0", "[50, 100]", "[5, 5]"],
+    ),
+    "results with masks of gigapixels": (
+        lambda p: p.results(result(segmentation={"size": [50, 100], "counts": [2**32 - 1] * 9})), ["record 0", "5000 pixels"],
+    ),
+    "results half with boxes": (
+        lambda p: p.results([*result(), {k: v for k, v in result(segmentation={"size": [50, 100], "counts": [5000]})[0].items() if k != "bbox"}]),
+        ["record 1", "same keys"],
+    ),
+    "results nested without end": (lambda p: p.results("[" * 10**5), ["results.json", "truncated or not a results file"]),
+    "no results file": (lambda p: p.command("eval", "--results", "r.json", "--gt", write(p.folder / "g.json", coco())), ["r.json", "no such"]),
+    # Settings
+    "config key misspelt": (lambda p: p.train("SOLVER.MAX_ITR", 1), ["SOLVER.MAX_ITR", "SOLVER.MAX_ITER"]),
+    "config key of the reference": (lambda p: p.train("MODEL.RIO.TEMP_S", 32), ["TEMP_S", "COSINE_SCALE"]),
+    "config value of another type": (lambda p: p.train("SOLVER.MAX_ITER", "many"), ["SOLVER.MAX_ITER", "many"]),
+    "config that is no YAML": (
+        lambda p: p.command("train", "--config-file", write(p.folder / "c.yaml", "MODEL: [")), ["c.yaml", "plain YAML"],
+    ),
+    "no such config": (lambda p: p.command("train", "--config-file", "none.yaml"), ["none.yaml", "nothing there"]),
+    "wrong class count": (
+        lambda p: p.train("MODEL.ROI_HEADS.NUM_CLASSES", 80), ["NUM_CLASSES", "expected 6", "train.json", "found 80", "Set"],
+    ),
+    "name of no data set": (
+        lambda p: p.train("DATASETS.TRAIN", "('lvis_v1_trian',)"), ["'lvis_v1_trian'", "expected one of", "Did you mean"],
+    ),
+    "no image folder": (
+        lambda p: p.train("DATASETS.TRAIN", repr((f"{p.drawn}/train.json@none",))), ["none", "found nothing", "Remedy"],
+    ),
+    "validation of other classes": (validation_of_others, ["other.json", "categories", "unheard of", "same list"]),
+    "nothing to train on": (
+        lambda p: p.train("MODEL.MASK_ON", False, train={**p.drawn_train(), "annotations": []}), ["BANK_MAX_IMAGE_COUNT", "no annotation at all"],
+    ),
+    "nothing to train on, without a bank": (
+        lambda p: p.train("MODEL.RIO.BANK_ENABLED", False, "MODEL.MASK_ON", False, train={**p.drawn_train(), "annotations": []}),
+        ["train.json", "no image has an annotation", "Check the file"],
+    ),
+    "no rare class for the bank": (
+        lambda p: p.train("MODEL.RIO.BANK_MAX_IMAGE_COUNT", 1), ["BANK_MAX_IMAGE_COUNT 1", "found none", "Raise it"],
+    ),
+    # Weights
+    "no weights": (lambda p: p.weights(None), ["weights.pth", "expected a .pth or .pkl file", "nothing there"]),
+    "weights of another architecture": (
+        lambda p: p.weights({"model": _tensors({"transformer.encoder.weight": (4, 4)})}), ["weights.pth", "Another architecture", "found none"],
+    ),
+    "weights of other classes": (
+        lambda p: p.weights({"model": _tensors({f"{SCORES}.weight": (1204, 24), f"{SCORES}.bias": (7,)})}),
+        ["weights.pth", "cls_score.weight", "(7, 24)", "(1204, 24)", "the file has 1203 classes"],
+    ),
+    "weights truncated": (lambda p: p.weights(b"PK\x03\x04 and no more"), ["weights.pth", "truncated", "again"]),
+    "weights that run code": (
+        lambda p: p.weights(pickle.dumps({"model": Bomb()}, protocol=2), "w.pkl"), ["w.pkl", "could run code", "not loaded"],
+    ),
+    # Where to write
+    "output folder is a file": (file_as_folder, ["run", "expected a folder", "--output-dir"]),
+    "output folder is forbidden": (forbidden_folder, ["run", "Permission denied", "--output-dir"]),
+    "output folder is read-only": (read_only_folder, ["run", "Read-only file system", "--output-dir"]),
+    "disk full": (full_disk, ["config.yaml", "No space left", "--output-dir"]),
+}  # fmt: skip
+
+
+def _tensors(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    import torch
+
+    return {name: torch.zeros(shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_refused_in_words_that_help(place, kind):
+    attempt, words = REFUSED[kind]
+    with pytest.raises(Exception) as caught:
+        attempt(place)
+    error = caught.value
+    assert isinstance(error, CommandError) or type(error).__module__.startswith("rio."), repr(error)
+    text = str(error)
+    assert not [word for word in words if word not in text], text
+    assert len(text) < 4000 and not (place.folder / "was_here").exists()
+
+
+# kind -> (the file, what the message says beside file and remedy, how a skip counts it)
+OUTSIDE = {"file_name": "a path below the image folder"}
+BROKEN_RECORDS: dict[str, tuple[Callable[[], Any], list[str], dict[str, int]]] = {
+    "wrong type": (lambda: changed("annotations.0.image_id", "7"), ["id 101", "'image_id'", "`int`", "`str`"], {"type": 1}),
+    "not an object": (lambda: changed("annotations.0", "x"), ["annotation at position 0", "`object`", "`str`"], {"type": 1}),
+    "number beyond floats": (lambda: text_with("150.0", "1e999"), ["annotation at position 0", "'area'", "out of range"], {"type": 1}),
+    "integer of 5,000 digits": (lambda: text_with('"id": 101', '"id": ' + "9" * 5000), ["annotation at position 0", "'id'"], {"type": 1}),
+    "image without height": (lambda: changed("images.0.height", 0), ["image", "'height'", ">= 1"], {"type": 1, "unknown_image": 3}),
+    "key missing": (lambda: without("annotations.0.bbox"), ["id 101", "'bbox'", "no such key"], {"missing_key": 1}),
+    "duplicate image id": (lambda: changed("images.1.id", 7), ["image 7", "'id'", "twice"], {"duplicate_image_id": 1, "unknown_image": 1}),
+    "duplicate annotation id": (lambda: changed("annotations.1.id", 101), ["annotation 101", "twice"], {"duplicate_annotation_id": 1}),
+    "dangling image id": (lambda: changed("annotations.0.image_id", 8), ["annotation 101", "'image_id'", "8"], {"unknown_image": 1}),
+    "dangling category id": (lambda: changed("annotations.0.category_id", 6), ["annotation 101", "'category_id'", "6"], {"unknown_category": 1}),
+    "dangling verified category": (
+        lambda: changed("images.0.neg_category_ids", [11, 6], lvis), ["image 7", "'neg_category_ids'", "6"], {"unknown_category": 1},
+    ),
+    "box of negative size": (lambda: changed("annotations.0.bbox", [30, 20, -9, 5]), ["annotation 101", "'bbox'", ">= 0", "-9.0"], {"negative_box": 1}),
+    "box outside": (lambda: changed("annotations.0.bbox", [90, 10, 20, 15]), ["annotation 101", "100 x 50 px", "[90.0"], {"box_outside": 1}),
+    "box as large as floats": (lambda: changed("annotations.0.bbox", [1e308] * 4), ["annotation 101", "1e+308"], {"box_outside": 1}),
+    "negative area": (lambda: changed("annotations.0.area", -1), ["annotation 101", "'area'", ">= 0", "-1"], {"area": 1}),
+    "polygon of two points": (lambda: changed("annotations.0.segmentation", [[1, 1, 5, 5]]), ["annotation 101", "at least 6", "4"], {"polygon": 1}),
+    "polygon of odd length": (lambda: changed("annotations.0.segmentation", [TRIANGLE + [1.0]]), ["annotation 101", "even number", "7"], {"polygon": 1}),
+    "polygon far away": (lambda: changed("annotations.0.segmentation", [[*TRIANGLE, 1e9, 3]]), ["annotation 101", "10000 px", "1e+09"], {"polygon": 1}),
+    "one mask missing": (lambda: without("annotations.0.segmentation"), ["annotation 101", "'segmentation'", "none"], {"no_segmentation": 1}),
+    "RLE of another size": (
+        lambda: changed("annotations.3.segmentation.size", [100, 50]), ["annotation 99", "[50, 100]", "[100, 50]"], {"rle_size": 1},
+    ),
+    "RLE too short": (lambda: changed("annotations.3.segmentation.counts", [4990, 9]), ["annotation 99", "5000 px", "4999"], {"rle": 1}),
+    "RLE of gigapixels": (lambda: changed("annotations.3.segmentation.counts", [2**32 - 1] * 9), ["annotation 99", "5000 px"], {"rle": 1}),
+    "RLE that is none": (lambda: changed("annotations.3.segmentation.counts", "~~~"), ["annotation 99", "5000 px", "ASCII"], {"rle": 1}),
+    "path out of the image folder": (lambda: changed("images.1.file_name", "a/../../b.jpg"), ["image 3", "'file_name'", "below", "'..'"], {"file_name": 1, "image_skipped": 1}),
+    "absolute path": (lambda: changed("images.1.file_name", "/etc/passwd"), ["image 3", "below the image folder"], {"file_name": 1, "image_skipped": 1}),
+    "absolute path of Windows": (lambda: changed("images.1.file_name", "C:\\x.jpg"), ["image 3", "below the image folder"], {"file_name": 1, "image_skipped": 1}),
+    "NUL in a path": (lambda: changed("images.1.file_name", "a\0.jpg"), ["image 3", "below the image folder"], {"file_name": 1, "image_skipped": 1}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BROKEN_RECORDS)
+def test_a_broken_record_is_named_or_left_out_and_counted(place, kind):
+    make, words, counts = BROKEN_RECORDS[kind]
+    with pytest.raises(Exception) as caught:
+        place.load(make())
+    text = str(caught.value)
+    assert type(caught.value).__module__ == "rio.data.annotations"
+    assert not [word for word in ["set.json", "Remedy", "on_error='skip'", *words] if word not in text], text
+    rest = place.load(make(), on_error="skip")
+    assert rest.skipped_counts() == counts
+    whole = place.load(lvis() if "verified" in kind else coco())
+    lost_images = {"duplicate image id", "image without height"} | {
+        k for k in BROKEN_RECORDS if "path" in k or k.startswith("NUL")
+    }
+    assert rest.num_images == whole.num_images - (kind in lost_images)
+
+
+def missing_image(place: Place, how: str) -> None:
+    place.folder.joinpath("b.jpg").write_bytes(jpeg(RAMP))
+    if how == "link loop":
+        place.folder.joinpath("a.jpg").symlink_to("a2.jpg")
+        place.folder.joinpath("a2.jpg").symlink_to("a.jpg")
+    elif how == "dangling link":
+        place.folder.joinpath("a.jpg").symlink_to("gone.jpg")
+    elif how == "pipe":
+        os.mkfifo(place.folder / "a.jpg")  # opening it would wait for ever
+    elif how == "name too long":
+        pass
+
+
+@pytest.mark.parametrize("how", ["missing", "link loop", "dangling link", "pipe", "name too long"])
+def test_an_image_that_is_not_there_is_found_before_training(place, how):
+    missing_image(place, how)
+    data = changed("images.1.file_name", "a" * 5000 + ".jpg") if how == "name too long" else coco()
+    with pytest.raises(ValueError, match="image 3, key 'file_name': expected an image file, found none at .*Remedy"):
+        place.load(data, image_root=place.folder, check_images=True)
+    rest = place.load(data, image_root=place.folder, check_images=True, on_error="skip")
+    assert rest.skipped_counts() == {"missing_image": 1, "image_skipped": 1} and rest.image_ids.tolist() == [7]
+
+
+def many_classes(place: Place) -> bool:
+    data = {
+        "images": [{"id": 1, "width": 9, "height": 9, "file_name": "a.jpg"}],
+        "categories": [{"id": i * 3, "name": f"class {i}"} for i in range(30_000)],
+        "annotations": [{"id": i, "image_id": 1, "category_id": i * 3, "bbox": [1, 1, 5, 5]} for i in range(30_000)],
+    }
+    truth = place.load(data)
+    found = load_results([{"image_id": 1, "category_id": 3 * 29_999, "score": 0.9, "bbox": [1, 1, 5, 5]}], truth)
+    return truth.num_classes == 30_000 and found.class_id.tolist() == [29_999]
+
+
+def linked_image(place: Place) -> bool:
+    outside = place.folder.parent / f"{place.folder.name}-outside.jpg"
+    outside.write_bytes(jpeg(RAMP))
+    return place.image(lambda path: path.symlink_to(outside)).float().std() > 50
+
+
+def spread(image: Any) -> bool:
+    """Whether a ramp from black to white came through as one."""
+    values = image.float()
+    return values.min() < 5 and values.max() > 250 and 110 < values.mean() < 145
+
+
+# kind -> what holds after it was read
+TAKEN: dict[str, Callable[[Place], bool]] = {
+    "category ids with gaps": lambda p: p.load(coco()).category_ids.tolist() == [5, 11, 90],
+    "box of no area: left out and counted": lambda p: (
+        p.load(changed("annotations.0.bbox", [10, 10, 0, 15])).skipped_counts() == {"empty_box": 1}
+    ),
+    "box sticking out by 1 px": lambda p: p.load(changed("annotations.0.bbox", [81, 10, 20, 15])).skipped == [],
+    "no annotation at all": lambda p: p.load(changed("annotations", [])).image_count.tolist() == [0, 0, 0],
+    "no image at all": lambda p: p.load({**coco(), "images": [], "annotations": []}).num_images == 0,
+    "one class only": lambda p: (
+        p.load({**coco(), "categories": [{"id": 1, "name": "a"}], "annotations": []}).num_classes == 1
+    ),
+    "training with one class and no rare one": lambda p: "Traceback" not in p.train(
+        "MODEL.RIO.BANK_ENABLED", False, "SOLVER.MAX_ITER", 1, train=one_class(p)
+    ),
+    "30,000 classes": many_classes,
+    "unicode names": lambda p: p.load(coco()).category_names[0] == "zèbre 斑马",
+    "unicode file names": lambda p: spread(p.image(lambda path: path.write_bytes(jpeg(RAMP)), name="斑马 é.jpg")),
+    "byte order mark": lambda p: p.load(b"\xef\xbb\xbf" + json.dumps(coco()).encode()).num_images == 2,
+    "image of 10^9 x 10^9 px in name": lambda p: (
+        p.load({**changed("images.0.width", 10**9), "annotations": []}).image_width.max() == 10**9
+    ),
+    "greyscale image": lambda p: spread(p.image(Image.fromarray(RAMP).save)),
+    "black and white image": lambda p: p.image(Image.fromarray(RAMP).convert("1").save).float().std() > 50,
+    "image with palette": lambda p: spread(p.image(Image.fromarray(RAMP).convert("P").save)),
+    "image with alpha": lambda p: spread(p.image(Image.fromarray(RAMP).convert("RGBA").save)),
+    "CMYK image": lambda p: spread(p.image(lambda path: path.write_bytes(jpeg(RAMP, "CMYK")))),
+    "image turned by EXIF, size as shown": lambda p: spread(
+        p.image(lambda path: path.write_bytes(jpeg(RAMP, exif=turned())), size=(48, 64))
+    ),
+    "image with broken EXIF": lambda p: spread(
+        p.image(lambda path: path.write_bytes(jpeg(RAMP, exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\xff" * 40)))
+    ),
+    "image a link to one elsewhere": linked_image,
+    "results without a detection": lambda p: len(p.results([])) == 0,
+    "results with boxes as large as floats": lambda p: len(p.results(result(bbox=[1e308] * 4))) == 1,
+    "missing images counted": lambda p: len(missing_images(p.load(coco(), image_root=p.folder))) == 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TAKEN)
+def test_taken(place, kind):
+    assert TAKEN[kind](place)
+
+
+def test_the_tables_are_as_long_as_they_claim():
+    assert len(REFUSED) + len(BROKEN_RECORDS) + len(TAKEN) >= 100
+
+
+@pytest.mark.parametrize("kind", fuzz.KINDS)
+def test_a_hundred_broken_ones_are_taken_or_refused_in_our_words(tmp_path, kind):
+    """`python -m tests.fuzz` tries thousands."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fuzz.KINDS[kind](tmp_path / "input", np.random.default_rng(0))  # imports are no input's time or memory
+        for seed in range(1, 101):
+            fuzz.try_one(kind, seed, tmp_path / "input")

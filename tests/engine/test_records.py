@@ -1,0 +1,460 @@
+"""Names, catalogs and the lazily built records, against detectron2's own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.config import get_cfg
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.build import filter_images_with_only_crowd_annotations
+from detectron2.data.datasets.lvis import load_lvis_json
+from detectron2.structures import BoxMode
+from PIL import Image
+from torch.utils.data import DataLoader
+
+import rio.data.annotations
+from rio.data import names as datasets
+from rio.data.annotations import AnnotationError, load_annotations, training_image_indices
+from rio.data.names import DatasetNameError, DatasetNotFoundError, annotations_of, find_datasets
+from rio.engine import records as engine_records
+from rio.engine.records import Records, records, resolve, target_class_ids
+from tests.support.annotation_files import SQUARE, TRIANGLE, coco, lvis, write
+from tests.support.tiny_shapes import draw
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # `tests.benchmarks` from wherever pytest was started
+from tests.benchmarks import lvis_size
+
+
+@pytest.fixture
+def catalogs(monkeypatch, tmp_path):
+    """Run in an empty folder, and leave detectron2's catalogs and our caches as they were."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    monkeypatch.setattr(datasets, "_loaded", {})
+    monkeypatch.setattr(engine_records, "_registered", {})
+    before = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
+    yield
+    DatasetCatalog.data, MetadataCatalog.data = before
+
+
+@pytest.fixture
+def own(catalogs, tmp_path) -> str:
+    """The name of a data set given by path: the small COCO file with images that match it."""
+    data = coco()
+    (tmp_path / "pictures").mkdir()
+    for image in data["images"]:
+        Image.new("RGB", (image["width"], image["height"]), (90, 120, 60)).save(
+            tmp_path / "pictures" / image["file_name"]
+        )
+    write(tmp_path / "set.json", data)
+    return "set.json@pictures"
+
+
+def make_lvis(root: Path, name: str, data: dict) -> Path:
+    (root / "lvis").mkdir(parents=True, exist_ok=True)
+    return write(root / "lvis" / name, data)
+
+
+# ----------------------------------------------------------------------------------------- names and catalogs
+
+
+def test_a_data_set_by_path(own):
+    assert resolve(own) == own
+    metadata = MetadataCatalog.get(own)
+    assert (metadata.json_file, metadata.image_root, metadata.evaluator_type) == ("set.json", "pictures", "lvis")
+    assert metadata.thing_classes == ["zèbre 斑马", "mug", "teddy"]
+    assert metadata.thing_dataset_id_to_contiguous_id == {5: 0, 11: 1, 90: 2}
+    assert metadata.class_image_count == [
+        {"id": 5, "image_count": 1, "instance_count": 1},
+        {"id": 11, "image_count": 0, "instance_count": 0},
+        {"id": 90, "image_count": 1, "instance_count": 2},
+    ]
+    assert metadata.frequency == ["r", "r", "r"]
+    assert isinstance(DatasetCatalog.get(own), Records)
+
+
+def test_resolving_twice_changes_nothing_and_reads_once(own, monkeypatch):
+    resolve(own)
+    metadata = MetadataCatalog.get(own)
+    monkeypatch.setattr(datasets, "load_annotations", None)
+    assert resolve(own) == own and MetadataCatalog.get(own) is metadata
+    assert annotations_of(own) is annotations_of(own)
+
+
+def test_a_changed_file_is_read_again(own, tmp_path):
+    resolve(own)
+    data = coco()
+    data["annotations"].pop(0)
+    write(tmp_path / "set.json", data)
+    assert annotations_of(own).num_annotations == 3
+    resolve(own)
+    assert MetadataCatalog.get(own).class_image_count[2]["instance_count"] == 1
+    assert len(DatasetCatalog.get(own)[1]["annotations"]) == 1
+
+
+def test_names_survive_a_dumped_config(own, tmp_path):
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN = (own, own + "?skip")
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    again = get_cfg()
+    again.merge_from_file(str(tmp_path / "config.yaml"))
+    assert (own, own + "?skip") == again.DATASETS.TRAIN
+    assert [resolve(name) for name in again.DATASETS.TRAIN] == [own, own + "?skip"]
+    from_command_line = get_cfg()
+    from_command_line.merge_from_list(["DATASETS.TRAIN", f"('{own}',)"])
+    assert (own,) == from_command_line.DATASETS.TRAIN
+
+
+def test_broken_records_of_an_own_data_set_are_an_error_unless_the_name_says_skip(own, tmp_path, caplog):
+    data = coco()
+    data["annotations"][0]["bbox"] = [90, 10, 20, 15]
+    write(tmp_path / "set.json", data)
+    with pytest.raises(AnnotationError, match=r"annotation 101.*\?skip"):
+        resolve(own)
+    with caplog.at_level(logging.WARNING, logger="rio.data.names"):
+        resolve(own + "?skip")
+    assert annotations_of(own + "?skip").skipped_counts() == {"box_outside": 1}
+    assert "left out 1 records (box_outside 1); the first: annotation 101 (image 7), bbox" in caplog.text
+
+
+def test_own_images_must_be_there(own, tmp_path):
+    (tmp_path / "pictures" / "a.jpg").unlink()
+    with pytest.raises(AnnotationError, match=r"image 3, key 'file_name'.*a\.jpg"):
+        resolve(own)
+    with pytest.raises(DatasetNotFoundError, match=r"expected photos \(that is .*photos\)"):
+        resolve("set.json@photos")
+    with pytest.raises(DatasetNotFoundError, match=r"expected none\.json \(that is .*none\.json\).*Remedy"):
+        resolve("none.json@pictures")
+
+
+def test_paths_may_hold_spaces_at_signs_and_a_home(own, tmp_path, monkeypatch):
+    (tmp_path / "pictures").rename(tmp_path / "my pictures@home")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    name = f"{tmp_path}/set.json@~/my pictures@home"
+    assert resolve(name) == name and annotations_of(name).image_root == str(tmp_path / "my pictures@home")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("lvis_v1_trian", "Did you mean lvis_v1_train"),
+        ("shapes_demo_tuen", "Did you mean shapes_demo_tune"),
+        ("set.json", "'set.json@path/to/images'"),
+        ("set.json@", "found 'set.json@'"),
+        ("@pictures", "found '@pictures'"),
+        ("coco_2017_train", "LVIS or COCO format"),
+        ("", "found ''"),
+        (None, "expected a string"),
+    ],
+)
+def test_names_that_mean_nothing(catalogs, name, words):
+    with pytest.raises(DatasetNameError, match="data set name") as caught:
+        resolve(name)
+    assert words in str(caught.value)
+
+
+def test_a_missing_lvis_names_path_and_remedy(catalogs, tmp_path, monkeypatch):
+    with pytest.raises(DatasetNotFoundError) as caught:
+        resolve("lvis_v1_train")
+    looked_at = os.path.join("datasets", "lvis", "lvis_v1_train.json")
+    assert looked_at in str(caught.value) and str(tmp_path / looked_at) in str(caught.value)
+    assert "DETECTRON2_DATASETS" in str(caught.value)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "elsewhere"))
+    with pytest.raises(DatasetNotFoundError, match="elsewhere"):
+        resolve("lvis_v1_train")
+
+
+@pytest.mark.parametrize("name", ["lvis_v1_train", "lvis_v0.5_val"])
+def test_lvis_below_detectron2s_folder(catalogs, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    data = lvis()
+    data["annotations"][0]["category_id"] = 6  # nobody can mend the official file: left out
+    make_lvis(tmp_path / "data", f"{name}.json", data)
+    assert resolve(name) == name == resolve(name)
+    metadata = MetadataCatalog.get(name)
+    assert metadata.json_file == str(tmp_path / "data" / "lvis" / f"{name}.json")
+    assert metadata.thing_classes == ["zèbre 斑马", "mug", "teddy"]  # the file's, not detectron2's list
+    assert metadata.frequency == ["c", "r", "f"] and len(metadata.class_image_count) == 3
+    assert annotations_of(name).skipped_counts() == {"unknown_category": 1}
+    first = DatasetCatalog.get(name)[0]
+    assert first["file_name"] == str(tmp_path / "data" / "coco" / "train2017" / "a.jpg")
+
+    with pytest.raises(DatasetNotFoundError, match="coco"):
+        annotations_of(name, check_images=True)
+    (tmp_path / "data" / "coco" / "train2017").mkdir(parents=True)
+    with pytest.raises(AnnotationError, match=r"image 3.*\(1 more like it\)"):
+        annotations_of(name, check_images=True)
+    for file_name in annotations_of(name).file_names:
+        path = tmp_path / "data" / "coco" / file_name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert annotations_of(name, check_images=True) is annotations_of(name)
+
+
+def test_a_test_set_has_images_only(catalogs, tmp_path):
+    data = lvis()
+    del data["annotations"]
+    make_lvis(tmp_path / "datasets", "lvis_v1_image_info_test_dev.json", data)
+    assert len(DatasetCatalog.get(resolve("lvis_v1_test_dev"))) == 2
+
+
+def test_the_embedded_set_is_drawn_on_first_use(catalogs, tmp_path, monkeypatch):
+    shapes = pytest.importorskip("rio.shapes")
+    assert [shapes.SPECS[size].name for size in datasets.SHAPES] == ["shapes_demo", "shapes_bench"]
+    drawn = []
+
+    def generate(root, spec):
+        drawn.append(spec.name)
+        for split in ("train", "val"):
+            (Path(root) / spec.name / split).mkdir(parents=True)
+            write(Path(root) / spec.name / f"{split}.json", lvis())
+        return Path(root) / spec.name
+
+    monkeypatch.setattr(shapes, "generate", generate)
+    assert not any(row["found"] for row in find_datasets()) and not drawn
+    assert resolve("shapes_demo_train") == resolve("shapes_demo_train")
+    assert drawn == ["shapes_demo"]
+    assert MetadataCatalog.get("shapes_demo_train").image_root == os.path.join("datasets", "shapes_demo", "train")
+    found = {row["name"] for row in find_datasets() if row["found"]}
+    assert found == {"shapes_demo_train", "shapes_demo_val"} and drawn == ["shapes_demo"]
+
+
+@pytest.mark.parametrize("split", ["tune", "balanced"])
+def test_the_splits_beside_the_embedded_set_are_drawn_on_first_use(catalogs, monkeypatch, split):
+    shapes = pytest.importorskip("rio.shapes")
+    assert shapes.EXTRA_SPLITS == ("tune", "balanced")
+    drawn = []
+
+    def generate_extra(root, spec, split):
+        drawn.append((spec.name, split))
+        folder = Path(root) / f"{spec.name}_{split}"
+        (folder / split).mkdir(parents=True)
+        write(folder / f"{split}.json", lvis())
+        return folder
+
+    monkeypatch.setattr(shapes, "generate_extra", generate_extra)
+    monkeypatch.setattr(shapes, "generate", None)
+    name = f"shapes_bench_{split}"
+    assert resolve(name) == resolve(name) == name
+    assert drawn == [("shapes_bench", split)]
+    metadata = MetadataCatalog.get(name)
+    assert metadata.image_root == os.path.join("datasets", name, split)
+    assert metadata.frequency == ["c", "r", "f"]  # as declared, whatever its own counts
+    assert [row["name"] for row in find_datasets() if row["found"]] == [name]
+
+
+def test_find_datasets_says_where_it_looked(catalogs, tmp_path):
+    make_lvis(tmp_path / "datasets", "lvis_v1_val.json", lvis())
+    rows = {row["name"]: row for row in find_datasets()}
+    looked_at = str(tmp_path / "datasets" / "lvis" / "lvis_v1_val.json")
+    assert rows["lvis_v1_val"] == {"name": "lvis_v1_val", "found": True, "looked_at": looked_at}
+    assert not rows["lvis_v1_train"]["found"] and not rows["shapes_bench_val"]["found"]
+    assert set(rows) >= {
+        "lvis_v0.5_train",
+        "lvis_v0.5_val",
+        "lvis_v1_test_dev",
+        "shapes_demo_train",
+        "shapes_bench_tune",
+    }
+
+
+# ---------------------------------------------------------------------------------------------------- records
+
+
+def test_records_by_hand(own):
+    all_records = records(annotations_of(own))
+    assert isinstance(all_records, Sequence) and len(all_records) == 2 and all_records.num_crowd == 1
+    assert all_records[0] == {
+        "file_name": os.path.join("pictures", "a.jpg"), "height": 48, "width": 64, "image_id": 3,
+        "not_exhaustive_category_ids": [], "neg_category_ids": [],
+        "annotations": [{
+            "bbox": [10, 10, 40, 20], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0,
+            "segmentation": [TRIANGLE, SQUARE],
+        }],
+    }  # fmt: skip
+    # The crowd region of image 7 is left out.
+    assert [o["category_id"] for o in all_records[1]["annotations"]] == [2, 2]
+    assert [o["segmentation"] for o in all_records[-1]["annotations"]] == [[TRIANGLE], [SQUARE]]
+    assert all_records[:1] == [all_records[0]] and list(all_records)[1] == all_records[np.int64(1)]
+    all_records[0]["annotations"].clear()  # a mapper may do that
+    assert len(all_records[0]["annotations"]) == 1
+    for index in (2, -3):
+        with pytest.raises(IndexError, match=r"-2\.\.1"):
+            all_records[index]
+
+
+def test_records_need_an_image_folder(own):
+    with pytest.raises(AnnotationError, match="image_root=FOLDER"):
+        records(load_annotations("set.json"))
+
+
+def test_records_without_masks_and_without_annotations(own, tmp_path):
+    data = coco()
+    data["annotations"] = [{k: v for k, v in data["annotations"][0].items() if k != "segmentation"}]
+    write(tmp_path / "set.json", data)
+    empty, boxed = records(annotations_of(own))
+    assert empty["annotations"] == [] and "segmentation" not in boxed["annotations"][0]
+
+
+def test_rle_objects_reach_the_mapper_as_compressed_rle(own, tmp_path):
+    mask = pytest.importorskip("pycocotools.mask")
+    data = coco()
+    data["annotations"][3]["iscrowd"] = 0
+    write(tmp_path / "set.json", data)
+    annotations = annotations_of(own)
+    assert annotations.has_rle_objects
+    segmentation = records(annotations)[1]["annotations"][2]["segmentation"]
+    decoded = mask.decode(segmentation)
+    assert decoded.shape == (50, 100) and decoded.sum() == 10 and decoded[40:, 99].all()
+    mapper = DatasetMapper(
+        True, augmentations=[], image_format="BGR", use_instance_mask=True, instance_mask_format="bitmask"
+    )
+    mapped = mapper(records(annotations)[1])
+    assert mapped["instances"].gt_masks.tensor.sum(dim=(1, 2))[-1] == 10
+
+
+def test_records_pickle_as_columns(own):
+    all_records = records(annotations_of(own))
+    again = pickle.loads(pickle.dumps(all_records))
+    assert list(again) == list(all_records)
+
+
+def test_detectron2_reads_the_records(own):
+    resolve(own)
+    # Its own filter and our indices agree.
+    kept = get_detection_dataset_dicts((own,), filter_empty=True)
+    assert [r["image_id"] for r in kept] == [3, 7]
+    loader = build_detection_test_loader(
+        DatasetCatalog.get(own), mapper=DatasetMapper(False, augmentations=[], image_format="BGR"), num_workers=1
+    )
+    shapes = [tuple(batch[0]["image"].shape) for batch in loader]
+    assert shapes == [(3, 48, 64), (3, 50, 100)]
+
+
+def test_training_images_are_those_that_detectron2_keeps(own, tmp_path):
+    data = coco()
+    data["images"].append({"id": 9, "width": 5, "height": 5, "file_name": "a.jpg"})
+    data["annotations"] = data["annotations"][1:2] + data["annotations"][3:]  # image 7 has the crowd region only
+    write(tmp_path / "set.json", data)
+    annotations = annotations_of(own)
+    all_records = records(annotations)
+    kept = filter_images_with_only_crowd_annotations(list(all_records))
+    indices = training_image_indices(annotations, filter_empty=True)
+    assert [all_records[i]["image_id"] for i in indices.tolist()] == [r["image_id"] for r in kept] == [3]
+    assert training_image_indices(annotations, filter_empty=False).tolist() == [0, 1, 2]
+
+
+def test_target_classes(own, tmp_path):
+    annotations = annotations_of(own)
+    assert target_class_ids(annotations, 30) == [0, 2] and target_class_ids(annotations, 1) == [0, 2]
+    assert target_class_ids(annotations, 0) == []
+    with pytest.raises(ValueError, match="BANK_MAX_IMAGE_COUNT"):
+        target_class_ids(annotations, -1)
+
+
+# ------------------------------------------------------------------------------------------------- real files
+
+
+def test_records_equal_detectron2s_on_lvis(shared_dir, catalogs, tmp_path):
+    source = shared_dir / "data" / "lvis_val_100.json"
+    path = make_lvis(tmp_path / "datasets", "lvis_v0.5_val.json", json.loads(source.read_text()))
+    image_root = os.path.join("datasets", "coco/")
+    theirs = load_lvis_json(str(path), image_root, None)
+    resolve("lvis_v0.5_val")
+    ours = DatasetCatalog.get("lvis_v0.5_val")
+    assert len(ours) == len(theirs) == 100
+    for mine, their in zip(ours, theirs, strict=True):
+        assert list(mine) == list(their) and mine == their
+        assert [list(a) for a in mine["annotations"]] == [list(a) for a in their["annotations"]]
+
+
+def like_load_lvis_json(ours: Records, theirs: list[dict]) -> bool:
+    """Values, and the order of keys, record by record; theirs may hold images and annotations in any order."""
+    theirs = sorted(theirs, key=lambda record: record["image_id"])
+    pairs = list(zip(ours, theirs, strict=True))
+    return all(
+        list(mine) == list(their) and mine == their
+        and [list(a) for a in mine["annotations"]] == [list(a) for a in their["annotations"]]
+        for mine, their in pairs
+    )  # fmt: skip
+
+
+@pytest.fixture
+def tiny_cache(monkeypatch, tmp_path):
+    """Any file is cached, large or small, and its columns mapped."""
+    monkeypatch.setenv("RIO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(rio.data.annotations, "CACHE_MIN_BYTES", 0)
+    monkeypatch.setattr(rio.data.annotations, "_COPIED_BYTES", 64)
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_records_equal_detectron2s_on_the_embedded_kind_of_set(catalogs, tiny_cache, tmp_path, split):
+    folder = draw(tmp_path)
+    data = json.loads((folder / f"{split}.json").read_text())
+    for image in data["images"]:  # theirs wants to know where an image was downloaded from
+        image["coco_url"] = f"http://images.example.org/{split}/{image['file_name'].split('/')[-1]}"
+    theirs = load_lvis_json(str(write(tmp_path / "theirs.json", data)), f"{folder}/")
+    for record in theirs:
+        record["file_name"] = record["file_name"].replace(f"{folder}/{split}/", f"{folder}/")
+    for _ in range(2):  # from the file, then from the cache
+        annotations = load_annotations(folder / f"{split}.json", image_root=f"{folder}/")
+        assert like_load_lvis_json(records(annotations), theirs)
+    assert isinstance(annotations.polygon_xy.base, np.memmap) and len(list(tiny_cache.glob("*.columns"))) == 1
+
+
+def test_records_equal_detectron2s_on_a_file_like_lvis_v1(catalogs, tiny_cache, tmp_path):
+    # Several pieces of the file, images in no order, polygons of LVIS's lengths.
+    path = lvis_size.generate(tmp_path / "train.json", scale=0.002, tail=lvis_size.log_linear_tail())
+    assert (
+        path.read_bytes()
+        == lvis_size.generate(tmp_path / "again.json", scale=0.002, tail=lvis_size.log_linear_tail()).read_bytes()
+    )
+    theirs = load_lvis_json(str(path), "images/")
+    for _ in range(2):
+        annotations = load_annotations(path, image_root="images/")
+        assert like_load_lvis_json(records(annotations), theirs)
+    counts = {category["id"]: category for category in json.loads(path.read_text())["categories"]}
+    assert annotations.image_count.tolist() == [counts[k]["image_count"] for k in sorted(counts)]
+    assert annotations.instance_count.tolist() == [counts[k]["instance_count"] for k in sorted(counts)]
+
+
+def test_loader_workers_read_the_cached_columns(catalogs, tiny_cache, tmp_path):
+    path = lvis_size.generate(tmp_path / "train.json", scale=0.0005, tail=lvis_size.log_linear_tail())
+    load_annotations(path, image_root="images")
+    ours = records(load_annotations(path, image_root="images"))
+    for start in ("fork", "spawn"):
+        loader = DataLoader(ours, batch_size=None, num_workers=2, multiprocessing_context=start, collate_fn=_as_it_is)
+        assert list(loader) == list(ours)
+
+
+def _as_it_is(record: dict) -> dict:
+    return record
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_real_photographs(shared_dir, catalogs, split):
+    root = shared_dir / "data" / "tiny_coco"
+    name = resolve(f"{root}/annotations/instances_{split}2017.json@{root}/{split}2017")
+    all_records = DatasetCatalog.get(name)
+    assert len(all_records) == 50 and all_records.num_crowd == 5
+    mapper = DatasetMapper(True, augmentations=[], image_format="BGR", use_instance_mask=True)
+    for index in training_image_indices(annotations_of(name)).tolist()[:5]:
+        record = all_records[index]
+        mapped = mapper(record)
+        assert len(mapped["instances"]) == len(record["annotations"])
+        assert tuple(mapped["image"].shape[1:]) == (record["height"], record["width"])

@@ -1,0 +1,159 @@
+"""The notebooks in a real browser: JupyterLab and voila, a slider moved, a step taken, nothing wrong in the console.
+
+python -m pytest tests/test_browser.py        # needs chromium and playwright; says so and skips where one is missing
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from rio.data.annotations import load_annotations
+from tests.support import lab, tiny_shapes
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(bool(lab.missing()), reason=lab.missing() or "chromium and playwright are there"),
+]
+
+
+@pytest.fixture(scope="module")
+def notebooks(tmp_path_factory) -> Path:
+    """Copies of 02 and 05 on the tiny set; the run's results are made up."""
+    pytest.importorskip("anywidget")
+    from rio.widgets.inspector import made_up_results
+
+    top = tmp_path_factory.mktemp("browser")
+    folder = tiny_shapes.draw(top)
+    names = {split: f"{folder}/{split}.json@{folder}/{split}" for split in ("train", "val")}
+    run = top / "run"
+    run.mkdir()
+    truth = load_annotations(folder / "val.json", image_root=str(folder / "val"))
+    (run / "instances_results.json").write_text(json.dumps(made_up_results(truth)))
+    (run / "config.yaml").write_text(json.dumps({"DATASETS": {"TRAIN": [names["train"]], "TEST": [names["val"]]}}))
+    copies = top / "notebooks"
+    copies.mkdir()
+    lab.copy_with(copies, "02_image_vs_object_balance.ipynb", dataset=names["train"])
+    lab.copy_with(copies, "05_inspect_predictions.ipynb", run=str(run), train=names["train"])
+    return copies
+
+
+@pytest.fixture(scope="module")
+def address(notebooks, tmp_path_factory):
+    with lab.jupyter_lab(notebooks, tmp_path_factory.mktemp("lab")) as address:
+        yield address
+
+
+@pytest.fixture
+def page():
+    with lab.browser_page() as page:
+        page.hosts = set()
+        page.on("request", lambda request: page.hosts.add(urlsplit(request.url).hostname))
+        yield page
+        assert not page.problems, page.problems
+        outside = page.hosts - {"127.0.0.1", "localhost", None, ""}
+        assert not outside, f"a page that has to work offline asked {outside}"
+
+
+def move_slider(page, slider, steps: int) -> None:
+    """By keyboard, as noUiSlider's handle takes it: in its own steps."""
+    handle = slider.locator(".noUi-handle").first
+    handle.focus()
+    for _ in range(abs(steps)):
+        handle.press("ArrowRight" if steps > 0 else "ArrowLeft")
+
+
+def changes(page, locator, before: str) -> str:
+    """Wait until a part of the page says something else."""
+    handle = locator.element_handle()
+    page.wait_for_function("([node, before]) => node.innerText !== before", arg=[handle, before], timeout=60_000)
+    return locator.inner_text()
+
+
+def use_inspector(page) -> None:
+    """What 05 is for, in JupyterLab and under voila alike."""
+    inspector = page.locator(".rio-inspector")
+    inspector.locator(".rio-viewer svg image").first.wait_for()
+    item, why = inspector.locator(".rio-item"), inspector.locator(".rio-why")
+    # Correct predictions are many whatever the luck of the made-up results.
+    inspector.get_by_role("button", name=re.compile("^correct")).click()
+    page.wait_for_function("() => document.querySelector('.rio-chip')?.innerText === 'correct'")
+    first, reason = item.inner_text(), why.inner_text()
+    assert re.match(r"1 of \d+", first), first
+    assert re.match(r"Why\?\s+Correct:", reason), reason
+    image = inspector.locator(".rio-viewer svg image").first
+    assert (
+        image.evaluate(
+            "node => { const i = new Image(); i.src = node.href.baseVal; return i.decode().then(() => i.width) }"
+        )
+        == 48
+    )
+
+    viewer = inspector.locator(".rio-viewer")
+    viewer.locator("figcaption").first.click()
+    page.keyboard.press("ArrowRight")
+    second = changes(page, item, first)
+    assert second.startswith("2 of"), second
+    page.keyboard.press("k")
+    assert changes(page, item, second) == first
+    inspector.get_by_role("button", name="→").click()
+    assert changes(page, item, first) == second
+
+    count = int(re.search(r"of ([\d,]+)", second)[1])
+    note = viewer.locator("figcaption span").nth(1)
+    seen = note.inner_text()
+    move_slider(page, inspector.locator(".widget-slider"), 40)
+    page.wait_for_function(
+        "() => document.querySelectorAll('.rio-viewer figcaption span')[1]?.innerText.includes('0.70')"
+    )
+    assert note.inner_text() != seen and note.inner_text().endswith("score ≥ 0.70")
+    fewer = int(re.search(r"of ([\d,]+)", item.inner_text())[1])
+    assert fewer < count, "a higher threshold leaves fewer predictions"
+
+    # A click on a ground truth object asks about it.
+    before = why.inner_text()
+    viewer.locator("figure").first.locator(".rio-object").last.dispatch_event("click")
+    page.wait_for_function("() => document.querySelector('.rio-focus') !== null")
+    assert why.inner_text() and before
+
+
+def test_inspector_in_jupyterlab(address, page):
+    assert lab.run_notebook(page, address, "05_inspect_predictions.ipynb") == []
+    use_inspector(page)
+
+
+def test_inspector_as_a_web_page(notebooks, tmp_path, page):
+    with lab.app(tmp_path, "--run", str(notebooks.parent / "run")) as address:
+        assert urlsplit(address).hostname == "127.0.0.1"
+        page.goto(address.partition("?")[0])
+        assert page.locator(".rio-inspector").count() == 0, "without the token there is nothing to see"
+        page.goto(address)
+        page.locator(".rio-inspector").wait_for(timeout=lab.CELL_SECONDS * 1000)
+        assert page.locator(".jp-InputArea-editor").count() == 0, "the page shows no code"
+        use_inspector(page)
+
+
+def test_bad_results_are_a_sentence_on_the_page(notebooks, tmp_path, page):
+    (tmp_path / "results.json").write_text("[")
+    folder = next(path for path in notebooks.parent.iterdir() if (path / "val.json").is_file())
+    dataset = f"{folder}/val.json@{folder}/val"
+    with lab.app(tmp_path, "--results", str(tmp_path / "results.json"), "--dataset", dataset) as address:
+        page.goto(address)
+        page.get_by_text("results.json").first.wait_for(timeout=lab.CELL_SECONDS * 1000)
+        assert "Traceback" not in page.inner_text("body")
+
+
+def test_balance_in_jupyterlab(address, page):
+    assert lab.run_notebook(page, address, "02_image_vs_object_balance.ipynb") == []
+    slider = page.locator(".widget-slider", has_text="replay per class").first
+    slider.wait_for()
+    panel = page.locator(".jp-OutputArea-output", has=slider).last
+    before = panel.inner_text()
+    move_slider(page, slider, 5)
+    after = changes(page, panel, before)
+    measures = [re.findall(r"\d+\.\d+", text) for text in (before, after)]
+    assert measures[0] != measures[1], "more replay, other measures"

@@ -1,0 +1,399 @@
+"""Figures: what is drawn where, by matplotlib's own objects; colours everybody can tell apart."""
+
+from __future__ import annotations
+
+import io
+import itertools
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.container import BarContainer
+from matplotlib.patches import PathPatch, Rectangle
+
+from rio import plots
+from rio.plots import COLORS, PlotError
+
+CATEGORIES = pd.DataFrame(
+    {
+        "name": ["dog", "emu", "fox", "gnu"],
+        "frequency": ["c", "r", "f", "r"],
+        "image_count": [50, 2, 300, 0],
+        "instance_count": [60, 24, 900, 0],
+    }
+)
+ARMS = pd.DataFrame(
+    {"arm": ["none", "rio"], "AP": [20.0, 30.0], "APr": [np.nan, 12.0], "APc": [20.0, 25.0], "APf": [40.0, 41.5]}
+)
+BALANCE = pd.DataFrame(
+    [
+        {"arm": arm, "level": level, "r": r, "c": 0.3, "f": 0.7 - r, "effective_classes": 10 + 40 * r}
+        for arm, level, r in (
+            ("none", "images", 0.05),
+            ("none", "instances", 0.02),
+            ("none", "rois", 0.02),
+            ("rio", "images", 0.1),
+            ("rio", "instances", 0.06),
+            ("rio", "rois", 0.4),
+        )
+    ]
+)
+LOSSES = [
+    {"iteration": i, "total_loss": 3.0 - 0.02 * i, "loss_cls": 2.0 - 0.02 * i, "lr": 0.1} for i in range(0, 60, 2)
+]
+LOSSES.append({"iteration": 59, "bbox/AP": 12.0})
+
+
+def bars(ax):
+    """(x, height, colour) of all vertical bars, left to right."""
+    found = [p for c in ax.containers if isinstance(c, BarContainer) for p in c.patches]
+    return sorted((round(p.get_x() + p.get_width() / 2, 3), p.get_height(), to_hex(p.get_facecolor())) for p in found)
+
+
+def texts(ax):
+    return [t.get_text() for t in ax.texts]
+
+
+# ------------------------------------------------------------------------------------------ the look
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        np.eye(3),
+        # Machado et al. 2009, severity 1: protanopia, deuteranopia, tritanopia; linear RGB.
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+        np.tile([0.2126, 0.7152, 0.0722], (3, 1)),
+    ],
+    ids=["trichromat", "protanope", "deuteranope", "tritanope", "grey"],
+)
+def test_groups_can_be_told_apart_by_everybody(matrix):
+    def lab(color):
+        linear = np.asarray(matrix) @ np.power(to_rgb(color), 2.2)
+        xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear.clip(0)
+        x, y, z = np.cbrt(xyz / [0.9505, 1.0, 1.089])
+        return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+    for one, other in itertools.combinations(COLORS.values(), 2):
+        assert np.linalg.norm(lab(one) - lab(other)) > 12  # about five just noticeable differences
+
+
+def test_style_is_local_and_follows_the_page():
+    before = dict(mpl.rcParams)
+    with plots.style(dark=True):
+        assert mpl.rcParams["text.color"] != before["text.color"]
+        dark = plots.sorted_tail(CATEGORIES)
+    light = plots.sorted_tail(CATEGORIES)
+    assert dict(mpl.rcParams) == before
+    assert plots.luminance(dark.texts[0].get_color()) > 0.6 > 0.1 > plots.luminance(light.texts[0].get_color())
+    with pytest.raises(RuntimeError), plots.style():
+        raise RuntimeError
+    assert dict(mpl.rcParams) == before
+
+
+def every_figure():
+    yield plots.count_by_group(CATEGORIES)
+    yield plots.sorted_tail(CATEGORIES)
+    yield plots.image_vs_instance_count(CATEGORIES)
+    yield plots.balance_by_group(BALANCE)
+    yield plots.ap_by_group(ARMS)
+    yield plots.loss_curves(LOSSES)
+    yield plots.draw_objects(plt.figure().add_subplot(), np.zeros((8, 8), np.uint8), [[1, 1, 3, 3]], None, ["a"])
+
+
+def test_figures_export_as_vectors_and_say_nothing_about_when():
+    for twins in zip(every_figure(), every_figure(), strict=True):
+        svgs = []
+        for ax in twins:
+            buffer = io.BytesIO()
+            with plots.style():
+                ax.figure.savefig(buffer, format="svg", metadata={"Date": None})
+            svgs.append(buffer.getvalue())
+        assert svgs[0].startswith(b"<?xml") and b"<path" in svgs[0]
+        assert svgs[0] == svgs[1]
+
+
+def test_figures_draw_into_the_axes_given():
+    figure, axes = plt.subplots(2, 3)
+    calls = [
+        (plots.count_by_group, CATEGORIES),
+        (plots.sorted_tail, CATEGORIES),
+        (plots.image_vs_instance_count, CATEGORIES),
+        (plots.balance_by_group, BALANCE),
+        (plots.ap_by_group, ARMS),
+        (plots.loss_curves, pd.DataFrame(LOSSES)),
+    ]
+    for ax, (function, table) in zip(axes.flat, calls, strict=True):
+        copy = table.copy()
+        assert function(table, ax) is ax
+        pd.testing.assert_frame_equal(table, copy)  # plots do not write into their tables
+    assert plt.get_fignums() == [figure.number]
+
+
+# ------------------------------------------------------------------------------------------ data set
+
+
+def test_count_by_group_shows_shares():
+    ax = plots.count_by_group(CATEGORIES)
+    widths = {}
+    for patch in (p for c in ax.containers for p in c.patches):
+        widths[round(patch.get_y() + patch.get_height() / 2), to_hex(patch.get_facecolor()).upper()] = patch.get_width()
+    assert widths[0, COLORS["r"]] == 0.5 and widths[0, COLORS["f"]] == 0.25
+    assert widths[1, COLORS["f"]] == pytest.approx(900 / 984)
+    assert "rare 24 (2.4%), common 60 (6.1%)" in texts(ax)  # too thin to hold their numbers
+
+
+def test_sorted_tail_sorts_and_colours():
+    ax = plots.sorted_tail(CATEGORIES)
+    assert ax.get_yscale() == "log"
+    tops = [(p.get_y() + p.get_height(), to_hex(p.get_facecolor()).upper()) for p in ax.containers[0].patches]
+    assert [color for _, color in tops] == [COLORS[g] for g in "fcrr"]
+    assert [top for top, _ in tops][:3] == pytest.approx([300, 50, 2])
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["fox", "dog", "emu", "gnu"]
+    assert "rare\n2" in texts(ax)
+    many = pd.concat([CATEGORIES] * 300, ignore_index=True)
+    assert plots.sorted_tail(many, by="instance_count").get_xlabel() == "1,200 categories, from most to least frequent"
+
+
+def test_image_vs_instance_count_leaves_out_the_unseen_and_names_the_dense():
+    ax = plots.image_vs_instance_count(CATEGORIES, annotate=1)
+    drawn = np.concatenate([c.get_offsets() for c in ax.collections])
+    assert sorted(map(tuple, drawn.tolist())) == [(2, 24), (50, 60), (300, 900)]
+    assert texts(ax) == ["emu (12 an image)"]
+
+
+# ------------------------------------------------------------------------------------------ balance, results
+
+
+def test_balance_by_group_stacks_to_one():
+    ax = plots.balance_by_group(BALANCE)
+    ends = {}
+    for patch in (p for c in ax.containers for p in c.patches):
+        row = round(patch.get_y(), 3)
+        ends[row] = max(ends.get(row, 0), patch.get_x() + patch.get_width())
+    assert len(ends) == 6 and list(ends.values()) == pytest.approx([1.0] * 6)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["none", "rio"] * 3
+    assert {"images", "objects", "RoIs", "40%", "26.0"} <= set(texts(ax))
+    assert len(plots.balance_by_group(BALANCE, levels=["rois"]).get_yticks()) == 2
+
+
+def test_ap_by_group_has_a_bar_an_arm_and_says_what_is_absent():
+    ax = plots.ap_by_group(ARMS)
+    assert [height for _, height, _ in bars(ax)] == [20.0, 30.0, 12.0, 20.0, 25.0, 40.0, 41.5]
+    assert {"20.0", "41.5", "n/a"} <= set(texts(ax))
+    full = [color.upper() for x, _, color in bars(ax) if x % 1 < 0.5]  # the last arm has the group's own colour
+    assert full[1:] == [COLORS[g] for g in "rcf"]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["none", "rio"]
+
+
+def test_ap_by_group_draws_intervals_over_seeds():
+    table = ARMS.assign(APr=[5.0, 12.0])
+    for metric in ("AP", "APr", "APc", "APf"):
+        table[f"{metric}_low"], table[f"{metric}_high"] = table[metric] - 1, table[metric] + 2
+    ax = plots.ap_by_group(table)
+    segments = [line.get_segments()[0] for c in ax.containers if not isinstance(c, BarContainer) for line in c[2]]
+    assert len(segments) == 8 and all(s[1, 1] - s[0, 1] == pytest.approx(3) for s in segments)
+
+
+def test_loss_curves_skip_rows_of_the_evaluation_and_use_the_later_of_a_resume():
+    rows = [*LOSSES, {"iteration": 0, "total_loss": 9.0, "loss_cls": 8.0}]
+    ax = plots.loss_curves(rows, smooth=1)
+    total = ax.lines[0]
+    assert total.get_xdata()[0] == 0 and total.get_ydata()[0] == 9.0 and len(total.get_xdata()) == 30
+    assert set(texts(ax)) == {"total", "cls"}
+    one = plots.loss_curves(LOSSES[:1])
+    assert one.get_xlim() == (0, 1)
+
+
+# ------------------------------------------------------------------------------------------ objects
+
+
+def canvas(pixels=200):
+    figure = plt.figure(figsize=(4, 4), dpi=100)
+    return figure.add_axes((0, 0, 1, 1)), np.full((pixels, pixels, 3), 90, np.uint8)
+
+
+def test_draw_objects_puts_rare_ones_on_top_and_bolder():
+    ax, image = canvas()
+    boxes = [[10, 10, 40, 40], [5, 5, 150, 150], [60, 60, 50, 50]]
+    plots.draw_objects(ax, image, boxes, None, ["emu", "fox", "dog"], ["r", "f", "c"], [0.914, 0.5, 0.25])
+    drawn = [p for p in ax.patches if isinstance(p, Rectangle)]
+    by_depth = sorted(drawn, key=lambda p: p.get_zorder())
+    assert [to_hex(p.get_edgecolor()).upper() for p in by_depth] == [COLORS[g] for g in "fcr"]
+    assert by_depth[2].get_linewidth() > by_depth[0].get_linewidth()
+    # Pixel k covers k - 0.5 .. k + 0.5 of the axes: a box from 10 begins at 9.5.
+    assert by_depth[2].get_bbox().bounds == (9.5, 9.5, 40, 40)
+    assert set(texts(ax)) == {"emu 91%", "fox 50%", "dog 25%"}
+    assert ax.get_xlim() == (-0.5, 199.5) and ax.get_ylim() == (199.5, -0.5)
+
+
+def test_masks_may_be_bitmaps_polygons_or_rle():
+    mask_module = pytest.importorskip("pycocotools.mask")
+    ax, image = canvas(20)
+    bitmap = np.zeros((20, 20), bool)
+    bitmap[2:6, 3:9] = True
+    rle = mask_module.encode(np.asfortranarray(bitmap.astype(np.uint8)))
+    masks = [bitmap, rle, {"size": [20, 20], "counts": [42, 4, 354]}, [[1, 1, 5, 1, 5, 5]], None, np.zeros_like(bitmap)]
+    plots.draw_objects(ax, image, [[3, 2, 6, 4]] * 6, masks)
+    fills = ax.images[1:]
+    assert [f.get_extent() for f in fills] == [[2.5, 8.5, 5.5, 1.5]] * 2 + [[1.5, 2.5, 5.5, 1.5]]
+    assert all((f.get_array()[..., 3] > 0).all() for f in fills)
+    polygons = [p for p in ax.patches if isinstance(p, PathPatch)]
+    np.testing.assert_allclose(polygons[0].get_path().vertices[:3], [[0.5, 0.5], [4.5, 0.5], [4.5, 4.5]])
+    assert len(ax.patches) == 7  # six boxes, one polygon
+    assert ax.get_xlim() == (-0.5, 19.5)
+
+
+def test_labels_stay_in_the_image_and_off_each_other():
+    ax, image = canvas()
+    rng = np.random.default_rng(0)
+    boxes = np.c_[rng.uniform(0, 150, (9, 2)), rng.uniform(20, 50, (9, 2))]
+    boxes[0] = [0, 0, 30, 30]  # above it there is no room
+    plots.draw_objects(ax, image, boxes, None, [f"category {i}" for i in range(9)], list("rrccfffff"), [0.5] * 9)
+    frame = ax.get_window_extent()
+    extents = [t.get_window_extent() for t in ax.texts]
+    for extent in extents:
+        assert frame.x0 <= extent.x0 and extent.x1 <= frame.x1 and frame.y0 <= extent.y0 and extent.y1 <= frame.y1
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(extents, 2))
+
+
+def test_an_image_without_objects_is_just_the_image():
+    ax, image = canvas()
+    plots.draw_objects(ax, image, np.empty((0, 4)), [], [], [], [])
+    assert len(ax.images) == 1 and not ax.patches and not ax.texts
+
+
+# ------------------------------------------------------------------------------------------ bad input
+
+
+def objects(**change):
+    arguments = {"image": np.zeros((8, 8, 3), np.uint8), "boxes": [[0, 0, 2, 2]]} | change
+    return plots.draw_objects(plt.figure().add_subplot(), **arguments)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: plots.count_by_group(CATEGORIES.drop(columns="frequency")), "'frequency'"),
+        (lambda: plots.count_by_group(CATEGORIES.assign(instance_count=0)), "instance_count"),
+        (lambda: plots.sorted_tail(CATEGORIES.iloc[:0]), "at least one row"),
+        (lambda: plots.sorted_tail(CATEGORIES, by="images"), "'images'"),
+        (lambda: plots.sorted_tail(CATEGORIES.assign(frequency="x")), "expected r, c or f, found 'x'"),
+        (lambda: plots.image_vs_instance_count(CATEGORIES.assign(image_count=0)), "only zeros"),
+        (lambda: plots.balance_by_group(BALANCE[BALANCE.level != "rois"]), "'rois'"),
+        (lambda: plots.ap_by_group(ARMS.assign(arm="rio")), "'rio' appears twice"),
+        (lambda: plots.ap_by_group(ARMS.drop(columns="APc")), "'APc'"),
+        (lambda: plots.loss_curves([{"iteration": 3, "lr": 0.1}]), "logged an iteration"),
+        (lambda: plots.loss_curves(LOSSES, losses=["loss_mask"]), "loss_mask"),
+        (lambda: plots.loss_curves([]), "'iteration'"),
+        (lambda: objects(image=np.zeros((8, 8, 2))), r"\(H, W, 3\)"),
+        (lambda: objects(labels=["a", "b"]), "labels: expected one for each of the 1 boxes"),
+        (lambda: objects(groups=["q"]), "expected r, c or f"),
+        (lambda: objects(masks=[np.zeros((4, 4), bool)]), r"masks\[0\]: expected shape \(8, 8\)"),
+        (lambda: objects(masks=[[[1, 2, 3, 4]]]), "at least 3 points"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(PlotError, match=message):
+        call()
+
+
+# ------------------------------------------------------------------------------------------ studies
+
+RUNS = pd.DataFrame(
+    [
+        {"arm": arm, "seed": seed, "AP": ap, "APr": rare, "APc": 40.0, "APf": 60.0}
+        for arm, seed, ap, rare in (
+            ("rfs_cosine", 1, 40.0, 10.0),
+            ("rfs_cosine", 2, 44.0, 20.0),
+            ("a_long_name_of_an_arm", 1, 45.0, np.nan),
+        )
+    ]
+)
+DIFFERENCES = pd.DataFrame(
+    [
+        {"arm": "rio", "baseline": "rfs", "metric": metric, "difference": d, "low": low, "high": high}
+        | {"resolved": resolved}
+        for metric, d, low, high, resolved in (
+            ("AP", 2.0, 1.0, 3.0, True),
+            ("APr", 5.0, -1.0, 11.0, False),
+            ("APf", -1.0, np.nan, np.nan, False),
+        )
+    ]
+)
+
+
+def points(ax):
+    """(x, y, face colour) of every point."""
+    return [
+        (round(float(x), 6), round(float(y), 2), to_hex(color))
+        for collection in ax.collections
+        if len(collection.get_offsets()) and len(collection.get_facecolor())
+        for (x, y), color in zip(collection.get_offsets(), itertools.cycle(collection.get_facecolor()), strict=False)
+        if np.isfinite(x)
+    ]
+
+
+def test_arm_ap_shows_every_seed_and_the_mean():
+    ax = plots.arm_ap(RUNS)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["rfs_cosine", "a_long_name_of_an_arm"]
+    assert ax.get_ylim()[0] > ax.get_ylim()[1], "the first arm is on top"
+    rare = [(x, y) for x, y, color in points(ax) if color == COLORS["r"].lower()]
+    assert [x for x, _ in rare] == [15.0], "the mean of the seeds; the other arm was not judged on rare classes"
+    seeds = [x for x, y, color in points(ax) if y == rare[0][1] and color != COLORS["r"].lower()]
+    assert sorted(seeds) == [10.0, 20.0]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == [
+        "all (AP)", "rare (APr)", "common (APc)", "frequent (APf)",
+    ]  # fmt: skip
+    assert "each seed" in ax.get_legend().get_title().get_text()
+    alone = plots.arm_ap(RUNS[RUNS["seed"] == 1], label="mask AP")
+    assert alone.get_legend().get_title().get_text() == "" and alone.get_xlabel() == "mask AP"
+
+
+def test_paired_differences_fill_what_is_resolved():
+    ax = plots.paired_differences(DIFFERENCES)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["rio \N{MINUS SIGN} rfs"]
+    found = {x: color for x, _, color in points(ax)}
+    assert found == {2.0: to_hex(plots._INK[False][0]), 5.0: "#ffffff", -1.0: "#ffffff"}
+    lines = [c.get_segments()[0][:, 0].tolist() for c in ax.collections if hasattr(c, "get_segments")]
+    assert lines == [[1.0, 3.0], [-1.0, 11.0]], "an interval that is not known is not drawn"
+    assert any(list(line.get_xdata()) == [0, 0] for line in ax.lines), "the line of no difference"
+    assert len(ax.get_legend().get_texts()) == 3, "common is not in the table"
+
+
+def test_names_of_comparisons_that_are_long_take_two_lines():
+    assert plots._pair_name("a", "b").count("\n") == 0
+    assert plots._pair_name("diverse_one_per_object", "rfs_cosine").count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [1, 9, 18])
+def test_rows_of_studies_have_room(number):
+    runs = pd.concat([RUNS.assign(arm=f"arm_{i}_of_a_long_name") for i in range(number)])
+    runs = runs.drop_duplicates(["arm", "seed"])
+    differences = pd.concat([DIFFERENCES.assign(arm=f"arm_{i}_of_a_long_name") for i in range(number)])
+    for ax in (plots.arm_ap(runs), plots.paired_differences(differences)):
+        ax.figure.draw_without_rendering()
+        boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
+        assert len(boxes) == number and not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
+
+
+@pytest.mark.parametrize(
+    ("draw", "table", "message"),
+    [
+        (plots.arm_ap, RUNS.drop(columns="seed"), "expected the column 'seed'.*StudyResult.per_run makes it"),
+        (plots.arm_ap, RUNS[:0], "expected at least one row"),
+        (plots.arm_ap, pd.concat([RUNS, RUNS]), "'rfs_cosine', seed 1, again. Choose one iou_type"),
+        (plots.paired_differences, DIFFERENCES.drop(columns="low"), "'low'.*StudyResult.comparisons"),
+        (plots.paired_differences, DIFFERENCES[:0], "expected at least one row"),
+        (plots.paired_differences, pd.concat([DIFFERENCES] * 2), "'rio' - 'rfs', AP, again"),
+        (plots.paired_differences, DIFFERENCES.assign(metric="AP50"), "expected AP, APr, .* found 'AP50'"),
+    ],
+)
+def test_tables_of_studies_that_cannot_be_drawn(draw, table, message):
+    with pytest.raises(PlotError, match=message):
+        draw(table)

@@ -1,0 +1,289 @@
+"""The report: complete, self-contained, harmless whatever the files hold, clear about what is missing."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rio.data.annotations import load_annotations
+from rio.report import ReportError, write_report, write_summary
+from rio.results.evaluation import evaluate
+
+EVIL = "<script>alert('x')</script>"
+
+CONFIG = """
+SEED: 5
+DATASETS: {{TRAIN: [shapes_demo_train], TEST: [shapes_demo_val]}}
+DATALOADER: {{REPEAT_THRESHOLD: 0.5, FILTER_EMPTY_ANNOTATIONS: true}}
+SOLVER: {{MAX_ITER: 30, IMS_PER_BATCH: 2, BASE_LR: 0.03}}
+MODEL:
+  ROI_HEADS: {{BATCH_SIZE_PER_IMAGE: 64, POSITIVE_FRACTION: 0.25}}
+  RIO: {{SAMPLER: {sampler}, SAMPLER_SQRT: true, BANK_ENABLED: {bank}, BANK_CLASS_IDS: [0],
+      BANK_MAX_IMAGE_COUNT: 30,
+        SLOTS_PER_CLASS: 60, REPLAY_PER_CLASS: 4, REPLAY_LOSSES: [cls], REPLAY_MAX_PER_FOREGROUND: 0.0,
+            CLASSIFIER: linear}}
+"""
+
+
+def lvis_json(path, classes_of_images, names):
+    """A small LVIS file with its images: 64 x 48 px, every object a square of 12 px."""
+    folder = path.with_suffix("")
+    folder.mkdir()
+    images, annotations = [], []
+    for i, classes in enumerate(classes_of_images):
+        name = f"{i:03d}.png"
+        Image.fromarray(np.full((48, 64, 3), 40 + 5 * i, np.uint8)).save(folder / name)
+        images.append(
+            {
+                "id": i + 1,
+                "file_name": name,
+                "width": 64,
+                "height": 48,
+                "neg_category_ids": [],
+                "not_exhaustive_category_ids": [],
+            }
+        )
+        for j, k in enumerate(classes):
+            x, y = 4 + 14 * j, 6 + 2 * j
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": i + 1,
+                    "category_id": k + 1,
+                    "iscrowd": 0,
+                    "bbox": [x, y, 12, 12],
+                    "area": 144,
+                    "segmentation": [[x, y, x + 12, y, x + 12, y + 12, x, y + 12]],
+                }
+            )
+    categories = [
+        {
+            "id": k + 1,
+            "name": name,
+            "synset": "",
+            "synonyms": [],
+            "def": "",
+            "frequency": group,
+            "image_count": 1,
+            "instance_count": 1,
+        }
+        for k, (name, group) in enumerate(names)
+    ]
+    path.write_text(
+        json.dumps({"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": categories})
+    )
+    return load_annotations(path, image_root=folder)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Three finished runs on a data set of three categories, one of them with a hostile name."""
+    root = tmp_path_factory.mktemp("study")
+    names = [(f"crown {EVIL}", "r"), ("kite", "c"), ("disc", "f")]
+    train = lvis_json(root / "train.json", [[2, 2, 1], [2, 0], [2], [2, 1], [2, 2], []], names)
+    val = lvis_json(root / "val.json", [[0, 2], [1, 2, 2], [2]], names)
+    runs = {}
+    arms = {"none": ("none", "false", (1, 2)), "rfs": ("rfs", "false", (2,)), "rio": ("rfs", "true", (0, 1, 2))}
+    for arm, (sampler, bank, found) in arms.items():
+        folder = root / arm
+        folder.mkdir()
+        (folder / "config.yaml").write_text(CONFIG.format(sampler=sampler, bank=bank))
+        results = [
+            {
+                "image_id": int(val.image_ids[i]),
+                "category_id": int(val.category_ids[k]),
+                "bbox": box.tolist(),
+                "score": 0.9,
+            }
+            for i, k, box in zip(val.annotation_image, val.annotation_class, val.boxes, strict=True)
+            if k in found
+        ]
+        (folder / "instances_results.json").write_text(json.dumps(results))
+        evaluate(val, results, iou_types=("bbox",)).to_json(folder / "evaluation.json")
+        rows = [
+            {
+                "iteration": i,
+                "total_loss": 2 - i / 30,
+                "loss_cls": 1 - i / 60,
+                "time": 0.5,
+                "roi_head/num_fg_samples": 6.0,
+                "memory_bank/replayed_per_foreground": 0.25,
+            }
+            for i in range(30)
+        ]
+        (folder / "metrics.json").write_text(
+            "\n".join(map(json.dumps, rows)) + '\n{"iteration": 3'
+        )  # killed in a write
+        runs[arm] = folder
+    page = write_report(root / "new" / "report.html", title=f"Title {EVIL}", runs=runs, train=train, val=val)
+    return root, runs, train, val, page
+
+
+class Page(html.parser.HTMLParser):
+    """Tags, attributes and text of a page; complains about tags that do not close."""
+
+    VOID = {"meta", "img", "source", "br"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words, self.open = [], [], []
+        self.feed(text)
+        assert not self.open, f"not closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+@pytest.fixture(scope="module")
+def page(study):
+    return Page(study[-1].read_text(encoding="utf-8"))
+
+
+def test_it_is_self_contained_and_small(study, page):
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe", "object", "base")
+        for key, value in attributes.items():
+            assert not key.startswith("on")
+            if key in ("src", "srcset"):
+                assert value.startswith("data:image/")
+            assert key != "href" and "url(" not in (value or "")
+    policies = [a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policies and policies[0].startswith("default-src 'none'")
+    assert study[-1].stat().st_size < 4e6
+    assert str(study[0]) not in study[-1].read_text(encoding="utf-8")  # nothing of the machine it was written on
+
+
+def test_it_says_what_a_newcomer_needs(page):
+    for words in (
+        "Synthetic data.",
+        "long tail",
+        "Image level, object level",
+        "Ground truth",
+        "No resampling",
+        "RIO",
+        "APr",
+        "What to open next",
+        "images (RFS) and objects (memory bank)",
+        "seed (5)",
+        "python -m rio predict",
+        "0.25 replayed rows",
+        "about 0.2 min",
+        "6 training images",
+        "rio 0.",
+    ):
+        assert words in page.text, words
+    pictures = [a for tag, a in page.tags if tag == "img" and a["src"].startswith("data:image/jpeg")]
+    assert len(pictures) == 3 * 4  # every picture for the ground truth and the three arms
+    assert "000.png" in pictures[0]["alt"]  # the image with the rare category first
+    assert all(a.get("alt") for tag, a in page.tags if tag == "img")
+
+
+def test_its_numbers_are_those_of_the_evaluation(study, page):
+    from rio.results.evaluation import Evaluation
+
+    for arm, folder in study[1].items():
+        metrics = Evaluation.from_json(folder / "evaluation.json").metrics["bbox"]
+        assert f"{metrics['AP']:.1f}" in page.text
+        if arm == "rfs":
+            assert metrics["APr"] == 0 and metrics["APf"] == pytest.approx(100)
+
+
+def test_measured_rois_enter_the_balance(page):
+    # 6 foreground RoIs an image were logged; 5 annotated images hold 10 objects.
+    assert "an object gets about 3.0 foreground RoIs, the mean that these runs logged" in page.text
+
+
+def test_names_from_files_are_escaped(study, page):
+    text = study[-1].read_text(encoding="utf-8")
+    assert EVIL not in text and "&lt;script&gt;" in text
+    assert EVIL in page.text  # shown, as text
+
+
+def test_nothing_is_left_beside_it(study):
+    assert [p.name for p in study[-1].parent.iterdir()] == ["report.html"]
+
+
+def test_one_arm_without_metrics_config_of_ours_or_pictures(study, tmp_path):
+    root, runs, train, val, _ = study
+    folder = tmp_path / "run"
+    shutil.copytree(runs["rio"], folder)
+    (folder / "metrics.json").unlink()
+    (folder / "config.yaml").write_text("SEED: 1\n")
+    images = tmp_path / "val"
+    images.mkdir()
+    lonely = load_annotations(root / "val.json", image_root=images)
+    text = Page(
+        write_report(tmp_path / "r.html", title="One", runs={"mine": folder}, train=train, val=lonely).read_text()
+    ).text
+    assert "could not be opened (FileNotFoundError)" in text and "Synthetic data." not in text
+    assert "settings unknown" in text and "Image level, object level" not in text
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "evaluation.json", "instances_results.json"])
+def test_a_missing_file_is_named(study, tmp_path, name):
+    _, runs, train, val, _ = study
+    folder = tmp_path / "run"
+    shutil.copytree(runs["rio"], folder)
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"arm 'rio': .* holds no {name}"):
+        write_report(tmp_path / "r.html", title="x", runs={"rio": folder}, train=train, val=val)
+    assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("config.yaml", "a: [", "config.yaml: expected the YAML"),
+        ("config.yaml", "- 3", "expected keys and values, found list"),
+        ("config.yaml", "a: !!python/object/apply:os.getcwd []", "config.yaml: expected the YAML"),
+        ("metrics.json", "nonsense\n{}\n", "metrics.json, line 1"),
+        ("metrics.json", "[1]\n{}\n", "line 1: expected a JSON object, found list"),
+    ],
+)
+def test_unreadable_files_are_named(study, tmp_path, name, content, message):
+    _, runs, train, val, _ = study
+    folder = tmp_path / "run"
+    shutil.copytree(runs["rio"], folder)
+    (folder / name).write_text(content)
+    with pytest.raises(ReportError, match=message):
+        write_report(tmp_path / "r.html", title="x", runs={"rio": folder}, train=train, val=val)
+
+
+def test_no_runs_and_no_folder(study, tmp_path):
+    _, _, train, val, _ = study
+    with pytest.raises(ReportError, match="at least one arm"):
+        write_report(tmp_path / "r.html", title="x", runs={}, train=train, val=val)
+    with pytest.raises(FileNotFoundError, match="no run folder"):
+        write_report(tmp_path / "r.html", title="x", runs={"rio": tmp_path / "gone"}, train=train, val=val)
+
+
+def test_the_summary_shows_every_arm_in_one_picture(study, tmp_path):
+    _, runs, train, val, _ = study
+    svg = write_summary(tmp_path / "summary.svg", runs=runs, train=train, val=val).read_text("utf-8")
+    # Matplotlib's SVG holds text as outlines with the words as comments.
+    for words in ("No resampling", "RFS", "RIO", "ground truth", "3 categories", "APr"):
+        assert f"<!-- {words} -->" in svg
+    picture = write_summary(tmp_path / "summary.png", runs=runs, train=train, val=val)
+    with Image.open(picture) as opened:
+        assert opened.width > opened.height > 600
+    with pytest.raises(ReportError, match="at least one arm"):
+        write_summary(tmp_path / "none.png", runs={}, train=train, val=val)
+    assert not (tmp_path / "none.png").exists()

@@ -1,0 +1,378 @@
+"""Error kinds by hand, and against the evaluation: what is called correct here is a true positive there."""
+
+from __future__ import annotations
+
+import json
+
+import hotcoco
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from rio.data.annotations import load_annotations
+from rio.results.errors import KINDS, box_iou, load_results, match, objects_of, predictions_of, ranked_examples
+from rio.results.evaluation import evaluate
+from rio.results.reading import ResultsError
+
+SIZE = (100, 200)  # height, width
+COLUMNS = [
+    "image_id",
+    "image_index",
+    "annotation_id",
+    "category_id",
+    "name",
+    "frequency",
+    "score",
+    "iou",
+    "kind",
+    "gt_category_id",
+    "result_index",
+    "annotation_index",
+]
+
+
+def box(left, width=20.0):
+    """A box of height 20; two of width 20 that are `d` apart overlap with an IoU of (20 - d) / (20 + d)."""
+    return [float(left), 10.0, float(width), 20.0]
+
+
+@pytest.fixture
+def load(tmp_path):
+    """load(objects, negative=..., ...) -> Annotations; objects are (image_id, category_id, box[, extra])."""
+
+    def make(objects, images=(1,), negative=None, not_exhaustive=None, frequency="rcf", federated=True):
+        image_records = []
+        for i in images:
+            record = {"id": i, "width": SIZE[1], "height": SIZE[0], "file_name": f"{i}.jpg"}
+            if federated:
+                record |= {
+                    "coco_url": f"http://x/val/{i}.jpg",
+                    "neg_category_ids": (negative or {}).get(i, []),
+                    "not_exhaustive_category_ids": (not_exhaustive or {}).get(i, []),
+                }
+            image_records.append(record)
+        annotations = []
+        for number, (i, c, b, *extra) in enumerate(objects):
+            x, y, w, h = b
+            annotations.append(
+                {
+                    "id": 100 + number,
+                    "image_id": i,
+                    "category_id": c,
+                    "bbox": b,
+                    "area": w * h,
+                    "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                    **(extra[0] if extra else {}),
+                }
+            )
+        categories = [
+            {"id": 10 * (k + 1), "name": name, "frequency": f}
+            for k, (name, f) in enumerate(zip(("cat", "dog", "eel"), frequency, strict=True))
+        ]
+        path = tmp_path / "gt.json"
+        path.write_text(json.dumps({"images": image_records, "annotations": annotations, "categories": categories}))
+        return load_annotations(path)
+
+    return make
+
+
+CAT, DOG, EEL = 10, 20, 30
+
+
+def predict(category_id, score, b, image_id=1):
+    return {"image_id": image_id, "category_id": category_id, "score": score, "bbox": b}
+
+
+def kinds(frame):
+    return frame["kind"].astype(str).tolist()
+
+
+def test_every_kind_by_hand(load):
+    annotations = load([(1, CAT, box(10)), (1, DOG, box(100)), (1, CAT, box(150))], negative={1: [30]})
+    frame = match(
+        annotations,
+        [
+            predict(CAT, 0.90, box(12)),  # 18/22: the first cat
+            predict(CAT, 0.80, box(13)),  # 17/23: a cat that is taken
+            predict(DOG, 0.70, box(11)),  # 19/21 with a cat
+            predict(CAT, 0.60, box(22)),  # 8/32 with a cat
+            predict(DOG, 0.50, box(60)),  # nothing there
+            predict(EEL, 0.40, box(110)),  # 10/30 with a dog
+        ],
+    )
+    assert list(frame) == COLUMNS
+    assert kinds(frame) == [
+        "correct",
+        "duplicate",
+        "classification",
+        "localisation",
+        "background",
+        "both",
+        "missed",
+        "missed",
+    ]
+    assert frame["annotation_id"].tolist() == [100, 100, 100, 100, -1, 101, 101, 102]
+    np.testing.assert_allclose(frame["iou"], [18 / 22, 17 / 23, 19 / 21, 0.25, 0, 1 / 3, 1 / 3, 0])
+    assert frame["name"].astype(str).tolist() == ["cat", "cat", "dog", "cat", "dog", "eel", "dog", "cat"]
+    assert frame["frequency"].astype(str).tolist() == list("rrcrcfcr")
+    assert frame["gt_category_id"].tolist() == [CAT, CAT, CAT, CAT, -1, DOG, DOG, CAT]
+    assert frame["result_index"].tolist() == [0, 1, 2, 3, 4, 5, -1, -1]
+    assert frame["annotation_index"].tolist() == [0, 0, 0, 0, -1, 1, 1, 2]
+    np.testing.assert_array_equal(frame["score"], [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, np.nan, np.nan])
+    assert set(kinds(frame)) | {"unverified"} == set(KINDS)
+    assert list(frame["kind"].cat.categories) == list(KINDS)
+
+
+def test_an_object_that_an_error_points_at_is_not_missed(load):
+    annotations = load([(1, CAT, box(10)), (1, DOG, box(60)), (1, EEL, box(120))])
+    frame = match(annotations, [predict(CAT, 0.9, box(20)), predict(EEL, 0.8, box(61))])
+    assert kinds(frame) == ["localisation", "classification", "missed"]  # only the eel has nothing pointing at it
+    assert frame["annotation_id"].tolist() == [100, 101, 102]
+
+
+def test_better_scores_claim_first_and_take_the_best_object(load):
+    annotations = load([(1, CAT, box(10)), (1, CAT, box(14))])
+    frame = match(annotations, [predict(CAT, 0.5, box(10)), predict(CAT, 0.9, box(11)), predict(CAT, 0.9, box(15))])
+    assert frame["result_index"].tolist() == [1, 2, 0]  # equal scores in the file's order
+    assert kinds(frame) == ["correct", "correct", "duplicate"]
+    assert frame["annotation_id"].tolist() == [100, 101, 100]
+    tie = match(load([(1, CAT, box(10)), (1, CAT, box(10))]), [predict(CAT, 0.9, box(10))])
+    assert tie["annotation_id"].tolist() == [101, 100]  # as in LVIS, the later object
+
+
+def test_what_lvis_ignores_is_unverified(load):
+    annotations = load(
+        [(1, CAT, box(10)), (2, DOG, box(10)), (3, CAT, box(10))],
+        images=(1, 2, 3),
+        negative={1: [DOG]},
+        not_exhaustive={3: [CAT]},
+    )
+    frame = match(
+        annotations,
+        [
+            predict(EEL, 0.9, box(10), 1),  # nobody looked for eels, even if this one lies on a cat
+            predict(DOG, 0.8, box(10), 1),  # dogs are known to be absent
+            predict(CAT, 0.9, box(90), 3),
+            predict(CAT, 0.8, box(10), 3),  # not every cat of image 3 is annotated
+            predict(DOG, 0.9, box(10), 2),
+        ],
+    )
+    assert kinds(frame) == ["unverified", "classification", "correct", "unverified", "correct"]
+    assert frame["image_id"].tolist() == [1, 1, 2, 3, 3] and frame["image_index"].tolist() == [0, 0, 1, 2, 2]
+    assert frame["annotation_id"].tolist() == [-1, 100, 101, -1, 102]
+    assert frame["iou"].tolist() == [1, 1, 1, 0, 1]
+
+
+def test_coco_crowds_excuse_and_are_no_objects(load):
+    crowd = {"iscrowd": 1, "segmentation": {"size": list(SIZE), "counts": [0, 50, SIZE[0] * SIZE[1] - 50]}}
+    annotations = load([(1, CAT, box(10)), (1, CAT, box(100, 60), crowd)], federated=False)
+    frame = match(annotations, [predict(CAT, 0.9, box(110)), predict(DOG, 0.8, box(110))])
+    assert kinds(frame) == ["unverified", "background", "missed"]
+    assert len(objects_of(annotations, 0)) == 1
+
+
+def test_what_is_left_out(load):
+    annotations = load([(1, CAT, box(10)), (1, DOG, box(50), {"area": 0})], negative={1: [DOG]})
+    records = [predict(CAT, 0.1, box(10)), predict(CAT, 0.4, box(90, 0)), predict(CAT, 0.5, box(90))]
+    assert kinds(match(annotations, records)) == ["background", "correct"]  # the empty box and the object of no area
+    assert kinds(match(annotations, records, score_threshold=0.5)) == ["background", "missed"]
+    assert kinds(match(annotations, records, max_dets=2)) == ["background", "missed"]  # the empty one takes its place
+    assert kinds(match(annotations, records, max_dets=-1)) == ["background", "correct"]
+
+
+def test_empty_cases(load):
+    nothing = match(load([]), [])
+    assert list(nothing) == COLUMNS and len(nothing) == 0
+    assert kinds(match(load([(1, CAT, box(10))]), [])) == ["missed"]
+    assert kinds(match(load([], negative={1: [CAT]}), [predict(CAT, 0.9, box(10)), predict(DOG, 0.8, box(9))])) == [
+        "background",
+        "unverified",
+    ]
+    assert ranked_examples(load([])) == []
+
+
+def test_thresholds(load):
+    annotations = load([(1, CAT, box(10)), (1, DOG, box(100))])
+    records = [predict(CAT, 0.9, box(20)), predict(DOG, 0.8, box(117))]  # IoU 1/3; 3/37
+    assert kinds(match(annotations, records)) == ["localisation", "background", "missed"]
+    assert kinds(match(annotations, records, iou_threshold=0.3)) == ["correct", "background", "missed"]
+    assert kinds(match(annotations, records, background_threshold=0.05)) == ["localisation", "localisation"]
+    for bad in ({"iou_threshold": 0.1}, {"background_threshold": -1}, {"iou_threshold": 1.5}):
+        with pytest.raises(ValueError, match="thresholds: expected"):
+            match(annotations, records, **bad)
+    with pytest.raises(ResultsError, match="image_id"):
+        match(annotations, [predict(CAT, 0.9, box(20), image_id=7)])
+
+
+def random_case(load, rng, federated):
+    categories = [CAT, DOG, EEL]
+    images = range(1, 25)
+    objects = [
+        (
+            int(rng.choice(images)),
+            int(rng.choice(categories)),
+            [*rng.uniform(0, 60, 2).round(1), *rng.uniform(5, 40, 2).round(1)],
+        )
+        for _ in range(90)
+    ]
+    lists = lambda p: {i: [c for c in categories if rng.random() < p] for i in images}
+    annotations = load(objects, images, lists(0.3), lists(0.15), federated=federated)
+    records = []
+    for _ in range(900):
+        i, c, b = objects[rng.integers(len(objects))]
+        b = np.clip(np.array(b) + rng.normal(0, 4, 4), 0, None)
+        records.append(
+            predict(
+                c if rng.random() < 0.7 else int(rng.choice(categories)), round(float(rng.random()), 2), b.tolist(), i
+            )
+        )
+    return annotations, records
+
+
+def average_precision(correct, num_objects):
+    """Interpolated at 101 recalls, as the evaluation does, written down once more from its definition."""
+    tp = np.cumsum(correct)
+    precision = np.maximum.accumulate((tp / np.arange(1, len(tp) + 1))[::-1])[::-1]
+    at = np.searchsorted(tp / num_objects, np.linspace(0, 1, 101), side="left")
+    return 100 * np.mean(np.where(at < len(tp), precision[np.minimum(at, len(tp) - 1)], 0))
+
+
+@pytest.mark.parametrize("federated", [True, False])
+@pytest.mark.parametrize("threshold", [0.5, 0.75])
+def test_ap_from_the_rows_is_the_evaluations(load, federated, threshold):
+    annotations, records = random_case(load, np.random.default_rng(4), federated)
+    frame = match(annotations, records, iou_threshold=threshold)
+    result = evaluate(annotations, records, iou_types=("bbox",))
+    for k, category_id in enumerate((CAT, DOG, EEL)):
+        rows = frame[(frame["category_id"] == category_id) & ~frame["kind"].isin(["missed", "unverified"])]
+        rows = rows.sort_values("score", ascending=False, kind="stable")
+        ap = average_precision((rows["kind"] == "correct").to_numpy(), int((annotations.annotation_class == k).sum()))
+        reference = result.precision["bbox"][0 if threshold == 0.5 else 5, :, k, 0].mean() * 100
+        assert ap == pytest.approx(reference, abs=1e-9) and 0 < ap < 95
+
+
+@pytest.mark.parametrize("federated", [True, False])
+def test_error_counts_are_tides(load, federated, monkeypatch):
+    """hotcoco counts TIDE's errors on what the evaluation handed it, by code that shares nothing with
+    ours."""
+    runs, engine = [], hotcoco.LVISeval
+    monkeypatch.setattr(hotcoco, "LVISeval", lambda *arguments: runs.append(engine(*arguments)) or runs[0])
+    annotations, records = random_case(load, np.random.default_rng(6), federated)
+    evaluate(annotations, records, iou_types=("bbox",))
+    theirs = runs[0].tide_errors()["counts"]
+    ours = match(annotations, records)["kind"].value_counts()
+    names = {
+        "Cls": "classification",
+        "Loc": "localisation",
+        "Both": "both",
+        "Dupe": "duplicate",
+        "Bkg": "background",
+        "Miss": "missed",
+    }
+    assert {short: ours[kind] for short, kind in names.items()} == theirs
+    assert min(theirs["Cls"], theirs["Loc"], theirs["Both"], theirs["Dupe"], theirs["Bkg"]) > 0
+
+
+def test_rows_add_up(load):
+    annotations, records = random_case(load, np.random.default_rng(5), True)
+    frame = match(annotations, records)
+    found = frame[frame["kind"] == "correct"]["annotation_id"]
+    pointed = frame[frame["kind"].isin(["classification", "localisation"])]["annotation_id"]
+    missed = frame[frame["kind"] == "missed"]["annotation_id"]
+    assert found.is_unique and missed.is_unique
+    assert set(found) | set(pointed) | set(missed) == set(annotations.annotation_ids)
+    assert not set(missed) & (set(found) | set(pointed))
+    assert frame["image_index"].is_monotonic_increasing and sorted(
+        frame["result_index"][frame["result_index"] >= 0]
+    ) == sorted(i for i, r in enumerate(records) if min(r["bbox"][2:]) > 0)
+    falling = frame.groupby("image_index")["score"].apply(
+        lambda s: s.dropna().is_monotonic_decreasing and s.isna().is_monotonic_increasing
+    )
+    assert falling.all()
+
+
+def test_box_iou_is_pycocotools():
+    rng = np.random.default_rng(0)
+    a, b = rng.uniform(0, 50, (40, 4)), rng.uniform(0, 50, (30, 4))
+    b[:5] = a[:5]
+    b[5, 2] = 0
+    np.testing.assert_array_equal(box_iou(a, b), coco_mask.iou(a, b, [0] * len(b)))
+    assert box_iou(a[:0], b).shape == (0, 30) and box_iou(a, b[:0]).shape == (40, 0)
+    assert box_iou(np.zeros((1, 4)), np.zeros((1, 4))).tolist() == [[0.0]]
+
+
+def test_objects_of(load):
+    runs = {"segmentation": {"size": list(SIZE), "counts": [3, 5, SIZE[0] * SIZE[1] - 8]}}
+    annotations = load([(2, DOG, box(10)), (1, CAT, box(50)), (1, EEL, box(90), runs)], images=(1, 2, 3))
+    objects = objects_of(annotations, 0)
+    assert objects.names == ["cat", "eel"] and objects.groups.tolist() == ["r", "f"] and objects.scores is None
+    assert objects.boxes.tolist() == [box(50), box(90)] and objects.size == SIZE and len(objects) == 2
+    assert (
+        objects.masks.shape == (2, *SIZE)
+        and objects.masks.dtype == bool
+        and objects.masks.sum((1, 2)).tolist() == [400, 5]
+    )
+    assert objects.masks[0, 10:30, 50:70].all()
+    assert annotations.annotation_ids[objects.indices].tolist() == [101, 102]
+    assert len(objects_of(annotations, 2)) == 0
+    with pytest.raises(IndexError, match="0..2, found 3"):
+        objects_of(annotations, 3)
+    without = load_annotations(annotations.path, segmentations=False)
+    assert objects_of(without, 0).masks is None
+
+
+def test_predictions_of(load):
+    annotations = load([(1, CAT, box(50))], images=(1, 2))
+    mask = coco_mask.encode(np.asfortranarray(np.ones(SIZE, np.uint8)))
+    records = [
+        {**predict(c, s, box(20)), "segmentation": {"size": list(SIZE), "counts": mask["counts"].decode()}}
+        for c, s in ((DOG, 0.2), (CAT, 0.9), (EEL, 0.5))
+    ]
+    results = load_results(records, annotations)
+    shown = predictions_of(results, annotations, 0, score_threshold=0.3)
+    assert shown.names == ["cat", "eel"] and shown.scores.tolist() == [0.9, 0.5] and shown.indices.tolist() == [1, 2]
+    assert shown.masks.all() and shown.masks.shape == (2, *SIZE)
+    assert predictions_of(results, annotations, 0, limit=1).names == ["cat"]
+    assert len(predictions_of(results, annotations, 1)) == 0
+    boxes_only = load_results([predict(DOG, 0.2, box(1))], annotations)
+    assert predictions_of(boxes_only, annotations, 0).masks is None
+    with pytest.raises(IndexError, match="0..1, found 2"):
+        predictions_of(results, annotations, 2)
+
+
+def test_examples_show_rare_classes_first_and_each_class_once(load):
+    large = [20.0, 20.0, 60.0, 60.0]
+    annotations = load(
+        [
+            (1, EEL, large),
+            (2, DOG, large),
+            (3, CAT, large),
+            (4, CAT, large),
+            (4, DOG, large),
+            (5, CAT, [1.0, 1.0, 4.0, 4.0]),
+        ],
+        images=(1, 2, 3, 4, 5, 6),
+        frequency="rcf",
+    )
+    order = ranked_examples(annotations, count=10)
+    assert order[0] == 3  # cat and dog, the rarest two
+    assert order[1] == 0  # the one class not shown yet
+    assert order[2] == 2  # all shown once: the other large cat
+    assert sorted(order) == [0, 1, 2, 3, 4]  # never the empty image
+    assert ranked_examples(annotations, count=2) == order[:2] and ranked_examples(annotations, count=0) == []
+    found = match(annotations, [predict(CAT, 0.9, large, 3)])
+    assert ranked_examples(annotations, found, count=1) == [2]  # where the rare class was found
+    crowded = load([(1, CAT, large)] * 40 + [(2, CAT, large)], images=(1, 2))
+    assert ranked_examples(crowded, count=1) == [1]
+
+
+def test_real_annotations(shared_dir):
+    annotations = load_annotations(shared_dir / "data" / "lvis_val_100.json")
+    ids = annotations.image_ids[annotations.annotation_image].tolist()
+    categories = annotations.category_ids[annotations.annotation_class].tolist()
+    records = [predict(c, 0.5, b, i) for i, c, b in zip(ids, categories, annotations.boxes.tolist(), strict=True)]
+    frame = match(annotations, records)
+    assert set(kinds(frame)) == {"correct"} and len(frame) == len(records)
+    examples = ranked_examples(annotations, count=4)
+    groups = [set(objects_of(annotations, i).groups.tolist()) for i in examples]
+    assert "r" in groups[0] and len(set(examples)) == 4

@@ -1,0 +1,181 @@
+"""Kill a training at random moments, resume it, and hold its end to that of an uninterrupted one.
+
+    python -m tests.kill_and_resume --points 20
+
+Every kill is SIGKILL to a process of its own, at a random moment, whatever it does then: starting, a step,
+writing a checkpoint, evaluating. Each resumption loads its images with another number of worker processes. A
+run that ends before the points are used up is compared, and another one is begun. Compared bit for bit:
+weights, bank, optimizer, schedule (all of model_final.pth), the detections of the last evaluation. A second
+uninterrupted run has to agree as well: same seed, same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[2])]
+
+import torch
+
+from tests.support import tiny_shapes
+
+WORKERS = (0, 1, 2, 3)
+
+
+def differences(a: Any, b: Any, where: str = "") -> list[str]:
+    """Where two nested structures of tensors and numbers differ, bit for bit."""
+    if type(a) is not type(b):
+        return [f"{where}: {type(a).__name__}, {type(b).__name__}"]
+    if isinstance(a, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [where]
+    if isinstance(a, dict):
+        if a.keys() != b.keys():
+            return [f"{where}: keys {a.keys() ^ b.keys()}"]
+        return [text for key in a for text in differences(a[key], b[key], f"{where}/{key}")]
+    if isinstance(a, (list, tuple)):
+        if len(a) != len(b):
+            return [f"{where}: lengths {len(a)}, {len(b)}"]
+        return [text for i, (x, y) in enumerate(zip(a, b)) for text in differences(x, y, f"{where}/{i}")]
+    return [] if a == b else [f"{where}: {a!r}, {b!r}"]
+
+
+def compare(run: Path, straight: Path) -> list[str]:
+    """Differences between the ends of two runs."""
+    found, expected = (torch.load(f / "model_final.pth", weights_only=True) for f in (run, straight))
+    results = [(f / "instances_results.json").read_bytes() for f in (run, straight)]
+    return differences(found, expected) + ([] if results[0] == results[1] else ["instances_results.json"])
+
+
+class Run:
+    """`rio train` in a forked process: torch and detectron2 are imported once for all of them."""
+
+    def __init__(self, folder: Path, data: Path, iterations: int, workers: int):
+        words = [
+            "train", "--config-file", str(tiny_shapes.DEMO_CONFIG), "--output-dir", str(folder), "--resume",
+            *tiny_shapes.data_flags(data), *tiny_shapes.model_options(iterations),
+            "SOLVER.CHECKPOINT_PERIOD", "2", "DATALOADER.NUM_WORKERS", str(workers), "SEED", "7",
+        ]  # fmt: skip
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.setpgid(0, 0)
+                folder.mkdir(parents=True, exist_ok=True)
+                output = os.open(folder / "stdout.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                os.dup2(output, 1)
+                os.dup2(output, 2)
+                from rio.cli.parser import main
+
+                code = main(words)
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+
+    def wait(self, seconds: float = 600.0) -> int | None:
+        """The exit code; None where it still runs after so many seconds."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.01)
+        return None
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+def phase(folder: Path) -> str:
+    """What a killed run had on disk."""
+    done = folder / "last_checkpoint"
+    halves = len(list(folder.glob(".*.tmp")))
+    text = done.read_text() if done.exists() else "no checkpoint yet"
+    return text + (f", {halves} half-written file{'s' * (halves > 1)} so far" if halves else "")
+
+
+def kill_and_resume(root: Path, points: int, iterations: int = 40, seed: int = 1, log=print) -> dict[str, int]:
+    """Do it.
+
+    Args:
+        root: an empty folder.
+        points: how many kills to survive.
+        iterations: of the run.
+        seed: of the moments.
+        log: told each event in one line.
+
+    Returns:
+        {"points", "runs" (compared), "different" (of them)}.
+    """
+    import rio.cli.parser
+    import rio.trainer  # noqa: F401  before the first fork
+
+    chance = random.Random(seed)
+    data = tiny_shapes.draw(root / "data")
+    straight, started = root / "straight", time.monotonic()
+    if Run(straight, data, iterations, 0).wait() != 0:
+        raise RuntimeError((straight / "stdout.log").read_text()[-2000:])
+    length = time.monotonic() - started
+    if Run(root / "again", data, iterations, 2).wait() != 0:
+        raise RuntimeError((root / "again" / "stdout.log").read_text()[-2000:])
+    wrong = compare(root / "again", straight)
+    log(f"uninterrupted: {iterations} iterations in {length:.1f} s; again: {wrong[:5] or 'the same'}")
+    if wrong:
+        raise RuntimeError(f"the same seed gave another end: {wrong[:5]}")
+
+    killed, runs, different = 0, 0, 0
+    while True:
+        folder, mine = root / f"killed{runs}", 0
+        while True:
+            workers = chance.choice(WORKERS)
+            run = Run(folder, data, iterations, workers)
+            code = run.wait(chance.uniform(0.1, 0.6) * length if killed < points else 600.0)
+            if code is not None:
+                break
+            run.kill()
+            killed, mine = killed + 1, mine + 1
+            log(f"kill {killed}: {workers} workers, {phase(folder)}")
+        if code != 0:
+            raise RuntimeError((folder / "stdout.log").read_text()[-2000:])
+        wrong = compare(folder, straight)
+        different += bool(wrong)
+        log(f"run {runs} ended after {mine} kills: {'as the uninterrupted one' if not wrong else wrong[:5]}")
+        shutil.rmtree(folder)
+        runs += 1
+        if killed >= points:
+            return {"points": killed, "runs": runs, "different": different}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", type=int, default=20, help="kills to survive (default 20)")
+    parser.add_argument("--iterations", type=int, default=40, help="length of the run (default 40)")
+    parser.add_argument("--seed", type=int, default=1, help="of the moments (default 1)")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as root, contextlib.redirect_stderr(io.StringIO()):
+        outcome = kill_and_resume(Path(root), args.points, args.iterations, args.seed)
+    print(
+        f"{outcome['points']} kills survived, {outcome['runs']} runs compared with the uninterrupted one, "
+        f"{outcome['different']} different"
+    )
+    return int(outcome["different"] > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""`rio train` under torchrun, in which one rank dies once: torchrun ... rank_that_dies.py MARKER RANK ITERATION HOW WORDS...
+
+HOW is "killed" (SIGKILL) or "error" (an exception). Once MARKER exists nobody dies any more.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from rio import trainer
+from rio.cli.parser import main
+
+marker, rank, iteration, how = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
+step = trainer.Trainer.run_step
+
+
+def run_step(self: trainer.Trainer) -> None:
+    if os.environ["RANK"] == rank and self.iter == iteration and not marker.exists():
+        marker.touch()
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise trainer.TrainingError("rank 1 has had enough")
+    step(self)
+
+
+trainer.Trainer.run_step = run_step
+sys.exit(main(sys.argv[5:]))

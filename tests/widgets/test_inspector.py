@@ -1,0 +1,294 @@
+"""The inspector: kinds and filters by hand, explanations in words, nothing opened before it is shown, nothing unescaped."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `notebooks`)")
+
+from rio.data.annotations import load_annotations
+from rio.results.reading import load_results
+from rio.widgets import inspector as inspect
+from rio.widgets import theme as _theme
+from rio.widgets.inspector import (
+    Inspector,
+    PredictionSource,
+    explain_object,
+    made_up_results,
+    open_predictions,
+    training_crops,
+)
+from tests.support import tiny_shapes
+
+CATEGORIES = [
+    {"id": 1, "name": "cat", "frequency": "f"},
+    {"id": 2, "name": "dog", "frequency": "c"},
+    {"id": 3, "name": "<img src=x onerror=alert(1)>", "frequency": "r"},
+]
+
+
+def lvis(objects, num_images=2, size=100):
+    """A ground truth: objects are (image_id, category_id, box); every class is verified in every image."""
+    return {
+        "images": [
+            {
+                "id": i, "width": size, "height": size, "file_name": f"<b>{i}.jpg", "neg_category_ids": [1, 2, 3],
+                "not_exhaustive_category_ids": [],
+            }
+            for i in range(1, num_images + 1)
+        ],
+        "categories": CATEGORIES,
+        "annotations": [
+            {
+                "id": n, "image_id": image, "category_id": category, "bbox": box, "area": box[2] * box[3],
+                "segmentation": [[box[0], box[1], box[0] + box[2], box[1], box[0] + box[2], box[1] + box[3]]],
+            }
+            for n, (image, category, box) in enumerate(objects, 1)
+        ],
+    }  # fmt: skip
+
+
+def found(image, category, box, score):
+    return {"image_id": image, "category_id": category, "bbox": box, "score": score}
+
+
+OBJECTS = [(1, 1, [10, 10, 20, 20]), (1, 3, [50, 50, 20, 20]), (2, 2, [10, 10, 40, 40])]
+RESULTS = [
+    found(1, 1, [10, 10, 20, 20], 0.9),  # correct
+    found(1, 2, [50, 50, 20, 20], 0.6),  # a dog on the rare object
+    found(1, 3, [50, 50, 20, 20], 0.2),  # the rare object, too low
+    found(2, 2, [10, 10, 40, 20], 0.4),  # IoU 0.5 exactly: correct
+    found(2, 1, [70, 70, 20, 20], 0.35),  # nothing there
+]
+
+
+@pytest.fixture
+def source(tmp_path):
+    file = tmp_path / "truth.json"
+    file.write_text(json.dumps(lvis(OBJECTS)))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS))
+    return open_predictions(results=str(tmp_path / "results.json"), dataset=f"{file}@{tmp_path / 'images'}")
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """The tiny drawn set, with made-up results in a run's folder."""
+    folder = tiny_shapes.draw(tmp_path_factory.mktemp("set"))
+    truth = load_annotations(folder / "val.json", image_root=str(folder / "val"))
+    run = folder / "run"
+    run.mkdir(exist_ok=True)
+    (run / "instances_results.json").write_text(json.dumps(made_up_results(truth)))
+    names = {s: [f"{folder}/{s}.json@{folder}/{s}"] for s in ("train", "val")}
+    (run / "config.yaml").write_text(json.dumps({"DATASETS": {"TRAIN": names["train"], "TEST": names["val"]}}))
+    return run
+
+
+def test_summary_by_hand(source):
+    table = source.summary(0.3)
+    assert table["all"].to_dict() == {
+        "missed": 0, "classification": 1, "localisation": 0, "background": 1, "duplicate": 0, "both": 0,
+        "correct": 2, "unverified": 0,
+    }  # fmt: skip
+    # From 0.65 on, nothing points at the rare object and nothing finds the dog.
+    high = source.summary(0.65)
+    assert high.loc["missed"].to_dict() == {"rare": 1, "common": 1, "frequent": 0, "all": 2}
+    assert high.loc["correct", "all"] == 1
+    # From 0.05 on the rare object is found: its own, lower score counts.
+    assert source.summary(0.05).loc["correct", "rare"] == 1
+    assert all(source.accounts_for_all(t) for t in (0.05, 0.3, 0.5, 0.65, 0.95))
+
+
+def test_threshold_equals_matching_anew(drawn):
+    source = open_predictions(drawn)
+    for threshold in (0.05, 0.3, 0.6, 0.9):
+        anew = inspect.match(source.truth, source.results, score_threshold=threshold)
+        counts = source.summary(threshold)["all"]
+        assert counts.to_dict() == {kind: int((anew["kind"] == kind).sum()) for kind in counts.index}, threshold
+
+
+def test_why_in_words(source):
+    rare = explain_object(source, 1, 0.3)
+    assert rare.sentence.startswith(
+        "The right answer is there, but its score 0.20 is below the threshold 0.30: rank 3 of 3"
+    )
+    assert "dog has 0.60" in rare.sentence
+    assert rare.table["rank"].tolist() == [2, 3]
+    assert rare.table["verdict"].tolist() == ["other class", "right class · below threshold"]
+    assert explain_object(source, 0, 0.3).sentence.startswith("Found: cat with score 0.90")
+    assert "box" in explain_object(source, 2, 0.3).sentence
+
+
+@pytest.mark.parametrize(
+    ("results", "words"),
+    [
+        ([], "Nothing at all was predicted"),
+        ([found(1, 1, [70, 70, 9, 9], 0.9)], "Nothing was predicted here"),
+        ([found(1, 1, [10, 10, 20, 8], 0.9)], "The name is right, the box is not"),
+        ([found(1, 2, [10, 10, 20, 18], 0.9)], "The place is right"),
+        ([found(1, 2, [10, 10, 20, 8], 0.9)], "No box fits"),
+    ],
+)
+def test_every_reason_has_a_sentence(tmp_path, results, words):
+    file = tmp_path / "truth.json"
+    file.write_text(json.dumps(lvis(OBJECTS[:1])))
+    truth = load_annotations(file)
+    source = PredictionSource(truth, load_results(results, truth), None, "")
+    assert explain_object(source, 0, 0.3).sentence.startswith(words)
+    view = Inspector(source)  # an empty list, or an image that is not there, is said and not raised
+    assert view.state()["why"]
+
+
+def test_browsing(source):
+    view = Inspector(source, kind="correct")
+    assert view.state()["entries"] == 2
+    first = view.state()["image_index"]
+    view.viewer.set_state({})  # as the browser's first message does
+    view._on_message(view.viewer, {"step": 1}, [])
+    assert view.state()["position"] == 1 and view.state()["image_index"] != first
+    view.step(5)
+    assert view.state()["position"] == 1, "the end holds"
+    view.step(-9)
+    assert view.state()["position"] == 0
+    view.group.value = "r"
+    assert view.state()["entries"] == 0 and "No entry" in view.state()["why"]
+    view.kind.value = "classification"
+    assert view.state()["entries"] == 1, "a dog on a rare object concerns rare ones"
+    view.group.value = ""
+    view.category.value = "dog"
+    assert view.state()["entries"] == 1
+    view.category.value = "do"
+    assert "No category is called 'do'" in view.state()["why"]
+    view.category.value = ""
+    view.threshold.value = 0.65
+    assert view.state()["entries"] == 0
+    view.kind.value = "missed"
+    assert view.state()["entries"] == 2
+    labels = dict((value, label) for label, value in view.kind.options)
+    assert labels["missed"].endswith(" 2") and labels["correct"].endswith(" 1")
+
+
+@pytest.mark.parametrize("wrong", [{"kind": "mised"}, {"group": "rare"}, {"category": "cats"}, {"order": "score"}])
+def test_a_setting_that_does_not_exist(source, wrong):
+    with pytest.raises(_theme.NotebookError, match="expected one of"):
+        Inspector(source, **wrong)
+
+
+def test_threshold_keeps_the_place(source):
+    view = Inspector(source, kind="correct", order="highest score first")
+    view.step(1)
+    shown = view.rows[view.position]
+    view.threshold.value = 0.35
+    assert view.rows[view.position] == shown
+
+
+def test_a_click_asks_about_an_object(source):
+    view = Inspector(source, kind="correct", order="by image")
+    view._on_message(view.viewer, {"select": 1, "panel": "truth"}, [])
+    assert view.state()["why"].startswith("The right answer is there")
+    focus = [o for p in view.viewer.scene["panels"] for o in p["objects"] if o["focus"]]
+    assert len(focus) == 1 and focus[0]["group"] == "r"
+    for nonsense in (None, {"select": "x", "panel": "truth"}, {"select": 1, "panel": "../"}, {"step": "1"}, {}):
+        view._on_message(view.viewer, nonsense, [])
+
+
+def test_nothing_of_a_file_becomes_markup(source):
+    view = Inspector(source, threshold=0.65, kind="missed")
+    assert view.state()["entries"] == 2
+    page = view.item.value + view.why.value
+    assert "<img src=x" not in page and "<b>1" not in page
+    assert "&lt;img src=x" in page
+
+
+def test_images_are_opened_when_shown(tmp_path, monkeypatch):
+    """20,000 images: opening and filtering touch none, a step opens one."""
+    rng = np.random.default_rng(0)
+    count = 20_000
+    objects = [
+        (i, int(k), [int(x), int(y), 20, 20])
+        for i, k, x, y in zip(
+            range(1, count + 1), rng.choice([1, 1, 1, 2, 2, 3], count), *rng.integers(0, 80, (2, count)), strict=True
+        )
+    ]
+    file = tmp_path / "truth.json"
+    file.write_text(json.dumps(lvis(objects, num_images=count)))
+    (tmp_path / "images").mkdir()
+    results = [
+        found(i, k if i % 3 else 1, [x, y, w, h], 0.1 + 0.8 * (i % 7) / 7)
+        for i, k, (x, y, w, h) in objects
+        if i % 10 < 2
+    ]
+    opened = []
+    monkeypatch.setattr(inspect.Path, "read_bytes", lambda path: opened.append(str(path)) or b"x")
+    source = open_predictions(results=results, dataset=f"{file}@{tmp_path / 'images'}")
+    source.summary(0.3)
+    assert not opened
+    view = Inspector(source)
+    assert len(opened) == 1
+    view.step(1)
+    assert len(opened) == 2
+    view.kind.value = "correct"
+    view.threshold.value = 0.5
+    view.step(100)
+    assert len(opened) == 5
+    assert source.accounts_for_all(0.3)
+
+
+def test_a_run_with_its_training_crops(drawn):
+    source = open_predictions(drawn)
+    assert source.train is not None and source.note == ""
+    view = Inspector(source, kind="correct", threshold=0.1)
+    assert view.viewer.image[:2] == b"\xff\xd8", "the JPEG itself goes to the browser"
+    assert 'alt="training object"' in view.why.value
+    crops = training_crops(source.train, 0, count=3)
+    assert 1 <= len(crops) <= 3 and all(uri.startswith("data:image/jpeg;base64,") for uri, _ in crops)
+    masks = [o["polygons"] for p in view.viewer.scene["panels"] for o in p["objects"]]
+    assert all(masks)
+    assert len(json.dumps(view.viewer.scene)) < 200_000
+
+
+def test_without_a_run_it_says_what_it_shows(monkeypatch, tmp_path, drawn):
+    folder = drawn.parent
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(inspect._data, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(
+        inspect, "_annotations",
+        lambda name: load_annotations(folder / f"{name[12:]}.json", image_root=str(folder / name[12:])),
+    )  # fmt: skip
+    source = open_predictions()
+    assert "MADE UP" in source.note and "make demo" in source.note
+    assert "MADE UP" in Inspector(source).children[0].value
+
+
+def test_bad_input_is_a_sentence(tmp_path, source, drawn):
+    truth = f"{tmp_path}/truth.json@{tmp_path}/images"
+
+    def said(**given):
+        with pytest.raises(_theme.NotebookError) as error:
+            open_predictions(**given)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    assert "found nothing at" in said(run="no/such/run")
+    assert "dataset='val.json@images'" in said(results=[])
+    (tmp_path / "empty.json").write_text("")
+    assert "empty.json" in said(results=str(tmp_path / "empty.json"), dataset=truth)
+    (tmp_path / "object.json").write_text("{}")
+    assert "object.json" in said(results=str(tmp_path / "object.json"), dataset=truth)
+    assert "nowhere.json" in said(results=[], dataset=f"{tmp_path}/nowhere.json@{tmp_path}/images")
+    other = json.loads((drawn / "instances_results.json").read_text())
+    assert "image" in said(results=[dict(other[0], image_id=999)], dataset=truth)
+    unfinished = tmp_path / "run"
+    unfinished.mkdir()
+    assert "has not been evaluated yet" in said(run=unfinished)
+    (unfinished / "instances_results.json").write_text("[]")
+    assert "config.yaml" in said(run=unfinished)
+    (unfinished / "config.yaml").write_text("DATASETS: [")
+    assert "DATASETS.TRAIN" in said(run=unfinished)
+    # A training set that is not at hand costs its crops, and is said.
+    config = {"DATASETS": {"TRAIN": ["gone.json@gone"], "TEST": [truth]}}
+    (unfinished / "config.yaml").write_text(json.dumps(config))
+    assert "not at hand" in open_predictions(unfinished).note
