@@ -59,11 +59,11 @@ from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
+from rio import roi_heads as _  # noqa: F401  as backbone does, it registers its modules with detectron2
 from rio.config import ConfigError, get_rio_cfg, validate
 from rio.data import names as datasets
 from rio.data.annotations import Annotations, check_same_categories
 from rio.data.files import write_atomically
-from rio import roi_heads as _  # noqa: F401  as backbone does, it registers its modules with detectron2
 from rio.engine import backbone, records
 from rio.engine.weights import ADDED, CheckpointError, load_weights, read_weights
 from rio.results.evaluation import Evaluation, evaluate

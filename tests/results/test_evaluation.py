@@ -117,7 +117,7 @@ def random_results(rng, ground_truth, per_image=30, masks=True):
         i["id"]: [a for a in ground_truth["annotations"] if a["image_id"] == i["id"]] for i in ground_truth["images"]
     }
     records = []
-    for image_id, annotations in by_image.items():
+    for image_id, annotations in by_image.items():  # noqa: F402
         for _ in range(int(rng.integers(0, per_image))):
             if annotations and rng.random() < 0.8:
                 a = annotations[rng.integers(len(annotations))]
