@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from rio.cli.parser import main
-from rio.data.annotations import load_annotations
+from rio.data.load import load_annotations
 from rio.results.evaluation import Evaluation, evaluate
 from rio.sampler import image_repeat_factors
 

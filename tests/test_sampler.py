@@ -114,7 +114,7 @@ def test_rfs_is_detectron2s_in_float32_on_random_sets(seed):
 
 
 def test_rfs_is_detectron2s_in_float32_on_lvis(shared_dir):
-    annotations_module = pytest.importorskip("rio.data.annotations")
+    annotations_module = pytest.importorskip("rio.data.load")
     annotations = annotations_module.load_annotations(shared_dir / "data" / "lvis_val_100.json")
     objects = [[] for _ in annotations.image_ids]
     for image, category in zip(annotations.annotation_image, annotations.annotation_class, strict=True):

@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rio.data.annotations import AnnotationError, load_annotations
+from rio.data.errors import AnnotationError
+from rio.data.load import load_annotations
 from tests.support.annotation_files import coco, write
 
 REPOSITORY = Path(__file__).resolve().parents[1]

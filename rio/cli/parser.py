@@ -194,7 +194,7 @@ def _eval_results(args: argparse.Namespace) -> int:
 
 
 def _ground_truth(args: argparse.Namespace):
-    from rio.data.annotations import load_annotations
+    from rio.data.load import load_annotations
 
     if not args.gt:
         raise UsageError("--results: expected --gt JSON, the ground truth that the results belong to")

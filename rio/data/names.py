@@ -21,7 +21,9 @@ import logging
 import os
 from typing import Any, NamedTuple
 
-from rio.data.annotations import Annotations, load_annotations, require_images
+from rio.data.annotations import Annotations
+from rio.data.load import load_annotations
+from rio.data.rules import require_images
 
 __all__ = ["DatasetNameError", "DatasetNotFoundError", "annotations_of", "datasets_root", "find_datasets"]
 

@@ -12,7 +12,8 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from rio.data.annotations import AnnotationError, Annotations
+from rio.data.annotations import Annotations
+from rio.data.errors import AnnotationError
 from rio.data.names import annotations_of
 
 __all__ = ["Records", "records", "resolve", "target_class_ids"]

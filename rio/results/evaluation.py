@@ -29,7 +29,9 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from rio.data.annotations import Annotations, load_annotations, without_collection
+from rio.data.annotations import Annotations
+from rio.data.load import load_annotations
+from rio.data.reading import without_collection
 from rio.results.reading import (
     LEAST_IOU,
     MaskOverlaps,

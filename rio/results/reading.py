@@ -31,8 +31,10 @@ from typing import Annotated, Any, TypedDict
 import msgspec
 import numpy as np
 
-from rio.data.annotations import Annotations, positions, rle_counts, without_collection
+from rio.data.annotations import Annotations, index_of
 from rio.data.files import write_atomically
+from rio.data.masks import rle_counts
+from rio.data.reading import without_collection
 
 LEAST_IOU = 0.5  # of the protocol's thresholds: who overlaps less never matches
 
@@ -603,8 +605,8 @@ def _checked(columns: _Columns, annotations: Annotations, source: str) -> Result
         "A NaN score comes from a diverged model; leave such predictions out.",
     )
     # Both are ascending (Annotations).
-    image_index = positions(annotations.image_ids, image_ids)
-    class_id = positions(annotations.category_ids, category_ids)
+    image_index = index_of(annotations.image_ids, image_ids)
+    class_id = index_of(annotations.category_ids, category_ids)
     for key, index, ids, known in (
         ("image_id", image_index, image_ids, annotations.image_ids),
         ("category_id", class_id, category_ids, annotations.category_ids),
@@ -857,7 +859,7 @@ def _listed_keys(annotations: Annotations, lists: Sequence[Sequence[int]]) -> np
     lengths = np.fromiter(map(len, lists), np.int64, len(lists))
     ids = np.fromiter(itertools.chain.from_iterable(lists), np.int64, int(lengths.sum()))
     image_index = np.repeat(np.arange(len(lists)), lengths)
-    class_ids = positions(annotations.category_ids, ids)
+    class_ids = index_of(annotations.category_ids, ids)
     known = class_ids >= 0  # an id the file does not declare can have no prediction either
     return np.unique(image_index[known] * len(annotations.category_ids) + class_ids[known])
 
@@ -1003,7 +1005,7 @@ class _MaskReader:
 
     @staticmethod
     def _index(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
-        index = positions(known, ids)
+        index = index_of(known, ids)
         if (index < 0).any():
             raise ResultsError("an unknown id")
         return index

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rio.data.annotations import Annotations, load_annotations
+from rio.data.annotations import Annotations
+from rio.data.load import load_annotations
 from rio.widgets import theme as _theme
 
 SHAPES = ("demo", "bench")

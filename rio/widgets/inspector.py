@@ -22,7 +22,8 @@ import pandas as pd
 import traitlets
 
 from rio import plots
-from rio.data.annotations import Annotations, category_id_to_class_id, check_same_categories, load_annotations
+from rio.data.annotations import Annotations, category_id_to_class_id, check_same_categories
+from rio.data.load import load_annotations
 from rio.results.errors import KINDS, Objects, box_iou, load_results, match, objects_of, predictions_of
 from rio.results.reading import Results, ResultsError, Verified
 from rio.widgets import dataset as _data

@@ -36,7 +36,7 @@ REPEAT_THRESHOLD = 0.001
 
 
 def counts_ours(path: str) -> Callable[[], Any]:
-    from rio.data.annotations import load_annotations
+    from rio.data.load import load_annotations
 
     def run() -> Any:
         annotations = load_annotations(path, segmentations=False)
@@ -64,7 +64,7 @@ def _by_category(truth: Any) -> dict[int, list[dict[str, Any]]]:
 
 
 def training_ours(path: str) -> Callable[[], Any]:
-    from rio.data.annotations import load_annotations
+    from rio.data.load import load_annotations
     from rio.engine.records import records
     from rio.sampler import BatchSampler, TrainingSampler, aspect_ratio_groups
     from rio.trainer import TrainingLoader, TrainingSamples

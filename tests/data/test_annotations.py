@@ -19,21 +19,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rio.data import annotations as module
+from rio.data import load as module
 from rio.data.annotations import (
-    AnnotationError,
-    AnnotationFileNotFoundError,
     Annotations,
-    cache_folder,
     category_id_to_class_id,
     check_same_categories,
     frequency_groups,
-    load_annotations,
-    missing_images,
-    require_images,
-    rle_counts,
     training_image_indices,
 )
+from rio.data.errors import AnnotationError, AnnotationFileNotFoundError
+from rio.data.load import cache_folder, load_annotations
+from rio.data.masks import rle_counts
+from rio.data.rules import missing_images, require_images
 from tests.support.annotation_files import SQUARE, TRIANGLE, coco, lvis, write
 
 
@@ -855,7 +852,7 @@ def test_a_broken_entry_is_made_anew(tmp_path, cache, caplog, damage):
     del plain  # its columns are mapped
     entry.unlink()
     entry.write_bytes(bad)
-    with caplog.at_level(logging.WARNING, logger="rio.data.annotations"):
+    with caplog.at_level(logging.WARNING, logger="rio.data.load"):
         again = load_annotations(path, cache=True)
     assert_equal_columns(again, load_annotations(path, cache=False))
     if entry.read_bytes() != bad:
@@ -875,7 +872,7 @@ def test_without_a_folder_it_works_and_says_so_once(tmp_path, cache, monkeypatch
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(module, "_write_atomically", full)
-    with caplog.at_level(logging.WARNING, logger="rio.data.annotations"):
+    with caplog.at_level(logging.WARNING, logger="rio.data.load"):
         for _ in range(3):
             assert_equal_columns(load_annotations(path, cache=True), load_annotations(path, cache=False))
     assert len(caplog.records) == 1 and "Remedy: set RIO_CACHE" in caplog.text
@@ -915,7 +912,7 @@ def test_a_crash_while_writing_leaves_no_entry(tmp_path, cache, monkeypatch):
 
 READ = """
 import sys, numpy as np
-from rio.data import annotations as module
+from rio.data import load as module
 module._SETTLED_SECONDS = -1.0
 loads = []
 load = module._load
@@ -1079,5 +1076,5 @@ def test_coco(shared_dir, split, annotations):
 
 
 def test_importing_takes_neither_torch_nor_detectron2():
-    code = "import sys, rio.data.annotations; print(sorted({'torch', 'detectron2'} & sys.modules.keys()))"
+    code = "import sys, rio.data.load; print(sorted({'torch', 'detectron2'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

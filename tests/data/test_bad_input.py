@@ -24,7 +24,9 @@ import pytest
 from PIL import Image
 
 from rio.cli.parser import main
-from rio.data.annotations import Annotations, load_annotations, missing_images
+from rio.data.annotations import Annotations
+from rio.data.load import load_annotations
+from rio.data.rules import missing_images
 from rio.results.reading import load_results
 from tests.support import fuzz, tiny_shapes
 from tests.support.annotation_files import TRIANGLE, coco, lvis, write
@@ -414,7 +416,7 @@ def test_a_broken_record_is_named_or_left_out_and_counted(place, kind):
     with pytest.raises(Exception) as caught:
         place.load(make())
     text = str(caught.value)
-    assert type(caught.value).__module__ == "rio.data.annotations"
+    assert type(caught.value).__module__ == "rio.data.errors"
     assert not [word for word in ["set.json", "Remedy", "on_error='skip'", *words] if word not in text], text
     rest = place.load(make(), on_error="skip")
     assert rest.skipped_counts() == counts

@@ -26,9 +26,11 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from torch.utils.data import DataLoader
 
-import rio.data.annotations
+import rio.data.load
 from rio.data import names as datasets
-from rio.data.annotations import AnnotationError, load_annotations, training_image_indices
+from rio.data.annotations import training_image_indices
+from rio.data.errors import AnnotationError
+from rio.data.load import load_annotations
 from rio.data.names import DatasetNameError, DatasetNotFoundError, annotations_of, find_datasets
 from rio.engine import records as engine_records
 from rio.engine.records import Records, records, resolve, target_class_ids
@@ -397,8 +399,8 @@ def like_load_lvis_json(ours: Records, theirs: list[dict]) -> bool:
 def tiny_cache(monkeypatch, tmp_path):
     """Any file is cached, large or small, and its columns mapped."""
     monkeypatch.setenv("RIO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(rio.data.annotations, "CACHE_MIN_BYTES", 0)
-    monkeypatch.setattr(rio.data.annotations, "_COPIED_BYTES", 64)
+    monkeypatch.setattr(rio.data.load, "CACHE_MIN_BYTES", 0)
+    monkeypatch.setattr(rio.data.load, "_COPIED_BYTES", 64)
     return tmp_path / "cache"
 
 

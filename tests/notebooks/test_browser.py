@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from rio.data.annotations import load_annotations
+from rio.data.load import load_annotations
 from tests.support import lab, tiny_shapes
 
 pytestmark = [

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rio.data.annotations import load_annotations
+from rio.data.load import load_annotations
 from rio.report import ReportError, write_report, write_summary
 from rio.results.evaluation import evaluate
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from rio.data.annotations import load_annotations
+from rio.data.load import load_annotations
 from rio.results.errors import KINDS, box_iou, load_results, match, objects_of, predictions_of, ranked_examples
 from rio.results.evaluation import evaluate
 from rio.results.reading import ResultsError

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from rio.data.annotations import load_annotations, rle_counts
+from rio.data.load import load_annotations
+from rio.data.masks import rle_counts
 from rio.results import evaluation
 from rio.results import reading as reading
 from rio.results.evaluation import METRICS, Evaluation, evaluate

@@ -16,7 +16,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from rio import shapes as S
-from rio.data.annotations import load_annotations
+from rio.data.load import load_annotations
 
 TINY = S.ShapesSpec(
     "tiny",

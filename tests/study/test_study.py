@@ -21,7 +21,7 @@ import yaml
 
 from rio import study
 from rio.config import load_config
-from rio.data.annotations import load_annotations
+from rio.data.load import load_annotations
 from rio.engine import info
 from rio.results.evaluation import METRICS, Evaluation
 from rio.study import Category, Run, RunResult, StudyError, StudyResult, format_table, load_study, makespan, run_study

@@ -13,7 +13,8 @@ import numpy as np
 import yaml
 from pycocotools import mask as coco_mask
 
-from rio.data.annotations import Annotations, load_annotations
+from rio.data.annotations import Annotations
+from rio.data.load import load_annotations
 from rio.results.evaluation import evaluate
 from rio.results.reading import results_to_json
 

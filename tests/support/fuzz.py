@@ -24,7 +24,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from rio.data.annotations import AnnotationError, load_annotations
+from rio.data.errors import AnnotationError
+from rio.data.load import load_annotations
 from rio.results.evaluation import evaluate
 from rio.results.reading import ResultsError, load_results
 from tests.support.annotation_files import coco, lvis

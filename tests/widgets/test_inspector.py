@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `notebooks`)")
 
-from rio.data.annotations import load_annotations
+from rio.data.load import load_annotations
 from rio.results.reading import load_results
 from rio.widgets import inspector as inspect
 from rio.widgets import theme as _theme
