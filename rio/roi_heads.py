@@ -14,7 +14,7 @@ the heads only exchange the predictor, and detectron2's forward, mask, cascade a
 it is, on the N images' RoIs alone.
 
 Which object an RoI was matched to comes as the field "gt_object_ids" (G, 2) of the ground truth, image id and
-place among its annotations (rio.trainer's mapper adds it); detectron2 carries it to the proposals as any other
+place among its annotations (rio.engine.loader's mapper adds it); detectron2 carries it to the proposals as any other
 "gt_" field. Ground truth without it is fine: the bank then knows no objects.
 
 Telemetry, in metrics.json and TensorBoard every LOG_PERIOD steps ("stage0/..." and so on in a cascade). What

@@ -59,7 +59,6 @@ MAY_IMPORT: dict[str, set[str]] = {
 for _room, _still in {
     "cli": {"pycocotools"},
     "study": {"rio.report"},
-    "trainer": {"PIL", "msgspec", "cv2", "psutil", "yaml", "pycocotools"},
     "widgets": {"rio.memory_bank", "torch", "rio.shapes", "pycocotools"},
     "analysis": {"rio.plots"},
 }.items():

@@ -91,7 +91,8 @@ def test_nothing_else_in_the_package_unpickles():
 
 @pytest.mark.parametrize("where", ["config", "base", "study", "study's config", "resumed run"])
 def test_yaml_is_data(tmp_path, monkeypatch, where):
-    from rio import config, study, trainer
+    from rio import config, study
+    from rio.engine.setup import stored_seed
 
     monkeypatch.chdir(tmp_path)
     evil = write(tmp_path / "config.yaml", f"MODEL: {{WEIGHTS: {TAG}}}")
@@ -104,7 +105,7 @@ def test_yaml_is_data(tmp_path, monkeypatch, where):
         "study's config": lambda: study.run_study(
             study.load_study(write(tmp_path / "s.yaml", f"config: child.yaml\n{arms}")), "out"
         ),
-        "resumed run": lambda: trainer._stored_seed(str(tmp_path)),
+        "resumed run": lambda: stored_seed(str(tmp_path)),
     }
     with pytest.raises(Exception, match="python/object/apply"):
         attempts[where]()
@@ -199,7 +200,8 @@ def test_file_names_lead_below_the_image_folder(tmp_path, name, key):
 def test_a_link_is_followed_and_shows_nothing_but_an_image(tmp_path):
     from PIL import Image
 
-    from rio.trainer import TrainingError, read_image
+    from rio.engine.errors import TrainingError
+    from rio.engine.inference import read_image
 
     Image.new("RGB", (100, 50), "red").save(tmp_path / "outside.jpg")
     write(tmp_path / "secret.txt", "the secret")

@@ -15,12 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-from rio import trainer
 from rio.config import ConfigError, load_config
 from rio.data import names as datasets
+from rio.engine.errors import OUT_OF_MEMORY, Interrupted, TrainingError
+from rio.engine.inference import Predictor, evaluate_model, load_model, read_image
+from rio.engine.loader import build_training_loader
+from rio.engine.setup import setup_inference, setup_training
 from rio.engine.weights import CheckpointError
 from rio.results.evaluation import Evaluation, evaluate
-from rio.trainer import Interrupted, Trainer, TrainingError, setup_inference, setup_training
+from rio.trainer import Trainer
 from tests.support import tiny_shapes
 
 
@@ -110,8 +113,8 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(straight, prepared, t
 
 @pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
-    """Three of them here; `python -m tests.kill_and_resume --points 20` is the same with more."""
-    command = [sys.executable, "-m", "tests.kill_and_resume", "--points", "3", "--iterations", "16"]
+    """Three of them here; `python -m tests.support.kill_and_resume --points 20` is the same with more."""
+    command = [sys.executable, "-m", "tests.support.kill_and_resume", "--points", "3", "--iterations", "16"]
     top = Path(__file__).resolve().parents[1]
     done = subprocess.run(command, cwd=top, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -169,7 +172,7 @@ def test_a_second_signal_stops_at_once_without_a_checkpoint(prepared, tmp_path):
 
 def test_augmentation_depends_on_the_position_alone(folder, config, tmp_path):
     cfg = setup_training(config(tmp_path))
-    samples = trainer.build_training_loader(cfg).samples
+    samples = build_training_loader(cfg).samples
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
     first = [samples[position, 5]["image"] for position in range(8)]
@@ -198,7 +201,7 @@ def test_each_object_keeps_its_identity(folder, config, tmp_path):
     """(image id, place in the record), whatever is cropped away, in every showing."""
     options = ["MODEL.MASK_ON", False, "INPUT.CROP.ENABLED", True]
     options += ["INPUT.CROP.TYPE", "relative", "INPUT.CROP.SIZE", "[0.5, 0.5]"]
-    samples = trainer.build_training_loader(setup_training(config(tmp_path, *options))).samples
+    samples = build_training_loader(setup_training(config(tmp_path, *options))).samples
     shown = dropped = 0
     for position in range(40):
         record, instances = samples.records[position], samples[position, position]["instances"]
@@ -496,7 +499,7 @@ def test_a_loss_that_is_not_finite_says_what_to_change(prepared, tmp_path, monke
 @pytest.mark.parametrize(
     "error",
     [
-        trainer._OUT_OF_MEMORY("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        OUT_OF_MEMORY("CUDA out of memory. Tried to allocate 2.00 GiB"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
     ],
 )
@@ -556,8 +559,8 @@ def test_test_time_augmentation_is_evaluated_beside(straight, config, tmp_path):
     cfg = setup_inference(
         config(tmp_path, "TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(48,)", "TEST.AUG.MAX_SIZE", 64)
     )
-    model = trainer.load_model(cfg, str(Path(straight.cfg.OUTPUT_DIR, "model_final.pth")))
-    found = trainer.evaluate_model(cfg, model, output_dir=str(tmp_path))
+    model = load_model(cfg, str(Path(straight.cfg.OUTPUT_DIR, "model_final.pth")))
+    found = evaluate_model(cfg, model, output_dir=str(tmp_path))
     name = cfg.DATASETS.TEST[0]
     assert list(found) == [name, f"{name} (tta)"]
     plain = Evaluation.from_json(Path(straight.cfg.OUTPUT_DIR) / "evaluation.json")
@@ -568,13 +571,13 @@ def test_test_time_augmentation_is_evaluated_beside(straight, config, tmp_path):
 
 def test_predictor_takes_rgb_and_answers_in_the_images_pixels(straight, config, folder, tmp_path):
     cfg = setup_inference(config(tmp_path))
-    predictor = trainer.Predictor(cfg, str(Path(straight.cfg.OUTPUT_DIR, "model_final.pth")))
-    image = trainer.read_image(str(folder / "val" / "000001.jpg"))
+    predictor = Predictor(cfg, str(Path(straight.cfg.OUTPUT_DIR, "model_final.pth")))
+    image = read_image(str(folder / "val" / "000001.jpg"))
     assert image.shape == (48, 48, 3) and image.dtype == np.uint8
     found = predictor(np.kron(image, np.ones((2, 3, 1), np.uint8)))
     assert found.image_size == (96, 144) and found.pred_masks.shape[1:] == (96, 144)
     with pytest.raises(TrainingError, match="expected a picture"):
         (tmp_path / "text.jpg").write_text("no picture")
-        trainer.read_image(str(tmp_path / "text.jpg"))
+        read_image(str(tmp_path / "text.jpg"))
     with pytest.raises(CheckpointError, match="--weights"):
-        trainer.load_model(cfg)
+        load_model(cfg)

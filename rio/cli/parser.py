@@ -147,7 +147,8 @@ def _train_worker(args: argparse.Namespace) -> int:
     import multiprocessing
 
     _drop_known_warnings()
-    from rio.trainer import Trainer, setup_training
+    from rio.engine.setup import setup_training
+    from rio.trainer import Trainer
 
     try:
         cfg = setup_training(_config(args), resume=args.resume)
@@ -167,7 +168,8 @@ def _eval(args: argparse.Namespace) -> int:
         return _eval_results(args)
     if not args.weights:
         raise UsageError("eval: expected --weights CHECKPOINT, or --results JSON with --gt JSON")
-    from rio.trainer import evaluate_model, load_model, setup_inference, start_logging
+    from rio.engine.inference import evaluate_model, load_model
+    from rio.engine.setup import setup_inference, start_logging
 
     folder = args.output_dir or os.path.join(os.path.dirname(args.weights) or ".", "eval")
     args.output_dir = None
@@ -218,7 +220,8 @@ def _draw_images(args: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
     from rio.data.names import annotations_of
-    from rio.trainer import Predictor, read_image, setup_inference, start_logging, training_annotations
+    from rio.engine.inference import Predictor, read_image
+    from rio.engine.setup import setup_inference, start_logging, training_annotations
 
     files = _image_files(args.inputs)
     start_logging(None)

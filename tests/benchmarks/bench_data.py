@@ -65,9 +65,9 @@ def _by_category(truth: Any) -> dict[int, list[dict[str, Any]]]:
 
 def training_ours(path: str) -> Callable[[], Any]:
     from rio.data.load import load_annotations
+    from rio.engine.loader import TrainingLoader, TrainingSamples
     from rio.engine.records import records
     from rio.sampler import BatchSampler, TrainingSampler, aspect_ratio_groups
-    from rio.trainer import TrainingLoader, TrainingSamples
 
     def run() -> Any:
         annotations = load_annotations(path, image_root="images/")

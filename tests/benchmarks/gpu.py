@@ -53,7 +53,8 @@ from detectron2.utils.events import EventStorage
 
 import rio.roi_heads  # noqa: F401  (registers the heads)
 from rio.config import load_config
-from rio.trainer import build_training_loader, setup_training
+from rio.engine.loader import build_training_loader
+from rio.engine.setup import setup_training
 from tests.benchmarks import bench_memory_bank
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

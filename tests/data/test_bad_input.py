@@ -61,8 +61,8 @@ class Place:
 
     def image(self, make: Callable[[Path], Any], *, name: str = "a.png", size: tuple[int, int] = (64, 48)) -> Any:
         """One image as training gets it, after `make` has put it in its place."""
-        from rio import trainer
         from rio.config import load_config
+        from rio.engine.loader import Mapper, TrainingSamples
         from rio.engine.records import records
 
         make(self.folder / name)
@@ -75,7 +75,7 @@ class Place:
         }
         cfg = load_config(tiny_shapes.DEMO_CONFIG, tiny_shapes.model_options())
         found = records(self.load(data, image_root=self.folder))
-        return trainer.TrainingSamples(found, trainer._Mapper(cfg, True), 1)[0, 0]["image"]
+        return TrainingSamples(found, Mapper(cfg, True), 1)[0, 0]["image"]
 
     def command(self, *words: Any) -> str:
         code = main([str(word) for word in words])

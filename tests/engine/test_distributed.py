@@ -209,7 +209,7 @@ def test_banks_of_their_own_are_saved_restored_and_dealt_out_anew(data, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["error", "killed"])
 def test_a_rank_that_dies_ends_the_job_with_its_error(how, data, tmp_path):
-    program = str(Path(__file__).with_name("rank_that_dies.py"))
+    program = str(Path(__file__).parents[1] / "support" / "rank_that_dies.py")
     started = time.monotonic()
     words = train_words(data, tmp_path / "run", max_iter=500)
     done = torchrun(2, [program, str(tmp_path / "died"), "1", "3", how, *words])
@@ -224,7 +224,7 @@ def test_a_rank_that_dies_ends_the_job_with_its_error(how, data, tmp_path):
 def test_an_elastic_restart_resumes(data, tmp_path):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     run(2, train_words(data, straight))
-    program = str(Path(__file__).with_name("rank_that_dies.py"))
+    program = str(Path(__file__).parents[1] / "support" / "rank_that_dies.py")
     words = train_words(data, broken)
     done = torchrun(2, [program, str(tmp_path / "died"), "1", "3", "killed", *words], "--max-restarts", "1")
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]

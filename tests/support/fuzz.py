@@ -131,7 +131,8 @@ def image_file(path: Path, rng: np.random.Generator) -> None:
     """One image with damaged bytes, read as training reads it."""
     from PIL import Image
 
-    from rio import trainer
+    from rio.engine.errors import TrainingError
+    from rio.engine.inference import read_image
 
     pixels = rng.integers(0, 255, (24, 32, 3)).astype(np.uint8)
     file = io.BytesIO()
@@ -142,8 +143,8 @@ def image_file(path: Path, rng: np.random.Generator) -> None:
         data[rng.integers(min(len(data), 64 if rng.integers(2) else len(data)))] = rng.integers(256)
     path.write_bytes(data[: rng.integers(len(data) + 1)] if rng.integers(6) == 0 else data)
     try:
-        trainer.read_image(str(path))
-    except trainer.TrainingError:
+        read_image(str(path))
+    except TrainingError:
         pass
 
 

@@ -1,6 +1,6 @@
 """Kill a training at random moments, resume it, and hold its end to that of an uninterrupted one.
 
-    python -m tests.kill_and_resume --points 20
+    python -m tests.support.kill_and_resume --points 20
 
 Every kill is SIGKILL to a process of its own, at a random moment, whatever it does then: starting, a step,
 writing a checkpoint, evaluating. Each resumption loads its images with another number of worker processes. A
@@ -25,8 +25,6 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[2])]
-
 import torch
 
 from tests.support import tiny_shapes

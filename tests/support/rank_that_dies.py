@@ -10,21 +10,22 @@ import signal
 import sys
 from pathlib import Path
 
-from rio import trainer
 from rio.cli.parser import main
+from rio.engine.errors import TrainingError
+from rio.trainer import Trainer
 
 marker, rank, iteration, how = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
-step = trainer.Trainer.run_step
+step = Trainer.run_step
 
 
-def run_step(self: trainer.Trainer) -> None:
+def run_step(self: Trainer) -> None:
     if os.environ["RANK"] == rank and self.iter == iteration and not marker.exists():
         marker.touch()
         if how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        raise trainer.TrainingError("rank 1 has had enough")
+        raise TrainingError("rank 1 has had enough")
     step(self)
 
 
-trainer.Trainer.run_step = run_step
+Trainer.run_step = run_step
 sys.exit(main(sys.argv[5:]))
