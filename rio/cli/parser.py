@@ -400,9 +400,10 @@ def _info(args: argparse.Namespace) -> int:
 def _shapes(args: argparse.Namespace) -> int:
     import dataclasses
 
-    from rio import shapes
+    from rio.shapes.dataset import generate
+    from rio.shapes.spec import SPECS
 
-    spec = shapes.SPECS[args.set]
+    spec = SPECS[args.set]
     fields = {f.name: f.type for f in dataclasses.fields(spec)}
     for key, text in _pairs(args.opts):
         if key not in fields:
@@ -412,11 +413,10 @@ def _shapes(args: argparse.Namespace) -> int:
             spec = dataclasses.replace(spec, **{key: kind(text)})
         except ValueError as error:
             raise UsageError(f"option {key}: expected {kind.__name__}, found {text!r}") from error
-    if spec != shapes.SPECS[args.set] and spec.name == shapes.SPECS[args.set].name:
+    if spec != SPECS[args.set] and spec.name == SPECS[args.set].name:
         raise UsageError(f"another set than {args.set!r} needs another name: add `name my_shapes`")
     root = args.root or os.environ.get("DETECTRON2_DATASETS") or "datasets"
-    folders = [shapes.generate(root, spec, workers=args.workers)]
-    folders += [shapes.generate_extra(root, spec, split, workers=args.workers) for split in args.split]
+    folders = [generate(root, spec, split, workers=args.workers) for split in ("train", *args.split)]
     print(f"In {', '.join(map(str, folders))}: synthetic images, {spec.num_classes} classes")
     return 0
 

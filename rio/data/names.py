@@ -155,15 +155,9 @@ def annotations_of(name: str, *, check_images: bool = False) -> Annotations:
 
 
 def _draw(size: str, split: str) -> None:
-    from rio import shapes  # needed only here; OpenCV takes a while to import
+    from rio.shapes import dataset, spec  # needed only here; OpenCV takes a while to import
 
-    spec = shapes.SPECS[size]
-    if spec.name != f"shapes_{size}":
-        raise RuntimeError(f"shapes.SPECS[{size!r}].name: expected 'shapes_{size}', found {spec.name!r}")
-    if split in shapes.EXTRA_SPLITS:
-        shapes.generate_extra(datasets_root(), spec, split)
-    else:
-        shapes.generate(datasets_root(), spec)
+    dataset.generate(datasets_root(), spec.SPECS[size], split)
 
 
 def _not_found(name: str, source: _Source, path: str) -> DatasetNotFoundError:

@@ -195,8 +195,6 @@ def _where(name: str) -> tuple[Path, Path | None, str, bool]:
 
 def _draw(root: Path, size: str, split: str) -> Path:
     """The folder that holds the split, drawn if it was not there."""
-    from rio import shapes  # OpenCV takes a while to import
+    from rio.shapes import dataset, spec  # OpenCV takes a while to import
 
-    if split in shapes.EXTRA_SPLITS:
-        return shapes.generate_extra(root, shapes.SPECS[size], split, progress=False)
-    return shapes.generate(root, shapes.SPECS[size], progress=False)
+    return dataset.generate(root, spec.SPECS[size], split, progress=False)

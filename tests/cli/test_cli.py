@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rio import shapes
 from rio.cli.parser import main
+from rio.shapes.spec import SPECS
 from tests.support import tiny_shapes
 
 CONFIG = ["--config-file", str(tiny_shapes.DEMO_CONFIG)]
@@ -124,7 +124,7 @@ def test_predict_draws_results_beside_ground_truth_rare_first(run, folder, tmp_p
 
 
 def test_shapes_draws_the_further_splits(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(shapes.SPECS, "demo", tiny_shapes.SPEC)
+    monkeypatch.setitem(SPECS, "demo", tiny_shapes.SPEC)
     assert main(["shapes", "--root", str(tmp_path), "--split", "tune", "balanced"]) == 0
     assert str(tmp_path / "tiny_balanced") in capsys.readouterr().out
     for split in ("tune", "balanced"):

@@ -215,18 +215,19 @@ def test_a_test_set_has_images_only(catalogs, tmp_path):
 
 
 def test_the_embedded_set_is_drawn_on_first_use(catalogs, tmp_path, monkeypatch):
-    shapes = pytest.importorskip("rio.shapes")
-    assert [shapes.SPECS[size].name for size in datasets.SHAPES] == ["shapes_demo", "shapes_bench"]
+    from rio.shapes import dataset, spec
+
+    assert [spec.SPECS[size].name for size in datasets.SHAPES] == ["shapes_demo", "shapes_bench"]
     drawn = []
 
-    def generate(root, spec):
+    def generate(root, spec, split):
         drawn.append(spec.name)
         for split in ("train", "val"):
             (Path(root) / spec.name / split).mkdir(parents=True)
             write(Path(root) / spec.name / f"{split}.json", lvis())
         return Path(root) / spec.name
 
-    monkeypatch.setattr(shapes, "generate", generate)
+    monkeypatch.setattr(dataset, "generate", generate)
     assert not any(row["found"] for row in find_datasets()) and not drawn
     assert resolve("shapes_demo_train") == resolve("shapes_demo_train")
     assert drawn == ["shapes_demo"]
@@ -237,19 +238,19 @@ def test_the_embedded_set_is_drawn_on_first_use(catalogs, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("split", ["tune", "balanced"])
 def test_the_splits_beside_the_embedded_set_are_drawn_on_first_use(catalogs, monkeypatch, split):
-    shapes = pytest.importorskip("rio.shapes")
-    assert shapes.EXTRA_SPLITS == ("tune", "balanced")
+    from rio.shapes import dataset, spec
+
+    assert spec.EXTRA_SPLITS == ("tune", "balanced")
     drawn = []
 
-    def generate_extra(root, spec, split):
+    def generate(root, spec, split):
         drawn.append((spec.name, split))
         folder = Path(root) / f"{spec.name}_{split}"
         (folder / split).mkdir(parents=True)
         write(folder / f"{split}.json", lvis())
         return folder
 
-    monkeypatch.setattr(shapes, "generate_extra", generate_extra)
-    monkeypatch.setattr(shapes, "generate", None)
+    monkeypatch.setattr(dataset, "generate", generate)
     name = f"shapes_bench_{split}"
     assert resolve(name) == resolve(name) == name
     assert drawn == [("shapes_bench", split)]

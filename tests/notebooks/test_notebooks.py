@@ -18,8 +18,8 @@ pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `
 import nbformat
 from nbmake.nb_run import NotebookRun
 
-from rio import shapes
 from rio.results.evaluation import Evaluation
+from rio.shapes import dataset, spec
 from rio.study import Category, RunResult, StudyResult
 from tests.support import finished_runs, tiny_shapes
 
@@ -107,7 +107,7 @@ def test_opening_the_views_loads_neither_torch_nor_detectron2():
 def world(tmp_path_factory):
     """A user's machine without anything on it but the embedded set, drawn, and finished runs on it."""
     root = tmp_path_factory.mktemp("world")
-    shapes.generate(root / "datasets", shapes.SPECS["demo"], workers=1, progress=False)
+    dataset.generate(root / "datasets", spec.SPECS["demo"], workers=1, progress=False)
     names = {"train_name": "shapes_demo_train", "test_name": "shapes_demo_val"}
     finished_runs.make(root / "runs", root / "datasets" / "shapes_demo", seeds=(1, 2, 3), **names)
     finished_runs.make(root / "one", root / "datasets" / "shapes_demo", arms=("rio",), **names)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rio import shapes
+from rio.shapes import dataset
+from rio.shapes.spec import ShapesSpec
 
 DEMO_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "shapes" / "demo.yaml"
-SPEC = shapes.ShapesSpec(
+SPEC = ShapesSpec(
     "tiny",
     image_size=48,
     train_images=102,
@@ -23,7 +24,7 @@ SPEC = shapes.ShapesSpec(
 
 def draw(root: Path) -> Path:
     """The folder of the tiny set below root."""
-    return shapes.generate(root, SPEC, workers=1, progress=False)
+    return dataset.generate(root, SPEC, workers=1, progress=False)
 
 
 def data_flags(folder: Path) -> list[str]:

@@ -14,7 +14,8 @@ import pytest
 
 pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `notebooks`)")
 
-from rio import plots, shapes, widgets
+from rio import plots, widgets
+from rio.shapes import spec
 from rio.widgets import explorer as distribution
 from rio.widgets import theme as _theme
 from tests.support import tiny_shapes
@@ -87,7 +88,7 @@ def test_opens_without_images(own):
 @pytest.mark.parametrize("split", ["train", "val", "tune", "balanced"])
 def test_embedded_set_is_drawn_where_it_is_missing(split, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    monkeypatch.setitem(shapes.SPECS, "demo", dataclasses.replace(tiny_shapes.SPEC, name="shapes_demo"))
+    monkeypatch.setitem(spec.SPECS, "demo", dataclasses.replace(tiny_shapes.SPEC, name="shapes_demo"))
     data = widgets.open_dataset(f"shapes_demo_{split}")
     assert data.embedded and data.has_images
     assert Path(data.annotations.path).name == f"{split}.json"
