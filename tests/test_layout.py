@@ -59,8 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 for _room, _still in {
     "cli": {"pycocotools"},
     "study": {"rio.report"},
-    "widgets": {"rio.memory_bank", "torch", "rio.shapes", "pycocotools"},
-    "analysis": {"rio.plots"},
+    "widgets": {"rio.shapes", "pycocotools"},
 }.items():
     MAY_IMPORT[_room] |= _still
 TOP = {"rio.trainer", "rio.widgets", "rio.cli"}  # nothing imports these but the command line the trainer

@@ -1,31 +1,25 @@
-"""What a sampler and a memory bank do to the distribution of classes: expected exposures and measures of
-imbalance.
+"""What a sampler and a memory bank do to the distribution of classes: expected exposures, measures of imbalance.
 
-Everything here is arithmetic on counts: nothing is sampled, no image is opened. The factors come from
-`rio.sampler.image_repeat_factors`, so this module answers "what does training see?" for any sampler.
-
-I: images, K: categories. *Exposure*: expected number of times that a class is seen in an epoch, at three
-    levels: as images
-that hold it, as instances in them, and as RoIs that reach the classifier.
+Arithmetic on counts: nothing is sampled, no image is opened. The image repeat factors come from `rio.sampler`.
+I: images, K: classes. *Exposure*: expected times a class is seen in an epoch, as images that hold it, as instances
+in them, and as RoIs that reach the classifier.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-if TYPE_CHECKING:
-    from rio.data.annotations import Annotations
+from rio.data.annotations import Annotations
 
 GROUPS = ("r", "c", "f")
 LEVELS = ("images", "instances", "rois")
 
 
 class BalanceError(ValueError):
-    """Counts or settings that no distribution has; the message says what was expected and the remedy."""
+    """Counts or settings that no distribution has; the message says what was expected and what to do."""
 
 
 def exposures(
@@ -37,68 +31,57 @@ def exposures(
 ) -> pd.DataFrame:
     """Expected exposures of every class in one epoch.
 
-    With r(i) the expected showings of image i and n(i, c) its objects of class c (crowd regions aside):
+    With r(i) the expected showings of image i, n(i, c) its objects of class c without crowd regions, and n(i) their
+    sum over c:
 
         images(c)    = sum over i of r(i) [n(i, c) > 0]
         instances(c) = sum over i of r(i) n(i, c)
-        rois(c)      = sum over i of r(i) n(i, c) min(m, F / n(i)),   n(i) = sum over c of n(i, c)
+        rois(c)      = sum over i of r(i) n(i, c) min(m, F / n(i))
 
-    The first two are exact. The third is an approximation: every object is matched by m proposals, and the F
-    foreground RoIs that an image may contribute are shared evenly among its objects. m depends on the
-    detector and grows as the RPN learns; give the number your run logs (foreground RoIs an object).
+    The first two are exact. The third is an approximation: m proposals match every object, and the F foreground RoIs
+    that an image may contribute are shared evenly among its objects. m depends on the detector and grows as the RPN
+    learns; give the number that your run logs.
 
     Args:
         annotations: the training set.
         image_repeat_factors: (I,) float, expected showings of each image in an epoch.
-        rois_per_instance: m above, > 0.
-        foreground_per_image: F above: MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE * POSITIVE_FRACTION (512 * 0.25),
-            > 0.
+        rois_per_instance: m, > 0.
+        foreground_per_image: F, > 0: MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE * POSITIVE_FRACTION (512 * 0.25).
 
     Returns:
-        One row a class, in the order of the file's category ids: category_id, name, frequency, image_count,
-        instance_count (as annotated), images, instances, rois (expected in an epoch), replayed (0 here;
-        `with_replay` fills it).
+        One row per class, in the order of the file's category ids: category_id, name, frequency, image_count,
+        instance_count (as annotated), images, instances, rois (expected in an epoch), replayed (0; see `with_replay`).
 
     Raises:
         BalanceError: factors of another data set, negative or NaN factors, settings <= 0.
     """
+    a, k = annotations, len(annotations.category_ids)
     factors = np.asarray(image_repeat_factors, dtype=np.float64)
-    num_images, num_categories = len(annotations.image_ids), len(annotations.category_ids)
+    num_images = len(a.image_ids)
     if factors.shape != (num_images,):
         raise BalanceError(
-            f"image_repeat_factors: expected shape ({num_images},), one factor an image of "
-            f"{annotations.path}, found {factors.shape}. Compute them from the same annotations."
+            f"image_repeat_factors: expected shape ({num_images},), one factor per image of {a.path}, found "
+            f"{factors.shape}. Fix: compute them from the same annotations."
         )
     if not (np.isfinite(factors).all() and (factors >= 0).all()):
         raise BalanceError("image_repeat_factors: expected finite numbers >= 0.")
     for name, value in (("rois_per_instance", rois_per_instance), ("foreground_per_image", foreground_per_image)):
         if not value > 0:
             raise BalanceError(f"{name}: expected a number > 0, found {value}.")
-
-    kept = ~np.asarray(annotations.iscrowd, dtype=bool)
-    image = np.asarray(annotations.annotation_image)[kept].astype(np.int64)
-    category = np.asarray(annotations.annotation_class)[kept].astype(np.int64)
-    pairs, objects = np.unique(image * num_categories + category, return_counts=True)
-    image, category = np.divmod(pairs, max(num_categories, 1))
+    kept = ~np.asarray(a.iscrowd, dtype=bool)
+    keys = np.asarray(a.annotation_image)[kept].astype(np.int64) * k + np.asarray(a.annotation_class)[kept]
+    pairs, objects = np.unique(keys, return_counts=True)
+    image, class_id = np.divmod(pairs, max(k, 1))
     objects_of_image = np.bincount(image, weights=objects, minlength=num_images)
     rois_of_object = np.minimum(rois_per_instance, foreground_per_image / np.maximum(objects_of_image, 1))
-
-    def total(weights: np.ndarray) -> np.ndarray:
-        return np.bincount(category, weights=weights, minlength=num_categories)
-
-    return pd.DataFrame(
-        {
-            "category_id": annotations.category_ids,
-            "name": annotations.category_names,
-            "frequency": annotations.frequency,
-            "image_count": annotations.image_count,
-            "instance_count": annotations.instance_count,
-            "images": total(factors[image]),
-            "instances": total(factors[image] * objects),
-            "rois": total(factors[image] * objects * rois_of_object[image]),
-            "replayed": np.zeros(num_categories),
-        }
-    )
+    seen = {
+        "images": factors[image],
+        "instances": factors[image] * objects,
+        "rois": factors[image] * objects * rois_of_object[image],
+    }
+    table = pd.DataFrame({"category_id": a.category_ids, "name": a.category_names, "frequency": a.frequency})
+    table = table.assign(image_count=a.image_count, instance_count=a.instance_count)
+    return table.assign(**{level: np.bincount(class_id, w, minlength=k) for level, w in seen.items()}, replayed=0.0)
 
 
 def with_replay(
@@ -114,47 +97,40 @@ def with_replay(
 ) -> pd.DataFrame:
     """Add the rows that a memory bank is expected to replay in an epoch.
 
-    A target class is replayed in the steps in which it is present. With L showings in an epoch, B images a
-    step and m showings that hold class c:
+    A target class is replayed in the steps in which it is present. With L showings in an epoch, B images a step and m
+    showings that hold class c:
 
         P(c present in a step) = 1 - (1 - m / L) ** B                                                      (1)
         replayed(c)            = L / B * P(c replayed) * min(replay_per_class, slots_per_class)            (2)
 
-    where P(c replayed) is P(c present) or, with `absent_classes` A of the target classes T besides,
+    where P(c replayed) is P(c present), or, if A of the T target classes that are absent are replayed as well,
 
         P(c replayed) = P(c present) + P(c absent) * min(1, A / sum over T of P(absent))                   (3)
 
-    Approximations: a step draws its images independently (a shuffled epoch draws without replacement; the
-        difference
-    is of order B / L); a class in an image has at least one RoI sampled (detectron2 adds the ground truth to
-    the proposals); the bank is full, as it is after the first `slots_per_class` writes of a class. The cap
-    `max_per_foreground` is applied to the epoch's mean, though a run applies it step by step.
+    Approximations: a step draws its images independently (a shuffled epoch draws without replacement; the difference
+    is of order B / L); a class in an image has at least one RoI sampled (detectron2 adds the ground truth to the
+    proposals); the bank is full; `max_per_foreground` caps the epoch's mean, while a run caps every step.
 
     Args:
         table: from `exposures`.
         class_ids: (T,) 0-based target classes, row numbers of the table.
         replay_per_class: rows replayed for a class that is present, >= 0.
-        batch_size: images that share a bank in a step: IMS_PER_BATCH with one bank for all ranks, else a
-            rank's share.
+        batch_size: images that share a bank in a step: IMS_PER_BATCH with one bank for all ranks, else a rank's share.
         epoch_length: showings in an epoch, `image_repeat_factors.sum()`.
         slots_per_class: slots of the bank; fewer than `replay_per_class` limit the replay.
         max_per_foreground: at most this many replayed rows per foreground RoI; 0 is no limit.
-        absent_classes: target classes that are replayed in each step though none of their objects is in it.
-            (3) takes the mean number of absent ones for the step's.
+        absent_classes: absent target classes replayed in each step. (3) takes their mean number for the step's.
 
     Returns:
-        A copy of the table with `present_in_batch` (probability; every class) and `replayed` (rows an epoch)
-        filled in.
+        A copy of the table with `present_in_batch` (probability; every class) and `replayed` (rows an epoch) filled in.
 
     Raises:
         BalanceError: class ids outside the table, settings out of range.
     """
     class_ids = np.asarray(class_ids, dtype=np.int64).reshape(-1)
     if class_ids.size and not (class_ids.min() >= 0 and class_ids.max() < len(table)):
-        raise BalanceError(
-            f"class_ids: expected 0..{len(table) - 1} (0-based, not category_id), found {class_ids.min()}.."
-            f"{class_ids.max()}."
-        )
+        found = f"{class_ids.min()}..{class_ids.max()}"
+        raise BalanceError(f"class_ids: expected 0..{len(table) - 1} (0-based, not category_id), found {found}.")
     if batch_size < 1 or replay_per_class < 0 or max_per_foreground < 0 or absent_classes < 0:
         raise BalanceError(
             "expected batch_size >= 1, replay_per_class >= 0, max_per_foreground >= 0 and absent_classes >= 0, "
@@ -163,8 +139,8 @@ def with_replay(
     most = table["images"].max() if len(table) else 0.0
     if not epoch_length > 0 or epoch_length < most * (1 - 1e-6):
         raise BalanceError(
-            f"epoch_length: expected at least {most:g} (showings of the most frequent class), found "
-            f"{epoch_length}. Give the sum of the image repeat factors that made the table."
+            f"epoch_length: expected at least {most:g} (showings of the most frequent class), found {epoch_length}. "
+            "Fix: give the sum of the image repeat factors that made the table."
         )
     rows = replay_per_class if slots_per_class is None else min(replay_per_class, slots_per_class)
     share = np.clip(table["images"].to_numpy() / epoch_length, 0.0, 1.0)
@@ -187,8 +163,7 @@ def imbalance(counts: Sequence[float] | np.ndarray) -> dict[str, float]:
     With p(c) the share of class c of K, and H = - sum p ln p:
 
     - `gini`: 0 when all classes have the same count, (K - 1) / K when one has everything.
-    - `normalised_entropy`: H / ln K; 1 when equal, 0 when one class has everything (1 by convention for K =
-      1).
+    - `normalised_entropy`: H / ln K; 1 when equal (and for K = 1), 0 when one class has everything.
     - `effective_classes`: exp(H), the number of equally frequent classes with the same entropy, 1..K.
     - `max_min_ratio`: largest count over the smallest; inf when a class is never seen.
 
@@ -196,18 +171,15 @@ def imbalance(counts: Sequence[float] | np.ndarray) -> dict[str, float]:
         counts: (K,) counts or exposures, >= 0, not all 0.
 
     Raises:
-        BalanceError: no classes, negative or NaN counts, nothing counted.
+        BalanceError: no classes, negative or NaN counts, only zeros.
 
-    >>> imbalance([5, 5])
-    {'gini': 0.0, 'normalised_entropy': 1.0, 'effective_classes': 2.0, 'max_min_ratio': 1.0}
     >>> {key: round(value, 3) for key, value in imbalance([1, 3]).items()}
     {'gini': 0.25, 'normalised_entropy': 0.811, 'effective_classes': 1.755, 'max_min_ratio': 3.0}
     """
     counts = _counts(counts)
     k = len(counts)
     p = np.sort(counts) / counts.sum()
-    # Half the mean absolute difference over the mean, by ranks: sum of (2 i - K - 1) p(i) / K over i = 1..K
-    # ascending.
+    # Half the mean absolute difference over the mean, by ranks: sum of (2 i - K - 1) p(i) / K, i = 1..K ascending.
     gini = float(((2 * np.arange(1, k + 1) - k - 1) * p).sum() / k)
     seen = p[p > 0]
     entropy = max(float(-(seen * np.log(seen)).sum()), 0.0)
@@ -220,7 +192,7 @@ def imbalance(counts: Sequence[float] | np.ndarray) -> dict[str, float]:
 
 
 def share_by_group(counts: Sequence[float] | np.ndarray, frequency: Sequence[str]) -> dict[str, float]:
-    """Share of the rare, common and frequent classes in a total; they sum to 1.
+    """Share of the rare, common and frequent classes in a total; the shares sum to 1.
 
     Args:
         counts: (K,) counts or exposures, >= 0, not all 0.
@@ -240,15 +212,14 @@ def share_by_group(counts: Sequence[float] | np.ndarray, frequency: Sequence[str
 
 
 def compare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Group shares and imbalance of several samplers, level by level: the table behind the balance figures.
+    """Group shares and imbalance of several ways of sampling, level by level: the table behind the balance figures.
 
     Args:
         tables: name of the arm -> its table from `exposures` or `with_replay`, in the order to show them.
 
     Returns:
-        One row an arm and level: arm, level ("images", "instances", "rois"), r, c, f (shares), and the
-        measures of `imbalance`. The level "rois" counts what the classifier is trained on: `rois` +
-        `replayed`.
+        One row per arm and level: arm, level ("images", "instances", "rois"), r, c, f (shares), and the measures of
+        `imbalance`. The level "rois" counts what the classifier is trained on: `rois` + `replayed`.
 
     Raises:
         BalanceError: no arm given, or nothing to count in one.
@@ -260,11 +231,10 @@ def compare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         for level in LEVELS:
             counts = table[level] + table["replayed"] if level == "rois" else table[level]
             try:
-                rows.append(
-                    {"arm": arm, "level": level} | share_by_group(counts, table["frequency"]) | imbalance(counts)
-                )
+                measures = share_by_group(counts, table["frequency"]) | imbalance(counts)
             except BalanceError as error:
                 raise BalanceError(f"arm {arm!r}, level {level!r}: {error}") from error
+            rows.append({"arm": arm, "level": level} | measures)
     return pd.DataFrame(rows)
 
 
@@ -275,5 +245,5 @@ def _counts(counts: Sequence[float] | np.ndarray) -> np.ndarray:
     if not (np.isfinite(counts).all() and (counts >= 0).all()):
         raise BalanceError("counts: expected finite numbers >= 0.")
     if counts.sum() == 0:
-        raise BalanceError("counts: expected something counted, found only zeros. Has the data set any annotation?")
+        raise BalanceError("counts: expected something counted, found only zeros. Fix: give a data set with objects.")
     return counts

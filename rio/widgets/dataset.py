@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from rio.analysis import distribution
 from rio.data.annotations import Annotations
 from rio.data.load import load_annotations
 from rio.widgets import theme as _theme
@@ -69,16 +70,19 @@ class Data:
     @cached_property
     def table(self) -> pd.DataFrame:
         """One row a category: category_id, name, frequency, image_count, instance_count."""
-        a = self.annotations
-        return pd.DataFrame(
-            {
-                "category_id": a.category_ids,
-                "name": a.category_names,
-                "frequency": a.frequency,
-                "image_count": a.image_count,
-                "instance_count": a.instance_count,
-            }
-        )
+        return distribution.category_table(self.annotations)
+
+    def per_image(self) -> pd.DataFrame:
+        """One row per image: image_id, objects, categories, and the group of its rarest category, `rarest`."""
+        return distribution.per_image(self.annotations)
+
+    def sizes(self) -> pd.DataFrame:
+        """One row per object: frequency, and `side`, the root of its share of the image's area, in percent."""
+        return distribution.sizes(self.annotations)
+
+    def company(self, group: str = "r") -> pd.DataFrame:
+        """Which categories share images with those of a frequency group: `rio.analysis.distribution.company_of`."""
+        return distribution.company_of(self.annotations, group)
 
     @cached_property
     def has_images(self) -> bool:

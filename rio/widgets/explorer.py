@@ -1,7 +1,4 @@
-"""What is in a data set: an explorer of its categories, and the tables behind notebook 01's figures.
-
-I: images, A: annotations, K: categories. Crowd regions are left out throughout, as in the counts.
-"""
+"""An explorer of a data set's categories: the tail and a table, thumbnails, and which categories appear together."""
 
 from __future__ import annotations
 
@@ -12,85 +9,13 @@ import numpy as np
 import pandas as pd
 import traitlets
 
+from rio.analysis.distribution import area_shares, image_class_pairs
 from rio.widgets import theme as _theme
 from rio.widgets.dataset import Data
 
 THUMBNAILS_A_ROW = 5
 THUMBNAILS_OF_ONE = 8
 PARTNERS = 6
-
-
-# ----------------------------------------------------------------------------------------------------- tables
-
-
-def per_image(data: Data) -> pd.DataFrame:
-    """Objects and categories of every image: image_id, objects, categories, and `rarest` ('r', 'c', 'f' or
-    '')."""
-    a = data.annotations
-    kept = ~a.iscrowd
-    image, classes = a.annotation_image[kept].astype(np.int64), a.annotation_class[kept].astype(np.int64)
-    pairs = np.unique(image * a.num_classes + classes)
-    rarest = np.full(a.num_images, "", dtype="<U1")
-    for group in "fcr":  # the rarest comes last and stays
-        rarest[image[a.frequency[classes] == group]] = group
-    return pd.DataFrame(
-        {
-            "image_id": a.image_ids,
-            "objects": np.bincount(image, minlength=a.num_images),
-            "categories": np.bincount(pairs // a.num_classes, minlength=a.num_images),
-            "rarest": rarest,
-        }
-    )
-
-
-def sizes(data: Data) -> pd.DataFrame:
-    """Size of every object: frequency, and `side`, the root of its share of the image's area, in percent."""
-    a = data.annotations
-    kept = ~a.iscrowd
-    image = a.annotation_image[kept]
-    pixels = a.image_width[image].astype(np.float64) * a.image_height[image]
-    side = 100 * np.sqrt(np.clip(a.areas[kept], 0, None) / np.maximum(pixels, 1))
-    table = pd.DataFrame({"frequency": a.frequency[a.annotation_class[kept]], "side": side})
-    return table[table["side"] > 0].reset_index(drop=True)
-
-
-def company_of(data: Data, group: str = "r") -> pd.DataFrame:
-    """With what the objects of a frequency group share their images.
-
-    Args:
-        data: the data set.
-        group: "r", "c" or "f".
-
-    Returns:
-        One row a category that shares an image with one of the group, by falling `share`: name, frequency,
-        `share` of the images with the group that also hold it, and `share_of_all` images that hold it. A
-        category of the group itself counts where another one of the group is beside it. Empty where the group
-        has no image.
-    """
-    a = data.annotations
-    image, classes = _pairs(data)
-    of_group = a.frequency[classes] == group
-    members = np.bincount(image[of_group], minlength=a.num_images)  # categories of the group, by image
-    beside = members[image] - of_group > 0
-    with_group = np.count_nonzero(members)
-    together = np.bincount(classes[beside], minlength=a.num_classes)
-    table = pd.DataFrame(
-        {
-            "name": a.category_names,
-            "frequency": a.frequency,
-            "share": together / max(with_group, 1),
-            "share_of_all": a.image_count / max(a.num_images, 1),
-        }
-    )
-    return table[together > 0].sort_values("share", ascending=False, kind="stable").reset_index(drop=True)
-
-
-def _pairs(data: Data) -> tuple[np.ndarray, np.ndarray]:
-    """Every (image, class) once: image indices and class ids, by image."""
-    a = data.annotations
-    kept = ~a.iscrowd
-    keys = a.annotation_image[kept].astype(np.int64) * a.num_classes + a.annotation_class[kept]
-    return np.divmod(np.unique(keys), max(a.num_classes, 1))
 
 
 # ------------------------------------------------------------------------------------------------------- view
@@ -163,7 +88,7 @@ class Explorer(anywidget.AnyWidget):
 
     @functools.cached_property
     def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        return _pairs(self._data)
+        return image_class_pairs(self._data.annotations)
 
     @functools.cached_property
     def _by_class(self) -> tuple[np.ndarray, np.ndarray]:
@@ -185,11 +110,8 @@ def _open(path: str) -> np.ndarray:
 def _columns(data: Data) -> dict:
     """The table as JSON columns, with objects an image and the median size (percent of the image's area)."""
     a, table = data.annotations, data.table
-    kept = ~a.iscrowd
-    image = a.annotation_image[kept]
-    pixels = a.image_width[image].astype(np.float64) * a.image_height[image]
-    share = 100 * a.areas[kept] / np.maximum(pixels, 1)
-    median = pd.Series(share).groupby(a.annotation_class[kept]).median().reindex(range(a.num_classes))
+    shares = area_shares(a)
+    median = 100 * shares["area"].groupby(shares["class_id"]).median().reindex(range(a.num_classes))
     ratio = table["instance_count"] / table["image_count"].where(table["image_count"] > 0)
     columns = {name: table[name].tolist() for name in table.columns}
     columns["per_image"] = [None if pd.isna(v) else round(float(v), 3) for v in ratio]

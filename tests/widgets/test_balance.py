@@ -9,9 +9,9 @@ import pytest
 pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `notebooks`)")
 
 from rio import plots, widgets
+from rio.analysis.arms import ARMS, BANK, NONE, RFS, RFS_BANK, Settings, disagreement
 from rio.analysis.balance import exposures
 from rio.sampler import image_repeat_factors
-from rio.widgets.balance import ARMS, BANK, NONE, RFS, RFS_BANK, Settings, disagreement
 from tests.support import tiny_shapes
 
 
@@ -27,17 +27,9 @@ def balance(data):
 
 
 def test_the_usual_settings():
-    class Few:
-        embedded = False
-
-        class annotations:
-            num_images = 100_170
-
-    assert Settings.usual(Few).repeat_threshold == 0.001  # LVIS's own
-    Few.annotations.num_images = 50
-    assert Settings.usual(Few).repeat_threshold == 0.1
-    Few.embedded = True
-    assert Settings.usual(Few).replay_per_class == 4
+    assert Settings.usual(100_170).repeat_threshold == 0.001  # LVIS's own
+    assert Settings.usual(50).repeat_threshold == 0.1
+    assert Settings.usual(50, embedded=True).replay_per_class == 4
 
 
 def test_tables_are_those_of_the_modules_below(data, balance):
@@ -141,7 +133,7 @@ def test_settings_out_of_range_are_one_sentence(data, settings, word):
         widgets.balance_of(data, **settings)
 
 
-def test_figures(balance):
+def test_figures(data, balance):
     ax = plots.image_or_object(balance.compare())
     named = {text.get_text() for text in ax.texts}
     assert set(ARMS) <= named
@@ -151,4 +143,4 @@ def test_figures(balance):
     assert ax.get_xscale() == ax.get_yscale() == "log"
     for figure in (plots.image_or_object, plots.threshold_advice, plots.expected_vs_counted):
         with pytest.raises(plots.PlotError, match="column"):
-            figure(balance.data.table)
+            figure(data.table)

@@ -16,7 +16,7 @@ pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `
 
 from rio import plots, widgets
 from rio.shapes import spec
-from rio.widgets import explorer as distribution
+from rio.widgets import explorer
 from rio.widgets import theme as _theme
 from tests.support import tiny_shapes
 
@@ -135,21 +135,21 @@ def test_broken_records_are_left_out_only_on_request(own, tmp_path):
 
 
 def test_objects_and_categories_of_every_image(own):
-    table = distribution.per_image(widgets.open_dataset(own))
+    table = widgets.open_dataset(own).per_image()
     assert table["objects"].tolist() == [2, 2, 3]
     assert table["categories"].tolist() == [2, 1, 3]
     assert table["rarest"].tolist() == ["f", "f", "r"]
 
 
 def test_sizes_are_sides_in_percent_of_the_image(own):
-    table = distribution.sizes(widgets.open_dataset(own))
+    table = widgets.open_dataset(own).sizes()
     assert table["side"].tolist()[2] == pytest.approx(100 * np.sqrt(2000 / 5000))
     assert table["frequency"].tolist() == list("fffffrr")
 
 
 def test_company_of_rare_objects_by_hand(own):
     """Image 3 alone holds rare objects: the dog is with them, owl and mouse are with each other."""
-    table = distribution.company_of(widgets.open_dataset(own), "r").set_index("name")
+    table = widgets.open_dataset(own).company("r").set_index("name")
     assert table["share"].to_dict() == {"dog": 1.0, "owl": 1.0, "mouse": 1.0}
     assert table["share_of_all"].to_dict() == pytest.approx({"dog": 2 / 3, "owl": 1 / 3, "mouse": 1 / 3})
 
@@ -165,27 +165,27 @@ def test_explorer_begins_at_the_rarest_category_that_has_an_image(own):
 
 
 def test_explorer_answers_for_thumbnails_and_details(own):
-    explorer, sent = widgets.explore(widgets.open_dataset(own)), []
-    explorer.send = sent.append
-    explorer._answer(None, {"kind": "crops", "classes": [0, 4, 99, -1]}, None)
+    view, sent = widgets.explore(widgets.open_dataset(own)), []
+    view.send = sent.append
+    view._answer(None, {"kind": "crops", "classes": [0, 4, 99, -1]}, None)
     crops = sent[0]["crops"]
     assert set(crops) == {0, 4}
     assert len(crops[0]) == 3
     assert crops[4] == []
-    explorer._answer(None, {"kind": "detail", "index": 2}, None)
+    view._answer(None, {"kind": "detail", "index": 2}, None)
     assert sent[1]["names"] == ["dog", "mouse"]
     assert sent[1]["shares"] == [1.0, 1.0]
-    explorer._answer(None, {"kind": "nonsense"}, None)
+    view._answer(None, {"kind": "nonsense"}, None)
     assert len(sent) == 2
 
 
 def test_thumbnails_come_from_different_images_first_and_do_without_missing_files(own, tmp_path):
-    explorer = widgets.explore(widgets.open_dataset(own))
-    shades = [int(decoded(uri).mean()) // 10 for uri in explorer.thumbnails(0, 3)]
+    view = widgets.explore(widgets.open_dataset(own))
+    shades = [int(decoded(uri).mean()) // 10 for uri in view.thumbnails(0, 3)]
     assert shades == [8, 4, 8]  # image 2 (the largest), image 1, image 2 again
-    distribution._open.cache_clear()
+    explorer._open.cache_clear()
     (tmp_path / "images" / "2.png").write_bytes(b"broken")
-    assert [int(decoded(uri).mean()) // 10 for uri in explorer.thumbnails(0, 3)] == [4]
+    assert [int(decoded(uri).mean()) // 10 for uri in view.thumbnails(0, 3)] == [4]
 
 
 def decoded(uri):
@@ -215,14 +215,14 @@ def test_names_are_text_and_never_html(own):
 
 def test_figures_of_the_closer_look(own):
     data = widgets.open_dataset(own)
-    ax = plots.company(distribution.company_of(data))
+    ax = plots.company(data.company())
     assert [bar.get_width() for bar in ax.patches[:3]] == [100.0, 100.0, 100.0]
     assert [text.get_text() for text in ax.get_yticklabels()] == ["dog", "owl", "mouse"]
-    ax = plots.objects_per_image(distribution.per_image(data))
+    ax = plots.objects_per_image(data.per_image())
     assert "2.3 an image" in ax.texts[0].get_text()
-    ax = plots.sizes_by_group(distribution.sizes(data))
+    ax = plots.sizes_by_group(data.sizes())
     assert [text.get_text() for text in ax.get_yticklabels()] == ["frequent\n5 objects", "rare\n2 objects"]
-    assert "No rare object" in plots.company(distribution.company_of(data).head(0)).texts[0].get_text()
+    assert "No rare object" in plots.company(data.company().head(0)).texts[0].get_text()
     for figure in (plots.objects_per_image, plots.sizes_by_group):
         with pytest.raises(plots.PlotError, match="column"):
             figure(data.table)
