@@ -12,9 +12,9 @@ import pytest
 
 import rio.sampler
 from rio.sampler import (
+    METHODS,
     BatchSampler,
     SamplerError,
-    TrainingSampler,
     aspect_ratio_groups,
     category_repeat_factors,
     epoch_indices,
@@ -135,92 +135,67 @@ def test_epoch_rounds_stochastically_and_without_bias():
     np.testing.assert_allclose(counts.mean(axis=0), factors, atol=0.05)
 
 
-def test_epoch_depends_on_seed_and_epoch_only_and_not_on_the_global_generator():
+def test_epoch_depends_on_seed_and_epoch_only():
     factors = np.full(50, 1.5, dtype=np.float32)
     first = epoch_indices(factors, 3, 4)
-    np.random.seed(0)
+    np.random.seed(0)  # not on the global generator
     np.testing.assert_array_equal(first, epoch_indices(factors, 3, 4))
     assert not np.array_equal(first, epoch_indices(factors, 3, 5))
     assert not np.array_equal(first, epoch_indices(factors, 4, 4))
 
 
-def test_epoch_order_is_the_same_on_every_machine():
-    # Golden: PCG64's raw stream is promised never to change. If this fails, resumed runs change their data
-    # order.
-    assert epoch_indices(np.ones(8, np.float32), 1, 0).tolist() == GOLDEN_ORDER, "the order of a seed changed"
-
-
-GOLDEN_ORDER = [2, 4, 7, 5, 0, 6, 3, 1]
-
-
-def test_epoch_is_shuffled_evenly():
+def test_epoch_order_is_golden_and_even():
+    # PCG64's raw stream is promised never to change. If this fails, resumed runs change their data order.
+    assert epoch_indices(np.ones(8, np.float32), 1, 0).tolist() == [2, 4, 7, 5, 0, 6, 3, 1]
+    assert epoch_indices(np.float32([0.4, 2.7, 1.0, 0.3]), 5, 2).tolist() == [0, 1, 1, 2, 1]
     order = np.stack([epoch_indices(np.ones(5, np.float32), 0, e) for e in range(5000)])
     for place in range(5):
         assert abs(np.bincount(order[:, place], minlength=5) / 5000 - 0.2).max() < 0.03
 
 
-# ------------------------------------------------------------------------------------------ the stream
+# ------------------------------------------------------------------------------------------ the stream and its batches
 
 
-FACTORS = [np.ones(7, np.float32), np.array([0.4, 2.7, 1.0, 0.3], np.float32)]
+FACTORS = np.linspace(0.2, 3.0, 23, dtype=np.float32)
 
 
-@pytest.mark.parametrize("factors", FACTORS, ids=["whole", "fractions"])
+def sampler(world_size=1, rank=0, *, batch_size=12, factors=FACTORS, seed=2, **changes):
+    return BatchSampler(factors, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size, **changes)
+
+
+def stream(start, number, *args, **changes):
+    chunks = sampler(*args, batch_size=88 * 3, **changes).stream(start)
+    return take((tuple(item) for chunk in chunks for item in chunk.T.tolist()), number)
+
+
+@pytest.mark.parametrize("factors", [[1.0] * 7, [0.4, 2.7, 1.0, 0.3], [0.5, 0.5]], ids=["whole", "fractions", "empty"])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8, 11])
 def test_ranks_share_one_stream_and_start_anywhere(factors, world_size):
-    stream = take(TrainingSampler(repeat_factors=factors, seed=5), 200)
-    assert [position for position, _ in stream] == list(range(200))
+    """With factors of 0.5 an epoch of two images is empty one time in four."""
+    whole = stream(0, 200, factors=factors)
+    assert [position for position, _ in whole] == list(range(200))
     for start in (0, 1, 5, 17, 64, 111):
         for rank in range(world_size):
-            sampler = TrainingSampler(repeat_factors=factors, seed=5, rank=rank, world_size=world_size, start=start)
-            expected = [item for item in stream if item[0] >= start and item[0] % world_size == rank]
-            assert take(sampler, min(8, len(expected))) == expected[:8]
-
-
-def test_epochs_with_nothing_in_them_are_passed_over():
-    # Factors of 0.5: an epoch of these two images is empty one time in four.
-    stream = take(TrainingSampler(repeat_factors=np.array([0.5, 0.5]), seed=0), 300)
-    sampler = TrainingSampler(repeat_factors=np.array([0.5, 0.5]), seed=0)
-    lengths = [sampler.epoch_start(e + 1) - sampler.epoch_start(e) for e in range(100)]
-    assert 0 in lengths
-    for start in range(60):
-        assert next(iter(TrainingSampler(repeat_factors=np.array([0.5, 0.5]), seed=0, start=start))) == stream[start]
-
-
-def test_annotations_and_method_are_the_factors():
-    annotations = columns([[0], [0], [0, 1], []], 2)
-    sampler = TrainingSampler(annotations=annotations, method="rfs", repeat_threshold=1.0, seed=0)
-    np.testing.assert_array_equal(sampler.repeat_factors, image_repeat_factors(annotations, "rfs", 1.0))
-    skipping = TrainingSampler(annotations=annotations, method="rfs", filter_empty=True, seed=0)
-    assert 3 not in {index for _, index in take(skipping, 50)}
-
-
-# ------------------------------------------------------------------------------------------ batches
-
-
-def batches(world_size, rank, *, batch_size=12, groups=None, start_iteration=0, n=40, factors=None, seed=2):
-    if factors is None:
-        factors = np.linspace(0.2, 3.0, 23, dtype=np.float32)
-    sampler = TrainingSampler(repeat_factors=factors, seed=seed, rank=rank, world_size=world_size)
-    return take(BatchSampler(sampler, batch_size=batch_size, groups=groups, start_iteration=start_iteration), n)
+            expected = [item for item in whole if item[0] >= start and item[0] % world_size == rank][:8]
+            assert stream(start, len(expected), world_size, rank, factors=factors) == expected
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_union_over_ranks_is_the_one_process_batch(world_size):
-    one = batches(1, 0)
-    ranks = [batches(world_size, rank) for rank in range(world_size)]
-    for i, expected in enumerate(one):
-        assert sorted(item for rank in ranks for item in rank[i]) == expected
+    ranks = [take(sampler(world_size, rank), 40) for rank in range(world_size)]
+    one = take(sampler(), 40)
+    assert [sorted(item for rank in ranks for item in rank[i]) for i in range(40)] == one
+    assert [item for batch in one for item in batch] == stream(0, 480)
 
 
-@pytest.mark.parametrize("grouped", [False, True], ids=["plain", "grouped"])
+@pytest.mark.parametrize("groups", [None, np.arange(23) % 3 == 0], ids=["plain", "grouped"])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-@pytest.mark.parametrize("k", [1, 2, 7, 33])
-def test_resumed_batches_are_those_of_a_fresh_run(world_size, k, grouped):
-    groups = np.arange(23) % 3 == 0 if grouped else None
+def test_resumed_batches_are_those_of_a_fresh_run(world_size, groups):
     for rank in range(world_size):
-        fresh = batches(world_size, rank, groups=groups)
-        assert batches(world_size, rank, groups=groups, start_iteration=k, n=40 - k) == fresh[k:]
+        fresh = take(sampler(world_size, rank, groups=groups), 40)
+        for k in (1, 2, 7, 33):
+            resumed = sampler(world_size, rank, groups=groups, start_iteration=k)
+            assert take(resumed, 40 - k) == take(resumed, 40 - k) == fresh[k:]
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -231,11 +206,11 @@ def test_grouping_is_detectron2s(world_size):
     assert groups.tolist() == [0, 1, 1, 0, 0, 1, 1, 1, 0]  # square counts as not wider than high
     factors = np.linspace(0.5, 2.0, 9, dtype=np.float32)
     for rank in range(world_size):
-        sampler = TrainingSampler(repeat_factors=factors, seed=2, rank=rank, world_size=world_size)
-        dicts = ({"width": widths[i], "height": 2, "item": (p, i)} for p, i in sampler)
+        items = stream(0, 400, world_size, rank, factors=factors)
+        dicts = ({"width": widths[i], "height": 2, "item": (p, i)} for p, i in items)
         reference = common.AspectRatioGroupedDataset(dicts, 4 // world_size)
         expected = [[d["item"] for d in batch] for batch in take(reference, 30)]
-        assert batches(world_size, rank, batch_size=4, groups=groups, factors=factors, n=30) == expected
+        assert take(sampler(world_size, rank, batch_size=4, groups=groups, factors=factors), 30) == expected
 
 
 def test_torch_data_loader_takes_it_as_it_is():
@@ -245,18 +220,16 @@ def test_torch_data_loader_takes_it_as_it_is():
         def __getitem__(self, item):
             return item
 
-    sampler = BatchSampler(TrainingSampler(num_images=5, seed=0), batch_size=2, start_iteration=3)
-    loader = data.DataLoader(Showings(), batch_sampler=sampler, collate_fn=list)
-    assert take(loader, 4) == take(sampler, 4)
+    batches = sampler(batch_size=2, start_iteration=3)
+    loader = data.DataLoader(Showings(), batch_sampler=batches, collate_fn=list)
+    assert take(loader, 4) == take(batches, 4)
 
 
 def test_a_hundred_thousand_images_take_no_time():
     rng = np.random.default_rng(0)
     factors = np.maximum(1, rng.exponential(1.0, 100_000)).astype(np.float32)
-    groups = rng.random(100_000) < 0.4
     begin = time.process_time()
-    sampler = TrainingSampler(repeat_factors=factors, seed=0, rank=1, world_size=8)
-    take(BatchSampler(sampler, batch_size=16, groups=groups, start_iteration=170_000), 10)
+    take(sampler(8, 1, batch_size=16, factors=factors, groups=factors < 1.1, start_iteration=170_000), 10)
     assert time.process_time() - begin < 5  # about 0.7 s: 20 epochs
 
 
@@ -266,65 +239,56 @@ def test_a_hundred_thousand_images_take_no_time():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"num_images": 0}, "num_images"),
-        ({"repeat_factors": np.zeros(3)}, "sum to 0"),
-        ({"repeat_factors": np.ones((2, 2))}, "shape"),
-        ({"repeat_factors": np.array([])}, "I >= 1"),
-        ({"repeat_factors": np.array([1, np.nan])}, r"repeat_factors\[1\]"),
-        ({"repeat_factors": np.array([-1.0, 9])}, r"repeat_factors\[0\]"),
-        ({}, "exactly one"),
-        ({"num_images": 3, "repeat_factors": np.ones(3)}, "exactly one"),
-        ({"num_images": 3, "method": "rfs"}, "need annotations"),
-        ({"num_images": 3, "rank": 2, "world_size": 2}, "rank 2 of world_size 2"),
-        ({"num_images": 3, "start": -1}, "start"),
-        ({"num_images": 3, "seed": -1}, "seed"),
+        ({"factors": np.zeros(3)}, "at least 1 showing per epoch, found 0"),
+        ({"factors": np.ones((2, 2))}, "shape"),
+        ({"factors": np.array([])}, "I >= 1"),
+        ({"factors": np.array([1, np.nan])}, r"repeat_factors\[1\]: .*found nan"),
+        ({"factors": np.array([-1.0, 9])}, r"repeat_factors\[0\]: .*found -1"),
+        ({"rank": 2, "world_size": 2}, r"rank: expected 0 <= rank < world_size \(2\), found 2"),
+        ({"seed": -1}, "seed"),
+        ({"batch_size": 5, "world_size": 2}, "multiple of 2 processes, found 5"),
+        ({"batch_size": 0}, "SOLVER.IMS_PER_BATCH"),
+        ({"start_iteration": -1}, "start_iteration"),
+        ({"groups": np.zeros(2)}, r"groups: expected shape \(23,\), found \(2,\)"),
     ],
 )
-def test_bad_sampler_arguments(arguments, message):
-    with pytest.raises(SamplerError, match=message):
-        TrainingSampler(**{"seed": 0, **arguments})
+def test_bad_batch_arguments(arguments, message):
+    with pytest.raises(SamplerError, match=f"{message}.* Fix: "):
+        sampler(**arguments)
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"batch_size": 5}, "multiple of the 2 processes"),
-        ({"batch_size": 0}, "multiple"),
-        ({"batch_size": 4, "start_iteration": -1}, "start_iteration"),
-        ({"batch_size": 4, "groups": np.zeros(2)}, "one an image"),
+        (([1], 0, 0.1, None, "rfs"), "num_images"),
+        (([1, 3], 2, 0.1, None, "rfs"), r"image_count\[1\]: expected 0..2 images, found 3"),
+        (([[1]], 2, 0.1, None, "rfs"), "shape"),
+        (([1], 2, 0.0, None, "rfs"), "REPEAT_THRESHOLD"),
+        (([1], 2, float("nan"), None, "rfs"), "REPEAT_THRESHOLD"),
+        (([1], 2, 0.1, None, "irfs"), "instance_count: .*found None"),
+        (([2], 2, 0.1, [1], "irfs"), r"instance_count\[0\]: expected at least image_count objects, found 1"),
+        (([1], 2, 0.1, None, "RFS"), "expected one of none, rfs, irfs, found 'RFS'"),
     ],
 )
-def test_bad_batch_arguments(arguments, message):
-    with pytest.raises(SamplerError, match=message):
-        BatchSampler(TrainingSampler(num_images=6, seed=0, world_size=2), **arguments)
-    with pytest.raises(SamplerError, match="says where to begin"):
-        BatchSampler(TrainingSampler(num_images=6, seed=0, start=2), batch_size=2)
+def test_bad_factor_arguments(arguments, message):
+    *counts, instance_count, method = arguments
+    with pytest.raises(SamplerError, match=f"{message}.* Fix: "):
+        category_repeat_factors(*counts, instance_count=instance_count, method=method)
 
 
 @pytest.mark.parametrize(
-    "call, message",
+    "objects, method, filter_empty, message",
     [
-        (lambda: category_repeat_factors(np.array([1]), 0, 0.1), "num_images"),
-        (lambda: category_repeat_factors(np.array([1, 3]), 2, 0.1), r"image_count\[1\]"),
-        (lambda: category_repeat_factors(np.array([[1]]), 2, 0.1), "shape"),
-        (lambda: category_repeat_factors(np.array([1]), 2, 0.0), "REPEAT_THRESHOLD"),
-        (lambda: category_repeat_factors(np.array([1]), 2, float("nan")), "REPEAT_THRESHOLD"),
-        (lambda: category_repeat_factors(np.array([1]), 2, 0.1, method="irfs"), "instance_count"),
-        (
-            lambda: category_repeat_factors(np.array([2]), 2, 0.1, method="irfs", instance_count=np.array([1])),
-            "at least image_count",
-        ),
-        (lambda: category_repeat_factors(np.array([1]), 2, 0.1, method="RFS"), "expected one of none, rfs, irfs"),
-        (lambda: image_repeat_factors(columns([[0]], 1), "balanced", 0.1), "class_aware"),
-        (lambda: image_repeat_factors(columns([], 1), "none", 0.1), "holds no images"),
-        (lambda: image_repeat_factors(columns([[]], 1), "rfs", 0.1, filter_empty=True), "FILTER_EMPTY_ANNOTATIONS"),
+        ([[0]], "balanced", False, "class_aware"),
+        ([], "none", False, "made_up.json: expected at least 1 image"),
+        ([[]], "rfs", True, "FILTER_EMPTY_ANNOTATIONS"),
     ],
 )
-def test_bad_factor_arguments(call, message):
+def test_bad_data_sets(objects, method, filter_empty, message):
     with pytest.raises(SamplerError, match=message):
-        call()
+        image_repeat_factors(columns(objects, 1), method, 0.1, filter_empty=filter_empty)
 
 
 def test_no_annotation_at_all_is_plain_sampling():
-    for method in ("none", "rfs", "irfs", "class_aware"):
+    for method in METHODS:
         np.testing.assert_array_equal(image_repeat_factors(columns([[], []], 2), method, 0.1), [1, 1])

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from rio.data import names as datasets
 from rio.engine import records
 from rio.engine.errors import TrainingError
-from rio.sampler import BatchSampler, TrainingSampler, aspect_ratio_groups
+from rio.sampler import BatchSampler, aspect_ratio_groups, image_repeat_factors
 
 INIT, AUGMENT, STEP = range(3)  # what a seed is for, so that no two uses share a stream
 
@@ -193,17 +193,20 @@ def _quiet_worker(worker_id: int) -> None:
 def build_training_loader(cfg: CfgNode) -> TrainingLoader:
     """The loader for a config that ``setup_training`` has been through."""
     annotations = datasets.annotations_of(cfg.DATASETS.TRAIN[0])
-    sampler = TrainingSampler(
-        annotations=annotations,
-        method=cfg.MODEL.RIO.SAMPLER,
-        repeat_threshold=cfg.DATALOADER.REPEAT_THRESHOLD,
-        sqrt=cfg.MODEL.RIO.SAMPLER_SQRT,
-        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+    rio = cfg.MODEL.RIO
+    batches = BatchSampler(
+        image_repeat_factors(
+            annotations,
+            rio.SAMPLER,
+            cfg.DATALOADER.REPEAT_THRESHOLD,
+            rio.SAMPLER_SQRT,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        ),
+        batch_size=cfg.SOLVER.IMS_PER_BATCH,
         seed=cfg.SEED,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
+        groups=aspect_ratio_groups(annotations) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
     )
-    groups = aspect_ratio_groups(annotations) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
-    batches = BatchSampler(sampler, batch_size=cfg.SOLVER.IMS_PER_BATCH, groups=groups)
     samples = TrainingSamples(records.records(annotations), Mapper(cfg, True), cfg.SEED)
     return TrainingLoader(samples, batches, cfg.DATALOADER.NUM_WORKERS)

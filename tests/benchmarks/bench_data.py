@@ -67,16 +67,16 @@ def training_ours(path: str) -> Callable[[], Any]:
     from rio.data.load import load_annotations
     from rio.engine.loader import TrainingLoader, TrainingSamples
     from rio.engine.records import records
-    from rio.sampler import BatchSampler, TrainingSampler, aspect_ratio_groups
+    from rio.sampler import BatchSampler, aspect_ratio_groups, image_repeat_factors
 
     def run() -> Any:
         annotations = load_annotations(path, image_root="images/")
-        sampler = TrainingSampler(annotations=annotations, method="rfs", repeat_threshold=REPEAT_THRESHOLD, seed=0)
-        batches = BatchSampler(sampler, batch_size=BATCH_SIZE, groups=aspect_ratio_groups(annotations))
+        factors = image_repeat_factors(annotations, "rfs", REPEAT_THRESHOLD)
+        batches = BatchSampler(factors, batch_size=BATCH_SIZE, seed=0, groups=aspect_ratio_groups(annotations))
         loader = TrainingLoader(TrainingSamples(records(annotations), _count, 0), batches, WORKERS)
         _draw(loader)
         loader.close()
-        return float(sampler.repeat_factors.astype("float64").sum())
+        return float(factors.sum(dtype="float64"))
 
     return run
 
