@@ -11,7 +11,8 @@ import json
 import re
 from pathlib import Path
 
-from rio.study import GROUP_METRICS, StudyResult, format_difference
+from rio.results.evaluation import GROUP_METRICS
+from rio.study import StudyResult, format_difference
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

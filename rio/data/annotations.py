@@ -18,6 +18,7 @@ RARE_MAX_IMAGES = 10
 
 
 COMMON_MAX_IMAGES = 100
+GROUP_NAMES = {"r": "rare", "c": "common", "f": "frequent"}  # in this order wherever groups are listed
 
 
 # The columns

@@ -27,8 +27,9 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-GROUPS = ("r", "c", "f")
-GROUP_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
+from rio.data.annotations import GROUP_NAMES
+
+GROUPS = tuple(GROUP_NAMES)
 COLORS = {"r": "#DC5F71", "c": "#E3AC3D", "f": "#2768A7"}
 LEVEL_NAMES = {"images": "images", "instances": "objects", "rois": "RoIs"}
 LINE_COLORS = ("#332288", "#44AA99", "#CC6677", "#999933", "#88CCEE", "#AA4499", "#117733", "#DDCC77")
@@ -817,7 +818,7 @@ def ap_difference(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 # ------------------------------------------------------------------------------------------------- studies
 
-_METRICS = {"AP": "all", "APr": "rare", "APc": "common", "APf": "frequent"}
+_METRICS = {"AP": "all"} | {f"AP{group}": name for group, name in GROUP_NAMES.items()}
 
 
 def _metric_color(metric: str) -> str:

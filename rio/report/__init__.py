@@ -33,11 +33,12 @@ from rio import __version__, plots
 from rio.analysis import balance
 from rio.data.annotations import Annotations
 from rio.data.files import write_atomically
-from rio.results.errors import Objects, Results, load_results, objects_of, predictions_of, ranked_examples
+from rio.results.evaluation import GROUP_METRICS as METRICS
 from rio.results.evaluation import Evaluation
+from rio.results.objects import Objects, objects_of, predictions_of, ranked_examples
+from rio.results.reading import Results, load_results
 from rio.sampler import image_repeat_factors
 
-METRICS = ("AP", "APr", "APc", "APf")
 IOU_NAMES = {"bbox": "boxes", "segm": "masks"}
 ARM_NAMES = {"none": "No resampling", "rfs": "RFS", "irfs": "IRFS", "rio": "RIO", "bank": "Bank"}
 SAMPLER_NAMES = {"rfs": "RFS", "irfs": "IRFS", "class_aware": "class-aware"}

@@ -10,27 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from rio.data.annotations import Annotations
-from rio.results.reading import Results, ResultsError, Verified, load_results
-
-__all__ = [
-    "KINDS",
-    "Objects",
-    "Results",
-    "ResultsError",
-    "box_iou",
-    "load_results",
-    "match",
-    "objects_of",
-    "predictions_of",
-    "ranked_examples",
-]
+from rio.data.annotations import GROUP_NAMES, Annotations
+from rio.results.federated import JudgedPairs
+from rio.results.reading import Results, load_results
 
 KINDS = ("correct", "classification", "localisation", "both", "duplicate", "background", "missed", "unverified")
 _CODE = {kind: code for code, kind in enumerate(KINDS)}
@@ -58,7 +45,7 @@ def box_iou(predicted: np.ndarray, ground_truth: np.ndarray) -> np.ndarray:
     return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
 
 
-def match(
+def find_errors(
     annotations: Annotations,
     results: Results | str | os.PathLike[str] | Sequence[dict[str, Any]],
     *,
@@ -116,7 +103,7 @@ def match(
             f"{background_threshold} and {iou_threshold}."
         )
     results = load_results(results, annotations)
-    verified = Verified.of(annotations)
+    verified = JudgedPairs.of(annotations)
     rows = results.capped(max_dets)
     areas = results.boxes[rows, 2] * results.boxes[rows, 3]
     rows = rows[(results.scores[rows] >= score_threshold) & (areas > 0) & (areas < np.inf)]
@@ -153,7 +140,7 @@ _FINDS = tuple(_CODE[kind] for kind in ("correct", "classification", "localisati
 class _Overlaps:
     """What is left of the IoU matrices: (D,) arrays over the predictions of all images.
 
-    Objects are rows of `match`'s objects, -1: none. same / other: with objects of the predicted class, of
+    Objects are rows of `find_errors`'s objects, -1: none. same / other: with objects of the predicted class, of
     another; the first of the highest where several are alike.
     """
 
@@ -253,7 +240,7 @@ def _frame(
             "annotation_id": of_object(annotations.annotation_ids),
             "category_id": annotations.category_ids[class_id],
             "name": pd.Categorical.from_codes(class_id, annotations.category_names),
-            "frequency": pd.Categorical(annotations.frequency[class_id].astype(object), ["r", "c", "f"]),
+            "frequency": pd.Categorical(annotations.frequency[class_id].astype(object), list(GROUP_NAMES)),
             "score": np.concatenate([results.scores[rows], np.full(len(lost), np.nan)]),
             "iou": np.concatenate([ious, missed_ious[lost]]),
             "kind": pd.Categorical.from_codes(
@@ -266,189 +253,3 @@ def _frame(
     )
     # Predictions come in order of image and score, missed objects of image: a stable sort joins them.
     return frame.iloc[np.argsort(image_index, kind="stable")].reset_index(drop=True)
-
-
-# ------------------------------------------------------------------------------------------------------------
-# What is in one image
-# ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Objects:
-    """The objects or the predictions of one image, ready to draw; n of them.
-
-    Attributes:
-        boxes: (n, 4) float64 XYWH, pixels.
-        class_ids: (n,) 0-based.
-        names: n category names.
-        groups: (n,) '<U1', frequency group.
-        scores: (n,) float64, or None for ground truth.
-        indices: (n,) int64 rows of `Annotations` or of `Results`.
-        size: (height, width) of the image.
-        segmentations: n COCO segmentations (polygons or RLE), or None where there are none.
-    """
-
-    boxes: np.ndarray
-    class_ids: np.ndarray
-    names: list[str]
-    groups: np.ndarray
-    scores: np.ndarray | None
-    indices: np.ndarray
-    size: tuple[int, int]
-    segmentations: list[Any] | None
-
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    @cached_property
-    def masks(self) -> np.ndarray | None:
-        """(n, height, width) bool, decoded when first asked for; None where there are no segmentations."""
-        if self.segmentations is None:
-            return None
-        masks = np.zeros((len(self), *self.size), bool)
-        for mask, segmentation in zip(masks, self.segmentations, strict=True):
-            mask[:] = _decoded(segmentation, self.size)
-        return masks
-
-
-def _decoded(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-    from pycocotools import mask as coco_mask
-
-    if segmentation is None:
-        return np.zeros(size, bool)
-    if isinstance(segmentation, list):
-        rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
-    elif isinstance(segmentation["counts"], list):
-        rle = coco_mask.frPyObjects(segmentation, *size)
-    else:
-        rle = segmentation
-    return coco_mask.decode(rle).astype(bool)
-
-
-def objects_of(annotations: Annotations, image_index: int) -> Objects:
-    """Ground truth of one image, crowd regions left out.
-
-    Raises:
-        IndexError: no such image.
-    """
-    rows = annotations.annotations_of(image_index)
-    indices = np.arange(rows.start, rows.stop)[~annotations.iscrowd[rows] | annotations.federated]
-    segmentations = [annotations.segmentation(i) for i in indices.tolist()]
-    return _objects(
-        annotations,
-        image_index,
-        annotations.boxes[indices],
-        annotations.annotation_class[indices],
-        None,
-        indices,
-        segmentations if any(s is not None for s in segmentations) else None,
-    )
-
-
-def predictions_of(
-    results: Results,
-    annotations: Annotations,
-    image_index: int,
-    *,
-    score_threshold: float = 0.0,
-    limit: int | None = None,
-) -> Objects:
-    """Predictions of one image, highest score first.
-
-    Args:
-        results: loaded results.
-        annotations: the ground truth they were loaded with.
-        image_index: 0..I-1.
-        score_threshold: lowest score kept.
-        limit: at most so many.
-
-    Raises:
-        IndexError: no such image.
-    """
-    if not 0 <= image_index < len(annotations.image_ids):
-        raise IndexError(f"image index: expected 0..{len(annotations.image_ids) - 1}, found {image_index}")
-    indices = results.of_image(image_index)
-    indices = indices[results.scores[indices] >= score_threshold][:limit]
-    segmentations = None if results.rles is None else [results.rles[i] for i in indices.tolist()]
-    return _objects(
-        annotations,
-        image_index,
-        results.boxes[indices],
-        results.class_id[indices],
-        results.scores[indices],
-        indices,
-        segmentations,
-    )
-
-
-def _objects(
-    annotations: Annotations,
-    image_index: int,
-    boxes: np.ndarray,
-    class_ids: np.ndarray,
-    scores: np.ndarray | None,
-    indices: np.ndarray,
-    segmentations: list[Any] | None,
-) -> Objects:
-    size = int(annotations.image_height[image_index]), int(annotations.image_width[image_index])
-    names = [annotations.category_names[k] for k in class_ids.tolist()]
-    return Objects(boxes, class_ids, names, annotations.frequency[class_ids], scores, indices, size, segmentations)
-
-
-def ranked_examples(
-    annotations: Annotations,
-    matches: pd.DataFrame | None = None,
-    *,
-    count: int = 6,
-    max_objects: int = 15,
-    score_threshold: float = 0.3,
-) -> list[int]:
-    """Images worth showing: rare classes first, each image with classes the ones before it did not show.
-
-    Without `matches` the choice rests on the ground truth alone, so that it flatters no model; say so in a
-    caption. With them, an image counts more for the classes that were found in it.
-
-    Args:
-        annotations: the ground truth.
-        matches: rows of `match`, of one run or of several joined.
-        count: number of images.
-        max_objects: images with more objects than this are hard to read and rank lower.
-        score_threshold: a class counts as found from this score on.
-
-    Returns:
-        At most `count` image indices, best first; images without objects never.
-    """
-    usable = np.flatnonzero(Verified.of(annotations).ground_truth)
-    num_images, num_classes = len(annotations.image_ids), len(annotations.category_ids)
-    if not len(usable) or count < 1:
-        return []
-    image, classes = (annotations.annotation_image[usable].astype(np.int64), annotations.annotation_class[usable])
-    pixels = annotations.image_width[image].astype(np.float64) * annotations.image_height[image]
-    size = annotations.boxes[usable, 2] * annotations.boxes[usable, 3] / pixels
-    pairs, pair_of = np.unique(image * num_classes + classes, return_inverse=True)
-    largest = np.zeros(len(pairs))
-    np.maximum.at(largest, pair_of, size)
-    pair_image, pair_class = pairs // num_classes, pairs % num_classes
-    worth = np.select([annotations.frequency == group for group in "rc"], [100.0, 10.0], 1.0)
-    # An object of less than a hundredth of the image is hard to see: it counts by its share.
-    weights = worth[pair_class] * np.minimum(1.0, largest / 0.01)
-    if matches is not None:
-        found = matches[(matches["kind"] == "correct") & (matches["score"] >= score_threshold)]
-        class_ids = np.searchsorted(annotations.category_ids, found["category_id"].to_numpy())
-        weights *= np.where(np.isin(pairs, found["image_index"].to_numpy() * num_classes + class_ids), 2.0, 1.0)
-    crowding = np.maximum(1.0, np.bincount(image, minlength=num_images) / max_objects)
-    shown, chosen = np.zeros(num_classes, bool), np.zeros(num_images, bool)
-    order: list[int] = []
-    while len(order) < min(count, len(np.unique(pair_image))):
-        values = np.bincount(pair_image, weights * ~shown[pair_class], num_images) / crowding
-        values[chosen] = -1
-        best = int(values.argmax())
-        if values[best] <= 0:
-            if not shown.any():
-                break
-            shown[:] = False  # every class has been shown once: start over
-            continue
-        order.append(best)
-        chosen[best] = True
-        shown[pair_class[pair_image == best]] = True
-    return order

@@ -29,15 +29,14 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from rio.data.annotations import Annotations
+from rio.data.annotations import GROUP_NAMES, Annotations
 from rio.data.load import load_annotations
 from rio.data.reading import without_collection
+from rio.results.federated import JudgedPairs, is_in
 from rio.results.reading import (
     LEAST_IOU,
     MaskOverlaps,
     Results,
-    Verified,
-    are_in,
     load_results,
     read_once,
     results_error,
@@ -47,6 +46,7 @@ from rio.results.reading import (
 
 IOU_TYPES = ("bbox", "segm")
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
+GROUP_METRICS = ("AP", *(f"AP{group}" for group in GROUP_NAMES))
 IOU_THRESHOLDS = np.linspace(LEAST_IOU, 0.95, 10)
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
 AREA_LABELS = ("all", "small", "medium", "large")
@@ -91,13 +91,13 @@ def evaluate(
         raise ValueError(f"backend: expected 'hotcoco' or 'lvis', found {backend!r}.")
     if isinstance(max_dets, bool) or not isinstance(max_dets, int) or (max_dets < 1 and max_dets != -1):
         raise ValueError(f"max_dets: expected a positive integer or -1 (all), found {max_dets!r}.")
-    unknown_groups = set(np.unique(annotations.frequency).tolist()) - {"r", "c", "f"}
+    unknown_groups = set(np.unique(annotations.frequency).tolist()) - GROUP_NAMES.keys()
     if unknown_groups:
         raise ValueError(
             f"{annotations.path}: categories, key 'frequency': expected 'r', 'c' or 'f', found "
             f"{sorted(unknown_groups)}. Correct the file, or leave the key out to have groups derived."
         )
-    verified = Verified.of(annotations)
+    verified = JudgedPairs.of(annotations)
     loaded = overlaps = None
     if backend == "hotcoco" and isinstance(results, (str, os.PathLike)):
         loaded, overlaps = read_once(results, annotations, verified, iou_types or IOU_TYPES, processes)
@@ -160,7 +160,9 @@ class _Prepared:
     dropped: dict[str, int]
 
 
-def _prepare(annotations: Annotations, verified: Verified, results: Results, iou_type: str, max_dets: int) -> _Prepared:
+def _prepare(
+    annotations: Annotations, verified: JudgedPairs, results: Results, iou_type: str, max_dets: int
+) -> _Prepared:
     """The official package's order of steps: cap, then area, then federation."""
     rows = results.capped(max_dets)
     capped = len(results) - len(rows)
@@ -262,7 +264,7 @@ def _precision_without_predictions(annotations: Annotations, prepared: _Prepared
 
 
 def _lvis_precision(
-    annotations: Annotations, verified: Verified, results: Results, iou_type: str, max_dets: int
+    annotations: Annotations, verified: JudgedPairs, results: Results, iou_type: str, max_dets: int
 ) -> np.ndarray:
     """The official package on the same columns; it caps, filters and matches by itself."""
     try:
@@ -355,7 +357,7 @@ def _bits_of_ious(ious: np.ndarray) -> np.ndarray:
 
 
 def _precision(
-    annotations: Annotations, verified: Verified, results: Results, prepared: _Prepared, overlaps: MaskOverlaps
+    annotations: Annotations, verified: JudgedPairs, results: Results, prepared: _Prepared, overlaps: MaskOverlaps
 ) -> np.ndarray:
     """The precision array, (T, R, K, area ranges), by the official package's rules and arithmetic.
 
@@ -376,7 +378,7 @@ def _precision(
     class_id = results.class_id[rows]
     excused = ~_bits_of_areas(prepared.areas[order]) & _ALL_BITS
     keys = verified.keys(results.image_index[rows], class_id)
-    excused[are_in(keys, verified.not_exhaustive)] = _ALL_BITS
+    excused[is_in(keys, verified.not_exhaustive)] = _ALL_BITS
     ignored |= ~matched & excused
     num_objects = np.zeros((len(AREA_LABELS), len(annotations.category_ids)), np.int64)
     for number in range(len(AREA_LABELS)):
@@ -394,7 +396,7 @@ def _match(
     ious: np.ndarray,
     inside: np.ndarray,
     annotations: Annotations,
-    verified: Verified,
+    verified: JudgedPairs,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The official package's greedy matching, of all images and classes side by side.
 
@@ -633,7 +635,7 @@ def _summary(
     )
     metrics = {}
     for iou_type, array in precision.items():
-        groups = {f"AP{g}": np.flatnonzero(annotations.frequency == g) for g in "rcf"}
+        groups = {f"AP{g}": np.flatnonzero(annotations.frequency == g) for g in GROUP_NAMES}
         metrics[iou_type] = {
             "AP": _mean(array[:, :, :, 0]),
             "AP50": _mean(array[[0], :, :, 0]),

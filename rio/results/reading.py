@@ -35,6 +35,7 @@ from rio.data.annotations import Annotations, index_of
 from rio.data.files import write_atomically
 from rio.data.masks import rle_counts
 from rio.data.reading import without_collection
+from rio.results.federated import JudgedPairs
 
 LEAST_IOU = 0.5  # of the protocol's thresholds: who overlaps less never matches
 
@@ -788,83 +789,6 @@ def _rle_totals(strings: Sequence[str]) -> np.ndarray | None:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Which predictions are judged
-# ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Verified:
-    """Which (image, class) pairs a prediction can be judged in; a pair's key is image_index * K + class_id.
-
-    Attributes:
-        num_classes: K.
-        ground_truth: (A,) bool, the annotations that are ground truth (an area above 0; in COCO format no
-            crowd region).
-        positive: sorted unique int64 keys with ground truth.
-        negative: sorted unique int64 keys verified to be absent; None where every pair is verified (COCO
-            format).
-        not_exhaustive: sorted unique int64 keys in which unmatched predictions are ignored.
-    """
-
-    num_classes: int
-    ground_truth: np.ndarray
-    positive: np.ndarray
-    negative: np.ndarray | None
-    not_exhaustive: np.ndarray
-
-    @classmethod
-    def of(cls, annotations: Annotations) -> Verified:
-        """Reads the verified pairs off the ground truth."""
-        num_classes = len(annotations.category_ids)
-        keys = annotations.annotation_image.astype(np.int64) * num_classes + annotations.annotation_class
-        ground_truth = (annotations.areas > 0) & (annotations.areas < np.inf)
-        if annotations.federated:
-            # LVIS knows no crowd regions: the official code takes every annotation as an object
-            negative = _listed_keys(annotations, annotations.neg_category_ids)
-            not_exhaustive = _listed_keys(annotations, annotations.not_exhaustive_category_ids)
-        else:
-            negative, not_exhaustive = None, np.unique(keys[annotations.iscrowd])
-            ground_truth &= ~annotations.iscrowd
-        return cls(num_classes, ground_truth, np.unique(keys[ground_truth]), negative, not_exhaustive)
-
-    def keys(self, image_index: np.ndarray, class_id: np.ndarray) -> np.ndarray:
-        """(N,) int64 keys of (image, class) pairs."""
-        return image_index.astype(np.int64) * self.num_classes + class_id
-
-    def is_judged(self, keys: np.ndarray) -> np.ndarray:
-        """(N,) bool: predictions of these pairs enter the evaluation at all."""
-        if self.negative is None:
-            return np.ones(len(keys), bool)
-        return are_in(keys, self._judged)
-
-    @cached_property
-    def _judged(self) -> np.ndarray:
-        return np.union1d(self.positive, self.negative)
-
-    def counts_if_unmatched(self, keys: np.ndarray) -> np.ndarray:
-        """(N,) bool: an unmatched prediction of these pairs is a false positive."""
-        return self.is_judged(keys) & ~are_in(keys, self.not_exhaustive)
-
-
-def are_in(keys: np.ndarray, ascending: np.ndarray) -> np.ndarray:
-    """`np.isin`, which sorts `ascending` anew or makes a table of it: worth it for many keys only."""
-    if len(keys) > 1 << 16:
-        return np.isin(keys, ascending)
-    if not len(ascending):
-        return np.zeros(len(keys), bool)
-    return ascending.take(np.searchsorted(ascending, keys), mode="clip") == keys
-
-
-def _listed_keys(annotations: Annotations, lists: Sequence[Sequence[int]]) -> np.ndarray:
-    lengths = np.fromiter(map(len, lists), np.int64, len(lists))
-    ids = np.fromiter(itertools.chain.from_iterable(lists), np.int64, int(lengths.sum()))
-    image_index = np.repeat(np.arange(len(lists)), lengths)
-    class_ids = index_of(annotations.category_ids, ids)
-    known = class_ids >= 0  # an id the file does not declare can have no prediction either
-    return np.unique(image_index[known] * len(annotations.category_ids) + class_ids[known])
-
-
-# ------------------------------------------------------------------------------------------------------------
 # Masks: overlaps as the file is read
 # ------------------------------------------------------------------------------------------------------------
 
@@ -872,7 +796,7 @@ def _listed_keys(annotations: Annotations, lists: Sequence[Sequence[int]]) -> np
 class MaskOverlaps:
     """Which predictions overlap which objects of their image and class by at least `LEAST_IOU`."""
 
-    def __init__(self, annotations: Annotations, verified: Verified) -> None:
+    def __init__(self, annotations: Annotations, verified: JudgedPairs) -> None:
         self.annotations, self.verified = annotations, verified
         objects = np.flatnonzero(verified.ground_truth)
         keys = verified.keys(annotations.annotation_image[objects], annotations.annotation_class[objects])
@@ -958,7 +882,7 @@ class _MaskReader:
     def __init__(
         self,
         annotations: Annotations,
-        verified: Verified,
+        verified: JudgedPairs,
         source: str,
         overlaps: MaskOverlaps | None,
         *,
@@ -1014,7 +938,7 @@ class _MaskReader:
 def read_once(
     path: str | os.PathLike[str],
     annotations: Annotations,
-    verified: Verified,
+    verified: JudgedPairs,
     iou_types: Sequence[str],
     processes: int | None = None,
 ) -> tuple[Results | None, MaskOverlaps | None]:

@@ -51,9 +51,8 @@ import yaml
 from tqdm.auto import tqdm
 
 from rio.data.files import write_atomically
-from rio.results.evaluation import IOU_TYPES, METRICS, Evaluation
+from rio.results.evaluation import GROUP_METRICS, IOU_TYPES, METRICS, Evaluation
 
-GROUP_METRICS = ("AP", "APr", "APc", "APf")
 IOU_NAMES = {"bbox": "box", "segm": "mask"}
 # Scalars in metrics.json that a result keeps; a cascade has them a stage.
 TELEMETRY = re.compile(r"(stage\d+/)?(memory_bank|rois)/")

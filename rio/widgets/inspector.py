@@ -24,8 +24,10 @@ import traitlets
 from rio import plots
 from rio.data.annotations import Annotations, category_id_to_class_id, check_same_categories
 from rio.data.load import load_annotations
-from rio.results.errors import KINDS, Objects, box_iou, load_results, match, objects_of, predictions_of
-from rio.results.reading import Results, ResultsError, Verified
+from rio.results.errors import KINDS, box_iou, find_errors
+from rio.results.federated import JudgedPairs
+from rio.results.objects import Objects, objects_of, predictions_of
+from rio.results.reading import Results, ResultsError, load_results
 from rio.widgets import dataset as _data
 from rio.widgets import theme as _theme
 
@@ -85,8 +87,8 @@ class PredictionSource:
 
     @cached_property
     def matches(self) -> pd.DataFrame:
-        """`rio.results.errors.match` of all predictions from `lowest_score` on."""
-        return match(self.truth, self.results, iou_threshold=FOUND_IOU, score_threshold=self.lowest_score)
+        """`rio.results.errors.find_errors` of all predictions from `lowest_score` on."""
+        return find_errors(self.truth, self.results, iou_threshold=FOUND_IOU, score_threshold=self.lowest_score)
 
     @cached_property
     def entries(self) -> Entries:
@@ -107,7 +109,7 @@ class PredictionSource:
         """Whether every prediction has one kind, and every object is found, pointed at or missed, exactly one of these."""
         entries, shown = self.entries, self.entries.active(threshold)
         predictions = int((self.matches["score"] >= threshold).sum())
-        objects = int(Verified.of(self.truth).ground_truth.sum())
+        objects = int(JudgedPairs.of(self.truth).ground_truth.sum())
         missed = int((shown & (entries.result_index < 0)).sum())
         rows = self.matches[self.matches["score"] >= threshold]
         reached = rows[rows["kind"].isin(["correct", "classification", "localisation"])]["annotation_index"].nunique()
@@ -145,7 +147,7 @@ class Entries:
             object's class, -1: none.
         own_group, other_group: (n,) codes into ``plots.GROUPS`` of these two classes (the same where there is one).
         result_index, annotation_index: (n,) rows of `Results` and `Annotations`, -1: none.
-        iou: (n,) as in `rio.results.errors.match`.
+        iou: (n,) as in `rio.results.errors.find_errors`.
         rarity: (n,) rank of the rarest class involved, 0 the rarest; area: (n,) px².
     """
 
@@ -166,7 +168,7 @@ class Entries:
     def of(cls, truth: Annotations, matches: pd.DataFrame) -> Entries:
         """Columns from the rows of `match`."""
         rows = matches[matches["result_index"] >= 0]
-        objects = np.flatnonzero(Verified.of(truth).ground_truth)
+        objects = np.flatnonzero(JudgedPairs.of(truth).ground_truth)
         pointed = rows[rows["kind"].isin(["correct", "classification", "localisation"])]
         best = np.full(truth.num_annotations, -np.inf)
         np.maximum.at(best, pointed["annotation_index"].to_numpy(), pointed["score"].to_numpy())

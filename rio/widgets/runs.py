@@ -28,15 +28,16 @@ from IPython.display import display
 
 from rio import plots
 from rio.data.annotations import Annotations
-from rio.results.errors import match
+from rio.results.errors import find_errors
+from rio.results.evaluation import GROUP_METRICS as METRICS
 from rio.results.evaluation import Evaluation, evaluate
-from rio.results.reading import Verified, load_results
+from rio.results.federated import JudgedPairs
+from rio.results.reading import load_results
 from rio.study import StudyResult, format_difference, student_t
 from rio.widgets import dataset as _data
 from rio.widgets import theme as _theme
 from rio.widgets.balance import Lines
 
-METRICS = ("AP", "APr", "APc", "APf")
 NAMES = {"none": "no resampling", "rfs": "RFS", "rio": "RIO (RFS + bank)"}
 OUTCOMES = ("correct", "classification", "localisation", "missed")  # of an object
 _WRONG = ("classification", "localisation", "both", "duplicate", "background")  # kinds of a wrong prediction
@@ -370,11 +371,11 @@ class Runs:
         """
         truth = self.truth
         groups = truth.frequency[truth.annotation_class]
-        used = Verified.of(truth).ground_truth
+        used = JudgedPairs.of(truth).ground_truth
         objects = pd.Series(groups[used]).value_counts().reindex(list(plots.GROUPS), fill_value=0)
         parts = []
         for key in self.folders:
-            rows = match(truth, self._results(key), score_threshold=score_threshold)
+            rows = find_errors(truth, self._results(key), score_threshold=score_threshold)
             outcome = np.where(used, "missed", "").astype("<U14")
             for kind in ("localisation", "classification", "correct"):  # the best comes last and stays
                 outcome[rows.loc[rows["kind"] == kind, "annotation_index"]] = kind

@@ -10,9 +10,10 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from rio.data.load import load_annotations
-from rio.results.errors import KINDS, box_iou, load_results, match, objects_of, predictions_of, ranked_examples
+from rio.results.errors import KINDS, box_iou, find_errors
 from rio.results.evaluation import evaluate
-from rio.results.reading import ResultsError
+from rio.results.objects import objects_of, predictions_of, ranked_examples
+from rio.results.reading import ResultsError, load_results
 
 SIZE = (100, 200)  # height, width
 COLUMNS = [
@@ -89,7 +90,7 @@ def kinds(frame):
 
 def test_every_kind_by_hand(load):
     annotations = load([(1, CAT, box(10)), (1, DOG, box(100)), (1, CAT, box(150))], negative={1: [30]})
-    frame = match(
+    frame = find_errors(
         annotations,
         [
             predict(CAT, 0.90, box(12)),  # 18/22: the first cat
@@ -125,18 +126,20 @@ def test_every_kind_by_hand(load):
 
 def test_an_object_that_an_error_points_at_is_not_missed(load):
     annotations = load([(1, CAT, box(10)), (1, DOG, box(60)), (1, EEL, box(120))])
-    frame = match(annotations, [predict(CAT, 0.9, box(20)), predict(EEL, 0.8, box(61))])
+    frame = find_errors(annotations, [predict(CAT, 0.9, box(20)), predict(EEL, 0.8, box(61))])
     assert kinds(frame) == ["localisation", "classification", "missed"]  # only the eel has nothing pointing at it
     assert frame["annotation_id"].tolist() == [100, 101, 102]
 
 
 def test_better_scores_claim_first_and_take_the_best_object(load):
     annotations = load([(1, CAT, box(10)), (1, CAT, box(14))])
-    frame = match(annotations, [predict(CAT, 0.5, box(10)), predict(CAT, 0.9, box(11)), predict(CAT, 0.9, box(15))])
+    frame = find_errors(
+        annotations, [predict(CAT, 0.5, box(10)), predict(CAT, 0.9, box(11)), predict(CAT, 0.9, box(15))]
+    )
     assert frame["result_index"].tolist() == [1, 2, 0]  # equal scores in the file's order
     assert kinds(frame) == ["correct", "correct", "duplicate"]
     assert frame["annotation_id"].tolist() == [100, 101, 100]
-    tie = match(load([(1, CAT, box(10)), (1, CAT, box(10))]), [predict(CAT, 0.9, box(10))])
+    tie = find_errors(load([(1, CAT, box(10)), (1, CAT, box(10))]), [predict(CAT, 0.9, box(10))])
     assert tie["annotation_id"].tolist() == [101, 100]  # as in LVIS, the later object
 
 
@@ -147,7 +150,7 @@ def test_what_lvis_ignores_is_unverified(load):
         negative={1: [DOG]},
         not_exhaustive={3: [CAT]},
     )
-    frame = match(
+    frame = find_errors(
         annotations,
         [
             predict(EEL, 0.9, box(10), 1),  # nobody looked for eels, even if this one lies on a cat
@@ -166,7 +169,7 @@ def test_what_lvis_ignores_is_unverified(load):
 def test_coco_crowds_excuse_and_are_no_objects(load):
     crowd = {"iscrowd": 1, "segmentation": {"size": list(SIZE), "counts": [0, 50, SIZE[0] * SIZE[1] - 50]}}
     annotations = load([(1, CAT, box(10)), (1, CAT, box(100, 60), crowd)], federated=False)
-    frame = match(annotations, [predict(CAT, 0.9, box(110)), predict(DOG, 0.8, box(110))])
+    frame = find_errors(annotations, [predict(CAT, 0.9, box(110)), predict(DOG, 0.8, box(110))])
     assert kinds(frame) == ["unverified", "background", "missed"]
     assert len(objects_of(annotations, 0)) == 1
 
@@ -174,34 +177,39 @@ def test_coco_crowds_excuse_and_are_no_objects(load):
 def test_what_is_left_out(load):
     annotations = load([(1, CAT, box(10)), (1, DOG, box(50), {"area": 0})], negative={1: [DOG]})
     records = [predict(CAT, 0.1, box(10)), predict(CAT, 0.4, box(90, 0)), predict(CAT, 0.5, box(90))]
-    assert kinds(match(annotations, records)) == ["background", "correct"]  # the empty box and the object of no area
-    assert kinds(match(annotations, records, score_threshold=0.5)) == ["background", "missed"]
-    assert kinds(match(annotations, records, max_dets=2)) == ["background", "missed"]  # the empty one takes its place
-    assert kinds(match(annotations, records, max_dets=-1)) == ["background", "correct"]
+    assert kinds(find_errors(annotations, records)) == [
+        "background",
+        "correct",
+    ]  # the empty box and the object of no area
+    assert kinds(find_errors(annotations, records, score_threshold=0.5)) == ["background", "missed"]
+    assert kinds(find_errors(annotations, records, max_dets=2)) == [
+        "background",
+        "missed",
+    ]  # the empty one takes its place
+    assert kinds(find_errors(annotations, records, max_dets=-1)) == ["background", "correct"]
 
 
 def test_empty_cases(load):
-    nothing = match(load([]), [])
+    nothing = find_errors(load([]), [])
     assert list(nothing) == COLUMNS and len(nothing) == 0
-    assert kinds(match(load([(1, CAT, box(10))]), [])) == ["missed"]
-    assert kinds(match(load([], negative={1: [CAT]}), [predict(CAT, 0.9, box(10)), predict(DOG, 0.8, box(9))])) == [
-        "background",
-        "unverified",
-    ]
+    assert kinds(find_errors(load([(1, CAT, box(10))]), [])) == ["missed"]
+    assert kinds(
+        find_errors(load([], negative={1: [CAT]}), [predict(CAT, 0.9, box(10)), predict(DOG, 0.8, box(9))])
+    ) == ["background", "unverified"]
     assert ranked_examples(load([])) == []
 
 
 def test_thresholds(load):
     annotations = load([(1, CAT, box(10)), (1, DOG, box(100))])
     records = [predict(CAT, 0.9, box(20)), predict(DOG, 0.8, box(117))]  # IoU 1/3; 3/37
-    assert kinds(match(annotations, records)) == ["localisation", "background", "missed"]
-    assert kinds(match(annotations, records, iou_threshold=0.3)) == ["correct", "background", "missed"]
-    assert kinds(match(annotations, records, background_threshold=0.05)) == ["localisation", "localisation"]
+    assert kinds(find_errors(annotations, records)) == ["localisation", "background", "missed"]
+    assert kinds(find_errors(annotations, records, iou_threshold=0.3)) == ["correct", "background", "missed"]
+    assert kinds(find_errors(annotations, records, background_threshold=0.05)) == ["localisation", "localisation"]
     for bad in ({"iou_threshold": 0.1}, {"background_threshold": -1}, {"iou_threshold": 1.5}):
         with pytest.raises(ValueError, match="thresholds: expected"):
-            match(annotations, records, **bad)
+            find_errors(annotations, records, **bad)
     with pytest.raises(ResultsError, match="image_id"):
-        match(annotations, [predict(CAT, 0.9, box(20), image_id=7)])
+        find_errors(annotations, [predict(CAT, 0.9, box(20), image_id=7)])
 
 
 def random_case(load, rng, federated):
@@ -241,7 +249,7 @@ def average_precision(correct, num_objects):
 @pytest.mark.parametrize("threshold", [0.5, 0.75])
 def test_ap_from_the_rows_is_the_evaluations(load, federated, threshold):
     annotations, records = random_case(load, np.random.default_rng(4), federated)
-    frame = match(annotations, records, iou_threshold=threshold)
+    frame = find_errors(annotations, records, iou_threshold=threshold)
     result = evaluate(annotations, records, iou_types=("bbox",))
     for k, category_id in enumerate((CAT, DOG, EEL)):
         rows = frame[(frame["category_id"] == category_id) & ~frame["kind"].isin(["missed", "unverified"])]
@@ -260,7 +268,7 @@ def test_error_counts_are_tides(load, federated, monkeypatch):
     annotations, records = random_case(load, np.random.default_rng(6), federated)
     evaluate(annotations, records, iou_types=("bbox",))
     theirs = runs[0].tide_errors()["counts"]
-    ours = match(annotations, records)["kind"].value_counts()
+    ours = find_errors(annotations, records)["kind"].value_counts()
     names = {
         "Cls": "classification",
         "Loc": "localisation",
@@ -275,7 +283,7 @@ def test_error_counts_are_tides(load, federated, monkeypatch):
 
 def test_rows_add_up(load):
     annotations, records = random_case(load, np.random.default_rng(5), True)
-    frame = match(annotations, records)
+    frame = find_errors(annotations, records)
     found = frame[frame["kind"] == "correct"]["annotation_id"]
     pointed = frame[frame["kind"].isin(["classification", "localisation"])]["annotation_id"]
     missed = frame[frame["kind"] == "missed"]["annotation_id"]
@@ -360,7 +368,7 @@ def test_examples_show_rare_classes_first_and_each_class_once(load):
     assert order[2] == 2  # all shown once: the other large cat
     assert sorted(order) == [0, 1, 2, 3, 4]  # never the empty image
     assert ranked_examples(annotations, count=2) == order[:2] and ranked_examples(annotations, count=0) == []
-    found = match(annotations, [predict(CAT, 0.9, large, 3)])
+    found = find_errors(annotations, [predict(CAT, 0.9, large, 3)])
     assert ranked_examples(annotations, found, count=1) == [2]  # where the rare class was found
     crowded = load([(1, CAT, large)] * 40 + [(2, CAT, large)], images=(1, 2))
     assert ranked_examples(crowded, count=1) == [1]
@@ -371,7 +379,7 @@ def test_real_annotations(shared_dir):
     ids = annotations.image_ids[annotations.annotation_image].tolist()
     categories = annotations.category_ids[annotations.annotation_class].tolist()
     records = [predict(c, 0.5, b, i) for i, c, b in zip(ids, categories, annotations.boxes.tolist(), strict=True)]
-    frame = match(annotations, records)
+    frame = find_errors(annotations, records)
     assert set(kinds(frame)) == {"correct"} and len(frame) == len(records)
     examples = ranked_examples(annotations, count=4)
     groups = [set(objects_of(annotations, i).groups.tolist()) for i in examples]

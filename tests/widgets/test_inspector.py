@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `notebooks`)")
 
 from rio.data.load import load_annotations
+from rio.results.errors import find_errors
 from rio.results.reading import load_results
 from rio.widgets import inspector as inspect
 from rio.widgets import theme as _theme
@@ -105,7 +106,7 @@ def test_summary_by_hand(source):
 def test_threshold_equals_matching_anew(drawn):
     source = open_predictions(drawn)
     for threshold in (0.05, 0.3, 0.6, 0.9):
-        anew = inspect.match(source.truth, source.results, score_threshold=threshold)
+        anew = find_errors(source.truth, source.results, score_threshold=threshold)
         counts = source.summary(threshold)["all"]
         assert counts.to_dict() == {kind: int((anew["kind"] == kind).sum()) for kind in counts.index}, threshold
 

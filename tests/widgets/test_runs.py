@@ -15,7 +15,7 @@ pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `
 import matplotlib.pyplot as plt
 
 from rio import plots, widgets
-from rio.results.errors import match
+from rio.results.errors import find_errors
 from rio.study import Category, RunResult, StudyResult
 from rio.widgets import runs as results
 from tests.support import finished_runs, tiny_shapes
@@ -175,7 +175,7 @@ def test_every_object_has_one_outcome(runs):
 
 def test_kinds_of_errors_are_those_of_match(runs):
     key = ("rio", "1")
-    rows = match(runs.truth, runs.folders[key] / "instances_results.json", score_threshold=0.2)
+    rows = find_errors(runs.truth, runs.folders[key] / "instances_results.json", score_threshold=0.2)
     own = widgets.open_runs(runs.folders[key]).errors(score_threshold=0.2)
     wrong = own[own["part"] == "predictions"].groupby("kind")["count"].sum()
     for kind in ("classification", "localisation", "both", "duplicate", "background"):
