@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"yaml", "yacs", "fvcore", "detectron2"},
     "trainer": DETECTRON | {"rio.config", "rio.data", "rio.engine", "rio.results", "rio.roi_heads", "rio.sampler"},
     # The rooms around it.
-    "data": LIGHT | {"msgspec", "pycocotools", "filelock", "rio.shapes"},  # data.names draws the embedded set
+    "data": LIGHT | {"PIL", "msgspec", "pycocotools", "filelock", "rio.shapes"},  # data.names draws the embedded set
     "shapes": LIGHT | {"cv2", "filelock"},
     "engine": DETECTRON
     | {"cv2", "PIL", "psutil", "yaml", "msgspec", "pycocotools", "iopath"}

@@ -200,8 +200,7 @@ def test_file_names_lead_below_the_image_folder(tmp_path, name, key):
 def test_a_link_is_followed_and_shows_nothing_but_an_image(tmp_path):
     from PIL import Image
 
-    from rio.engine.errors import TrainingError
-    from rio.engine.inference import read_image
+    from rio.data.images import ImageError, read_image
 
     Image.new("RGB", (100, 50), "red").save(tmp_path / "outside.jpg")
     write(tmp_path / "secret.txt", "the secret")
@@ -211,7 +210,7 @@ def test_a_link_is_followed_and_shows_nothing_but_an_image(tmp_path):
     (root / "b.jpg").symlink_to(tmp_path / "outside.jpg")
     found = load_annotations(write(tmp_path / "set.json", coco()), image_root=root, check_images=True)
     assert read_image(found.image_path(1)).shape == (50, 100, 3)
-    with pytest.raises(TrainingError) as error:
+    with pytest.raises(ImageError) as error:
         read_image(found.image_path(0))
     assert "a.jpg" in str(error.value) and "the secret" not in str(error.value)
 

@@ -17,8 +17,9 @@ import torch
 
 from rio.config import ConfigError, load_config
 from rio.data import names as datasets
+from rio.data.images import ImageError, read_image
 from rio.engine.errors import OUT_OF_MEMORY, Interrupted, TrainingError
-from rio.engine.inference import Predictor, evaluate_model, load_model, read_image
+from rio.engine.inference import Predictor, evaluate_model, load_model
 from rio.engine.loader import build_training_loader
 from rio.engine.setup import setup_inference, setup_training
 from rio.engine.weights import CheckpointError
@@ -576,7 +577,7 @@ def test_predictor_takes_rgb_and_answers_in_the_images_pixels(straight, config, 
     assert image.shape == (48, 48, 3) and image.dtype == np.uint8
     found = predictor(np.kron(image, np.ones((2, 3, 1), np.uint8)))
     assert found.image_size == (96, 144) and found.pred_masks.shape[1:] == (96, 144)
-    with pytest.raises(TrainingError, match="expected a picture"):
+    with pytest.raises(ImageError, match="expected a picture"):
         (tmp_path / "text.jpg").write_text("no picture")
         read_image(str(tmp_path / "text.jpg"))
     with pytest.raises(CheckpointError, match="--weights"):

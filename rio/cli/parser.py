@@ -219,8 +219,9 @@ def _draw_images(args: argparse.Namespace) -> int:
     import numpy as np
     from tqdm.auto import tqdm
 
+    from rio.data.images import read_image
     from rio.data.names import annotations_of
-    from rio.engine.inference import Predictor, read_image
+    from rio.engine.inference import Predictor
     from rio.engine.setup import setup_inference, start_logging, training_annotations
 
     files = _image_files(args.inputs)
@@ -249,6 +250,7 @@ def _draw_results(args: argparse.Namespace) -> int:
     from pycocotools import mask as coco_mask
     from tqdm.auto import tqdm
 
+    from rio.data.images import read_image
     from rio.results.reading import load_results
 
     if not args.gt_images:
@@ -260,7 +262,7 @@ def _draw_results(args: argparse.Namespace) -> int:
     rare = np.array([(truth.frequency[truth.annotation_class[rows]] == "r").sum() for rows in objects])
     order = np.argsort(-rare, kind="stable")[: args.limit or None]
     for place, i in enumerate(tqdm(order.tolist(), disable=None, unit="image")):
-        image = _read_rgb(truth.image_path(i))
+        image = read_image(truth.image_path(i))
         own, rows = objects[i], results.of_image(i)
         rows = rows[results.scores[rows] >= args.score_threshold]
 
@@ -285,22 +287,6 @@ def _draw_results(args: argparse.Namespace) -> int:
             ],
         )
     return len(order)
-
-
-def _read_rgb(path: str):
-    """(H, W, 3) uint8, turned as its EXIF data says; without importing torch."""
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            if image.mode == "F" or image.mode.startswith("I"):  # PIL would clip these to white
-                raise ValueError(f"grey values of 16 or 32 bits (mode {image.mode}); convert it to 8 bits")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UsageError(
-            f"image {path}: expected a picture of 8 bits a channel, found: {type(error).__name__}: {error}"
-        ) from error
 
 
 def _drawable(segmentation, size: tuple[int, int]):

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, detection_utils
+from detectron2.data import build_detection_test_loader
 from detectron2.data import transforms as T
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
@@ -27,7 +27,7 @@ from rio.data.files import write_atomically
 from rio.engine import backbone, records
 from rio.engine.checkpoints import is_bank
 from rio.engine.errors import OUT_OF_MEMORY, TrainingError, own_words
-from rio.engine.loader import UNREADABLE, Mapper, load_image, require_8_bits
+from rio.engine.loader import Mapper, load_image
 from rio.engine.setup import make_folder, training_annotations
 from rio.engine.weights import CheckpointError, load_weights
 from rio.results.evaluation import Evaluation, evaluate
@@ -202,16 +202,3 @@ class Predictor:
         resized = self._resize.get_transform(source).apply_image(source)
         tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1).astype("float32")))
         return self.model([{"image": tensor, "height": height, "width": width}])[0]["instances"].to("cpu")
-
-
-def read_image(path: str) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, turned as its EXIF data says.
-
-    Raises:
-        TrainingError: names the file, and why it cannot be read.
-    """
-    try:
-        require_8_bits(path)
-        return np.ascontiguousarray(detection_utils.read_image(path, format="RGB"))
-    except UNREADABLE as error:
-        raise TrainingError(f"image {path}: expected a picture, found: {type(error).__name__}: {error}") from error

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
-import struct
-import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
@@ -19,6 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from rio.data import names as datasets
+from rio.data.images import UNREADABLE, require_8_bits
 from rio.engine import records
 from rio.engine.errors import TrainingError
 from rio.sampler import BatchSampler, aspect_ratio_groups, image_repeat_factors
@@ -74,9 +73,7 @@ class TrainingSamples(Dataset):
             return load_image(self.mapper, record)
 
 
-# What PIL's decoders raise on damaged files, and what it raises on one that unpacks to more than 179 Mpx.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, OverflowError)
-UNREADABLE += (detection_utils.SizeMismatchError, Image.DecompressionBombError)
+_UNREADABLE = (*UNREADABLE, detection_utils.SizeMismatchError)
 
 
 def load_image(mapper: Callable[[dict], dict], record: dict) -> dict:
@@ -87,11 +84,11 @@ def load_image(mapper: Callable[[dict], dict], record: dict) -> dict:
     """
     try:
         return mapper(record)
-    except UNREADABLE as error:
+    except _UNREADABLE as error:
         raise TrainingError(
             f"image {record.get('file_name')} (image_id {record.get('image_id')}): could not be "
-            f"loaded: {type(error).__name__}: {error}. Mend or remove the image, or check the image "
-            "folder"
+            f"loaded: {type(error).__name__}: {error}. Fix: replace or remove the image, or "
+            "check the image folder"
         ) from error
 
 
@@ -103,7 +100,8 @@ class Mapper(DatasetMapper):
     """
 
     def __call__(self, record: dict) -> dict:
-        require_8_bits(record["file_name"])
+        with Image.open(record["file_name"]) as image:
+            require_8_bits(image)
         return super().__call__(record)
 
     def _transform_annotations(self, record: dict, transforms: T.TransformList, image_shape: tuple) -> None:
@@ -118,16 +116,6 @@ class Mapper(DatasetMapper):
         instances.gt_classes = torch.tensor(classes, dtype=torch.int64)[place]
         image = torch.full_like(place, record["image_id"])
         instances.gt_object_ids = torch.stack([image, place], dim=1)
-
-
-def require_8_bits(path: str) -> None:
-    """Refuse 16- and 32-bit grey images: PIL clips them to 0..255 where RGB is asked for, so nearly all is white."""
-    with Image.open(path) as image:
-        if image.mode == "F" or image.mode.startswith("I"):
-            raise ValueError(
-                f"expected 8 bits a channel, found grey values of 16 or 32 bits (mode {image.mode}). Convert it "
-                "to 8 bits; how to scale it depends on what its numbers mean"
-            )
 
 
 class TrainingLoader:

@@ -10,6 +10,7 @@ import pandas as pd
 import traitlets
 
 from rio.analysis.distribution import area_shares, image_class_pairs
+from rio.data.images import read_image
 from rio.widgets import theme as _theme
 from rio.widgets.dataset import Data
 
@@ -104,7 +105,7 @@ class Explorer(anywidget.AnyWidget):
 
 @functools.lru_cache(maxsize=32)
 def _open(path: str) -> np.ndarray:
-    return _theme.read_image(path)
+    return read_image(path)
 
 
 def _columns(data: Data) -> dict:

@@ -23,6 +23,7 @@ import traitlets
 
 from rio import plots
 from rio.data.annotations import Annotations, category_id_to_class_id, check_same_categories
+from rio.data.images import read_image
 from rio.data.load import load_annotations
 from rio.results.errors import KINDS, box_iou, find_errors
 from rio.results.federated import JudgedPairs
@@ -864,11 +865,11 @@ def _picture(annotations: Annotations, image: int) -> tuple[bytes, str, str]:
             return path.read_bytes(), mime, ""
         import cv2
 
-        pixels = _theme.read_image(path, max_side=MAX_SIDE)
+        pixels = read_image(path, max_side=MAX_SIDE)
         done, encoded = cv2.imencode(".jpg", np.ascontiguousarray(pixels[..., ::-1]))
         return (encoded.tobytes(), "image/jpeg", "") if done else (b"", "image/jpeg", ", image cannot be shown")
     except (OSError, ValueError) as error:
-        return b"", "image/jpeg", f" · image cannot be opened: {type(error).__name__}"
+        return b"", "image/jpeg", f" · image cannot be opened: {type(error.__cause__ or error).__name__}"
 
 
 def training_crops(train: Annotations, class_id: int, count: int = CROPS) -> list[tuple[str, str]]:
@@ -891,7 +892,7 @@ def training_crops(train: Annotations, class_id: int, count: int = CROPS) -> lis
     for a in rows[order][: 3 * count].tolist():
         i = int(train.annotation_image[a])
         try:
-            picture = _theme.read_image(train.image_path(i))
+            picture = read_image(train.image_path(i))
         except (OSError, ValueError):
             continue
         crops.append((_theme.data_uri(_theme.crop(picture, train.boxes[a], side=96)), train.file_names[i]))

@@ -111,26 +111,6 @@ def data_uri(image: np.ndarray, *, format: str = "jpg", quality: int = 88) -> st
     return f"data:image/{kind};base64,{base64.b64encode(encoded.tobytes()).decode('ascii')}"
 
 
-def read_image(path: str | Path, *, max_side: int | None = None) -> np.ndarray:
-    """An image file as (H, W, 3) uint8 RGB, made smaller where its longer side exceeds `max_side`.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not an image.
-    """
-    import cv2
-
-    content = np.fromfile(path, np.uint8)  # cv2.imread knows no unicode paths everywhere
-    image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
-    if image is None:
-        raise ValueError(f"{path}: expected an image, found a file that cannot be decoded. Is it complete?")
-    if max_side is not None and max(image.shape[:2]) > max_side:
-        scale = max_side / max(image.shape[:2])
-        size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return image[..., ::-1]
-
-
 def crop(image: np.ndarray, box: np.ndarray, *, side: int = 72, margin: float = 0.15) -> np.ndarray:
     """A square thumbnail around a box, with some of its surroundings.
 

@@ -263,14 +263,14 @@ REFUSED: dict[str, tuple[Callable[[Place], Any], list[str]]] = {
     ),
     # Images, as training reads them
     "image truncated": (
-        lambda p: p.image(lambda path: path.write_bytes(jpeg(RAMP)[:-80])), ["a.png", "image_id 3", "truncated", "Mend"],
+        lambda p: p.image(lambda path: path.write_bytes(jpeg(RAMP)[:-80])), ["a.png", "image_id 3", "truncated", "Fix:"],
     ),
-    "image empty": (lambda p: p.image(Path.touch), ["a.png", "image_id 3", "cannot identify", "Mend"]),
+    "image empty": (lambda p: p.image(Path.touch), ["a.png", "image_id 3", "cannot identify", "Fix:"]),
     "image that is none": (lambda p: p.image(lambda path: path.write_text("hello")), ["a.png", "cannot identify"]),
     "image unreadable": (unreadable, ["a.png", "image_id 3", "could not be loaded", "Permission denied"]),
     "image 16-bit grey": (
         lambda p: p.image(Image.fromarray(RAMP.astype(np.uint16) << 8).save),
-        ["a.png", "expected 8 bits", "16", "Convert"],
+        ["a.png", "expected 8 bits", "16", "Fix: convert"],
     ),
     "image of another size": (
         lambda p: p.image(Image.fromarray(RAMP).save, size=(640, 480)), ["a.png", "image_id 3", "(64, 48)", "(640, 480)"],

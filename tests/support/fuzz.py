@@ -131,8 +131,7 @@ def image_file(path: Path, rng: np.random.Generator) -> None:
     """One image with damaged bytes, read as training reads it."""
     from PIL import Image
 
-    from rio.engine.errors import TrainingError
-    from rio.engine.inference import read_image
+    from rio.data.images import ImageError, read_image
 
     pixels = rng.integers(0, 255, (24, 32, 3)).astype(np.uint8)
     file = io.BytesIO()
@@ -144,7 +143,7 @@ def image_file(path: Path, rng: np.random.Generator) -> None:
     path.write_bytes(data[: rng.integers(len(data) + 1)] if rng.integers(6) == 0 else data)
     try:
         read_image(str(path))
-    except TrainingError:
+    except ImageError:
         pass
 
 

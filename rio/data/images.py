@@ -1,0 +1,58 @@
+"""The one reader of image files: RGB, turned as EXIF says, anything else refused; needs neither torch nor OpenCV."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# What PIL's decoders raise on damaged files, and on one that unpacks to more than 179 Mpx.
+UNREADABLE = (
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, OverflowError, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+class ImageError(ValueError):
+    """An image that cannot be read; the message names the file and the reason."""
+
+
+def read_image(path: str | os.PathLike[str], *, max_side: int | None = None) -> np.ndarray:
+    """Read an image file.
+
+    Args:
+        path: Any format that Pillow reads, 8 bits a channel.
+        max_side: px; shrink an image whose longer side exceeds it.
+
+    Returns:
+        (H, W, 3) uint8, RGB, turned as the EXIF data says.
+
+    Raises:
+        ImageError: Missing, damaged, or grey values of 16 or 32 bits.
+    """
+    try:
+        with Image.open(path) as image:
+            require_8_bits(image)
+            if max_side:
+                image.thumbnail((max_side, max_side))
+            with contextlib.suppress(Exception):  # broken EXIF: as it is, like detectron2
+                image = ImageOps.exif_transpose(image)
+            return np.array(image.convert("RGB"))
+    except UNREADABLE as error:
+        raise ImageError(f"image {path}: expected a picture, found: {type(error).__name__}: {error}") from error
+
+
+def require_8_bits(image: Image.Image) -> None:
+    """Refuse grey values of 16 or 32 bits: Pillow would clip them to 0..255, nearly all white.
+
+    Raises:
+        ValueError: Names the mode.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):
+        raise ValueError(
+            f"expected 8 bits a channel, found grey values of 16 or 32 bits (mode {image.mode}). Fix: convert it "
+            "to 8 bits; how to scale it depends on what its numbers mean"
+        )
