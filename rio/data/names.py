@@ -19,13 +19,23 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rio.data.annotations import Annotations
 from rio.data.load import load_annotations
 from rio.data.rules import require_images
 
-__all__ = ["DatasetNameError", "DatasetNotFoundError", "annotations_of", "datasets_root", "find_datasets"]
+__all__ = [
+    "DatasetNameError",
+    "DatasetNotFoundError",
+    "annotations_of",
+    "browse",
+    "datasets_root",
+    "find",
+    "find_datasets",
+    "project_root",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -73,15 +83,15 @@ def _shapes_splits() -> dict[str, tuple[str, str]]:
     return {f"shapes_{size}_{split}": (size, split) for size in SHAPES for split in _SHAPES_SPLITS}
 
 
-def _source(name: str) -> _Source:
-    """Reads a name; touches no file.
+def _source(name: str, root: str | None = None) -> _Source:
+    """Reads a name; touches no file. `root` stands in for `datasets_root()`.
 
     Raises:
         DatasetNameError: None of the accepted forms.
     """
     if not isinstance(name, str):
         raise DatasetNameError(f"data set name: expected a string, found {name!r}")
-    root = datasets_root()
+    root = root or datasets_root()
     lvis, shapes = _lvis_splits(), _shapes_splits()
     if name in lvis:
         image_root, json_file = (os.path.join(root, part) for part in lvis[name])
@@ -154,10 +164,56 @@ def annotations_of(name: str, *, check_images: bool = False) -> Annotations:
     return annotations
 
 
-def _draw(size: str, split: str) -> None:
+def project_root() -> Path:
+    """The nearest folder above that holds rio's configs; else the repository that rio was imported from; else here."""
+    here = Path.cwd().resolve()
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
+        if (folder / "configs" / "base").is_dir() and (folder / "rio").is_dir():
+            return folder
+    return here
+
+
+def find(path: str | os.PathLike[str]) -> Path:
+    """A path as a notebook means it: absolute, or relative to the notebook or to the top of the repository."""
+    given = Path(path).expanduser()
+    return given if given.is_absolute() or given.exists() else project_root() / given
+
+
+def browse(name: str | os.PathLike[str], *, segmentations: bool = False) -> tuple[Annotations, bool]:
+    """A data set to look at rather than to train on: as `annotations_of`, with less asked of it.
+
+    Args:
+        name: as for `annotations_of`, or "path/to/file.json" without images. Paths are resolved by `find`. Image files
+            may be missing.
+        segmentations: read masks too; takes longer on large files.
+
+    Returns:
+        The columns, and whether it is an embedded set.
+
+    Raises:
+        DatasetNameError, DatasetNotFoundError, AnnotationError: as for `annotations_of`.
+    """
+    text = os.fspath(name)
+    root, file = str(find(datasets_root())), text.removesuffix(_SKIP)
+    if file.endswith(".json"):
+        source = _Source(str(find(file)), "", "skip" if text.endswith(_SKIP) else "raise", None, True)
+    else:
+        source = _source(text, root)
+        if source.own:
+            source = source._replace(json_file=str(find(source.json_file)), image_root=str(find(source.image_root)))
+    if source.shapes is not None:
+        _draw(*source.shapes, root, progress=False)
+    for path in filter(None, [source.json_file, source.image_root if source.own else ""]):
+        if not os.path.exists(path):
+            raise _not_found(text, source, path)
+    options = {"image_root": source.image_root or None, "on_error": source.on_error, "segmentations": segmentations}
+    return load_annotations(source.json_file, **options), source.shapes is not None
+
+
+def _draw(size: str, split: str, root: str | None = None, *, progress: bool = True) -> None:
     from rio.shapes import dataset, spec  # needed only here; OpenCV takes a while to import
 
-    dataset.generate(datasets_root(), spec.SPECS[size], split)
+    dataset.generate(root or datasets_root(), spec.SPECS[size], split, progress=progress)
 
 
 def _not_found(name: str, source: _Source, path: str) -> DatasetNotFoundError:

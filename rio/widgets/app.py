@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from rio.widgets import dataset as _data
+from rio.data import names
 
 NOTEBOOK = "05_inspect_predictions.ipynb"
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     given = {"threshold": args.threshold}
     given |= {name: _absolute(getattr(args, name)) for name in ("run", "results", "dataset", "train")}
-    source = _data.project_root() / "notebooks" / NOTEBOOK
+    source = names.project_root() / "notebooks" / NOTEBOOK
     if not source.is_file():
         parser.error(f"{source}: no such notebook. Run this from a clone of the repository")
     with tempfile.TemporaryDirectory(prefix="rio-app-") as folder:

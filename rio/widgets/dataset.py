@@ -9,48 +9,14 @@ import dataclasses
 import html
 import os
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from rio.analysis import distribution
 from rio.data.annotations import Annotations
-from rio.data.load import load_annotations
+from rio.data.names import browse, find, project_root  # noqa: F401  (the training panel's)
 from rio.widgets import theme as _theme
-
-SHAPES = ("demo", "bench")
-SPLITS = ("train", "val", "tune", "balanced")
-
-
-class DatasetError(ValueError):
-    """A name that is no data set, or files that are not there; the message says where was looked and what to
-    do."""
-
-
-def project_root() -> Path:
-    """The repository that the notebook lies in: the nearest folder above with rio's configs; else the one
-    that rio was imported from, for a notebook that was copied elsewhere; else where we are."""
-    here = Path.cwd().resolve()
-    for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
-        if (folder / "configs" / "base").is_dir() and (folder / "rio").is_dir():
-            return folder
-    return here
-
-
-def find(path: str | os.PathLike[str]) -> Path:
-    """A path as a user means it: absolute, or relative to the notebook or to the top of the repository."""
-    given = Path(path).expanduser()
-    if given.is_absolute() or given.exists():
-        return given
-    return project_root() / given
-
-
-def datasets_root() -> Path:
-    """The folder of all named data sets: DETECTRON2_DATASETS, else `datasets` at the top of the
-    repository."""
-    named = os.environ.get("DETECTRON2_DATASETS")
-    return Path(named).expanduser() if named else find("datasets")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,54 +117,7 @@ def open_dataset(name: str | os.PathLike[str], *, segmentations: bool = False) -
     Raises:
         NotebookError: no such data set, or a file that breaks a rule of `rio.data.annotations`.
     """
-    text = os.fspath(name)
-    json_file, images, on_error, embedded = _where(text)
-    annotations = load_annotations(
-        json_file, image_root=None if images is None else str(images), on_error=on_error, segmentations=segmentations
-    )
+    annotations, embedded = browse(name, segmentations=segmentations)
     if not annotations.instance_count.sum():
-        raise DatasetError(f"{json_file}: expected annotated objects, found none. There is no distribution to look at.")
-    return Data(text, annotations, embedded)
-
-
-def _where(name: str) -> tuple[Path, Path | None, str, bool]:
-    """JSON file, image folder, what to do about broken records, and whether it is an embedded set (then
-    drawn)."""
-    root = datasets_root()
-    for size in SHAPES:
-        for split in SPLITS:
-            if name == f"shapes_{size}_{split}":
-                folder = _draw(root, size, split)
-                return folder / f"{split}.json", folder / split, "raise", True
-    if name.startswith("lvis_") and "/" not in name and not name.endswith(".json"):
-        file = root / "lvis" / f"{name}.json"
-        if not file.is_file():
-            raise DatasetError(
-                f"data set {name!r}: expected {file}, found nothing there; put the file there (images below "
-                f"{root / 'coco'}), set DETECTRON2_DATASETS to the folder that holds lvis/, or name a file: "
-                "'path/to/file.json@path/to/images'"
-            )
-        # v0.5 names its images without the folder, v1 by coco_url, which holds it (as detectron2 has it).
-        folder = "" if "_v1_" in name else "train2017" if name.endswith("train") else "val2017"
-        return file, root / "coco" / folder, "skip", False
-    path, _, images = name.partition(".json@")
-    on_error = "skip" if name.endswith("?skip") else "raise"
-    if images:
-        file, folder = find(path + ".json"), find(images.removesuffix("?skip"))
-        if not folder.is_dir():
-            raise DatasetError(f"data set {name!r}: expected a folder of images at {folder}, found none")
-        return file, folder, on_error, False
-    file = name.removesuffix("?skip")
-    if file.endswith(".json"):
-        return find(file), None, on_error, False
-    raise DatasetError(
-        f"data set {name!r}: expected 'shapes_demo_train' (the embedded set), 'lvis_v1_train' and the like, "
-        "'path/to/file.json@path/to/images' or 'path/to/file.json'"
-    )
-
-
-def _draw(root: Path, size: str, split: str) -> Path:
-    """The folder that holds the split, drawn if it was not there."""
-    from rio.shapes import dataset, spec  # OpenCV takes a while to import
-
-    return dataset.generate(root, spec.SPECS[size], split, progress=False)
+        raise ValueError(f"{annotations.path}: expected annotated objects, found none. Fix: give a file with objects.")
+    return Data(os.fspath(name), annotations, embedded)

@@ -22,14 +22,13 @@ import pandas as pd
 import traitlets
 
 from rio import plots
+from rio.data import names
 from rio.data.annotations import Annotations, category_id_to_class_id, check_same_categories
 from rio.data.images import read_image
-from rio.data.load import load_annotations
 from rio.results.errors import KINDS, box_iou, find_errors
 from rio.results.federated import JudgedPairs
 from rio.results.objects import Objects, objects_of, predictions_of
 from rio.results.reading import Results, ResultsError, load_results
-from rio.widgets import dataset as _data
 from rio.widgets import theme as _theme
 
 LOWEST_SCORE = 0.05
@@ -252,9 +251,9 @@ def open_predictions(
         if dataset is None:
             raise ResultsError("results: expected their ground truth too, found none. Give dataset='val.json@images'")
         title = f"results {results}" if isinstance(results, (str, os.PathLike)) else "results"
-        given = _data.find(results) if isinstance(results, (str, os.PathLike)) else results
+        given = names.find(results) if isinstance(results, (str, os.PathLike)) else results
         return _source(dataset, train, given, title, "", lowest_score)
-    folder = _data.find(run) if run is not None else None
+    folder = names.find(run) if run is not None else None
     if folder is None or not folder.is_dir():
         if run is not None and os.fspath(run) not in ("", "output/demo/rio-seed1"):
             raise FileNotFoundError(
@@ -271,8 +270,8 @@ def open_predictions(
             "training ends, or by `python -m rio eval`"
         )
     if dataset is None:
-        names = _datasets_of(folder)
-        dataset, train = names["TEST"], train or names["TRAIN"]
+        sets = _datasets_of(folder)
+        dataset, train = sets["TEST"], train or sets["TRAIN"]
     return _source(dataset, train, file, f"run {folder}", "", lowest_score)
 
 
@@ -284,7 +283,7 @@ def _source(
     if train:
         try:
             train_set = _annotations(train)
-        except (FileNotFoundError, _data.DatasetError) as error:
+        except (FileNotFoundError, names.DatasetNameError) as error:
             note = f"The training set is not at hand, so there are no crops of it: {_theme.sentence(error)}"
         else:
             check_same_categories(train_set, truth)
@@ -293,8 +292,7 @@ def _source(
 
 
 def _annotations(name: str) -> Annotations:
-    json_file, images, on_error, _ = _data._where(name)
-    return load_annotations(json_file, image_root=None if images is None else str(images), on_error=on_error)
+    return names.browse(name)[0]
 
 
 def _datasets_of(folder: Path) -> dict[str, str]:

@@ -27,6 +27,7 @@ import yaml
 from IPython.display import display
 
 from rio import plots
+from rio.data import names
 from rio.data.annotations import Annotations
 from rio.results.errors import find_errors
 from rio.results.evaluation import GROUP_METRICS as METRICS
@@ -102,7 +103,7 @@ def _finished(where: object) -> dict[tuple[str, str], Path]:
     found: list[tuple[str, Path]] = []
     unfinished: list[str] = []
     for index, path in enumerate(given):
-        root = _data.find(path)
+        root = names.find(path)
         folders = [root] if _is_run(root) else sorted(p for p in root.glob("*") if p.is_dir() and _is_run(p))
         for folder in folders:
             name = folder.name if named is None or len(folders) > 1 else list(named)[index]
@@ -111,7 +112,7 @@ def _finished(where: object) -> dict[tuple[str, str], Path]:
             else:
                 unfinished.append(str(folder))
     if not found:
-        looked = ", ".join(str(_data.find(path)) for path in given) or "no folder at all"
+        looked = ", ".join(str(names.find(path)) for path in given) or "no folder at all"
         begun = f" Begun and not finished: {', '.join(unfinished)}." if unfinished else ""
         raise RunsError(
             f"No finished run found (looked for evaluation.json in {looked} and the folders in it).{begun} "
@@ -531,7 +532,7 @@ def open_study(path: str | os.PathLike[str] | None) -> Study:
     """
     if path is None:
         return Study(None)
-    file = _data.find(path)
+    file = names.find(path)
     return Study(StudyResult.from_json(file / "study.json" if file.is_dir() else file))
 
 

@@ -274,7 +274,7 @@ def refused(result):
 
 def test_no_such_data_set(execute):
     assert "shapes_demo_train" in refused(execute("01", dataset="shapes_dmeo_train"))
-    assert "found none" in refused(execute("02", dataset="nowhere/train.json"))
+    assert "found nothing there" in refused(execute("02", dataset="nowhere/train.json"))
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"images": [], "annotations": [], "categories": []}'])

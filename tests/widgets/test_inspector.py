@@ -254,10 +254,10 @@ def test_a_run_with_its_training_crops(drawn):
 def test_without_a_run_it_says_what_it_shows(monkeypatch, tmp_path, drawn):
     folder = drawn.parent
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(inspect._data, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(inspect.names, "project_root", lambda: tmp_path)
     monkeypatch.setattr(
-        inspect, "_annotations",
-        lambda name: load_annotations(folder / f"{name[12:]}.json", image_root=str(folder / name[12:])),
+        inspect.names, "browse",
+        lambda name: (load_annotations(folder / f"{name[12:]}.json", image_root=str(folder / name[12:])), True),
     )  # fmt: skip
     source = open_predictions()
     assert "MADE UP" in source.note and "make demo" in source.note
