@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 for _room, _still in {
     "cli": {"pycocotools"},
     "study": {"rio.report"},
-    "widgets": {"rio.shapes", "pycocotools"},
+    "widgets": {"pycocotools"},
 }.items():
     MAY_IMPORT[_room] |= _still
 TOP = {"rio.trainer", "rio.widgets", "rio.cli"}  # nothing imports these but the command line the trainer
