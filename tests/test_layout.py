@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "memory_bank": {"torch"},
     "classifier": {"torch"},
     "roi_heads": {"torch", "fvcore", "detectron2", "rio.memory_bank", "rio.classifier"},
-    "config": {"yaml", "yacs", "fvcore", "detectron2"},
+    "config": {"detectron2", "rio.engine.config_files", "rio.memory_bank", "rio.sampler"},
     "trainer": DETECTRON | {"rio.config", "rio.data", "rio.engine", "rio.results", "rio.roi_heads", "rio.sampler"},
     # The rooms around it.
     "data": LIGHT | {"PIL", "msgspec", "pycocotools", "filelock", "rio.shapes"},  # data.names draws the embedded set
