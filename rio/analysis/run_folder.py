@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import math
@@ -17,8 +16,7 @@ import yaml
 if TYPE_CHECKING:
     from rio.results.evaluation import Evaluation
 
-# Scalars in metrics.json about the bank and the RoIs; a cascade has them per stage.
-TELEMETRY = re.compile(r"^(stage\d+/)?(memory_bank|rois)/")
+TELEMETRY = r"^(stage\d+/)?(memory_bank|rois)/"  # scalars of the bank and the RoIs; a cascade has them per stage
 
 
 class RunFolderError(ValueError):
@@ -37,11 +35,8 @@ class Progress(NamedTuple):
 class RunFolder:
     """A run as its files tell it. The folder need not exist yet, and may still grow.
 
-    Args:
-        path: the folder.
-
     Attributes:
-        path: the same.
+        path: the folder.
         config_file, metrics_file, evaluation_file, predictions_file: config.yaml, metrics.json, evaluation.json and
             instances_results.json in it, there or not.
     """
@@ -52,10 +47,10 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.json"
         self.evaluation_file = self.path / "evaluation.json"
         self.predictions_file = self.path / "instances_results.json"
+        self._stamp: tuple[int, ...] | None = None  # of metrics.json when it was read last
         self._rows: list[dict[str, Any]] = []
         self._fault = ""
-        self._lines = self._offset = 0
-        self._identity: tuple[int, int] | None = None
+        self._table: pd.DataFrame | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -73,24 +68,19 @@ class RunFolder:
         return _read_config(self.config_file, status.st_mtime_ns, status.st_size)
 
     def setting(self, key: str, default: Any = None) -> Any:
-        """A value of config.yaml by its dotted key; the default where key or file are missing or the file is broken."""
+        """A value of config.yaml by its dotted key; the default where the key or a readable file is missing."""
         try:
-            node: Any = self.config()
-            for part in key.split("."):
-                node = node[part]
+            return functools.reduce(lambda node, part: node[part], key.split("."), self.config())
         except (OSError, RunFolderError, KeyError, TypeError):
             return default
-        return node
 
     def datasets(self, split: str) -> list[str]:
-        """Names of the data sets in DATASETS.TRAIN or DATASETS.TEST (`split`: "TRAIN", "TEST"); [] without config.yaml.
+        """Names in DATASETS.TRAIN or DATASETS.TEST (`split`: "TRAIN", "TEST"); [] without config.yaml.
 
         Raises:
             RunFolderError: as `config`.
         """
-        with contextlib.suppress(OSError):
-            self.config()
-        names = self.setting(f"DATASETS.{split}")
+        names = self.config_file.is_file() and self.config() and self.setting(f"DATASETS.{split}")
         if isinstance(names, str):  # a tuple dumped as text, or one name
             return re.findall(r"['\"]([^'\"]+)['\"]", names) if names.startswith("(") else [names]
         return [str(name) for name in names] if isinstance(names, (list, tuple)) else []
@@ -111,24 +101,20 @@ class RunFolder:
         rows = self._read()
         if strict and self._fault:
             raise RunFolderError(self._fault)
-        if not rows:
-            return pd.DataFrame({"iteration": pd.Series(dtype=int)})
-        return pd.DataFrame(rows).groupby("iteration", as_index=False).last()
+        if self._table is None:
+            table = pd.DataFrame(rows) if rows else pd.DataFrame({"iteration": pd.Series(dtype=int)})
+            self._table = table.groupby("iteration", as_index=False).last() if rows else table
+        return self._table
 
     def progress(self) -> Progress:
         """How far the run is, by its newest lines."""
-        done, loss, pace = 0, math.nan, None
-        for row in reversed(self._read()):
-            if pace is None and isinstance(row.get("time"), (int, float)):
-                pace = float(row["time"])
-            if math.isnan(loss):
-                trained = isinstance(row.get("total_loss"), (int, float))
-                done = max(done, int(row["iteration"]) + trained)  # scores are logged after the last iteration
-                loss = float(row["total_loss"]) if trained else math.nan
-            elif pace is not None:
-                break
-        last = self.setting("SOLVER.MAX_ITER", 0)
-        return Progress(min(done, last) if last else done, last, loss, pace)
+        rows, last = self._read(), self.setting("SOLVER.MAX_ITER", 0)
+        trained = [row for row in rows[-100:] if isinstance(row.get("total_loss"), (int, float))]
+        paces = [float(row["time"]) for row in trained if isinstance(row.get("time"), (int, float))]
+        done = int(trained[-1]["iteration"]) + 1 if trained else 0
+        done = max(done, int(rows[-1]["iteration"])) if rows else 0  # scores are logged after the last iteration
+        loss = float(trained[-1]["total_loss"]) if trained else math.nan
+        return Progress(min(done, last) if last else done, last, loss, paces[-1] if paces else None)
 
     def telemetry(self) -> dict[str, float]:
         """Scalars of the bank and the RoIs, each the mean over the second half of the iterations; six digits."""
@@ -137,41 +123,34 @@ class RunFolder:
         return {name: float(f"{late[name].mean():.6g}") for name in sorted(late) if late[name].notna().any()}
 
     def evaluation(self) -> Evaluation:
-        """evaluation.json.
-
-        Raises:
-            FileNotFoundError, ValueError: as `Evaluation.from_json`.
-        """
+        """evaluation.json; raises what `Evaluation.from_json` raises."""
         from rio.results.evaluation import Evaluation
 
         return Evaluation.from_json(self.evaluation_file)
 
     def _read(self) -> list[dict[str, Any]]:
-        """All whole lines of metrics.json; reads only what was added since the last call."""
+        """All whole lines of metrics.json, read again only when the file changes."""
         try:
             status = self.metrics_file.stat()
-            identity = status.st_dev, status.st_ino
-            if identity != self._identity or status.st_size < self._offset:  # a resumed run rewrites its file
-                self._rows, self._fault, self._lines, self._offset, self._identity = [], "", 0, 0, identity
-            with open(self.metrics_file, "rb") as file:
-                file.seek(self._offset)
-                added = file.read()
+            stamp = status.st_ino, status.st_size, status.st_mtime_ns
+            if stamp != self._stamp:
+                lines = self.metrics_file.read_bytes().split(b"\n")[:-1]
+                self._stamp, self._rows, self._fault, self._table = stamp, [], "", None
+                for number, line in enumerate(lines, 1):
+                    self._add(line, number)
         except OSError:
-            return self._rows
-        whole = added[: added.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for line in whole.splitlines():
-            self._lines += 1
-            try:
-                row = json.loads(line) if line.strip() else None
-                if row is not None and not isinstance(row.get("iteration"), (int, float)):
-                    raise ValueError("no iteration")
-            except (ValueError, AttributeError, RecursionError) as error:
-                where = f"{self.metrics_file}, line {self._lines}"
-                self._fault = self._fault or f"{where}: expected a JSON object with an iteration, found: {error}"
-            else:
-                self._rows += [row] if row is not None else []
+            pass
         return self._rows
+
+    def _add(self, line: bytes, number: int) -> None:
+        try:
+            row = json.loads(line)
+            int(row["iteration"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            fault = f"{self.metrics_file}, line {number}: expected a JSON object with an iteration, found: {error!r}"
+            self._fault = self._fault or fault
+        else:
+            self._rows.append(row)
 
 
 @functools.lru_cache(maxsize=64)
@@ -179,9 +158,8 @@ def _read_config(file: Path, _changed: int, _size: int) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunFolderError(
-            f"{file}: expected the YAML that a run writes, found: {' '.join(str(error).split())}"
-        ) from error
+        found = " ".join(str(error).split())
+        raise RunFolderError(f"{file}: expected the YAML that a run writes, found: {found}") from error
     if not isinstance(content, dict):
         raise RunFolderError(f"{file}: expected keys and values, found {type(content).__name__}")
     return content

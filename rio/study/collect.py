@@ -1,0 +1,173 @@
+"""From the folders of a study's finished runs to its result: study.json, study.md and the figures."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import platform
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rio.data.files import write_atomically
+from rio.results.evaluation import METRICS, Evaluation
+from rio.study.plan import Run, Study, StudyError
+from rio.study.result import IOU_NAMES, Category, RunResult, StudyResult
+
+
+@dataclass(frozen=True)
+class About:
+    """What a result says apart from its runs: data, machine, versions."""
+
+    command: str
+    trained_on: list[str]
+    evaluated_on: list[str]
+    categories: list[Category]
+    machine: str
+    versions: dict[str, str]
+
+    @classmethod
+    def of(cls, study: Study, options: Sequence[str]) -> About:
+        from rio.config import load_config  # detectron2 and torch: not for who only reads results
+        from rio.data import names as datasets
+        from rio.engine import info
+
+        cfg = load_config(study.config, [*options, *study.tuning_options])
+        train, test = (datasets.annotations_of(names[0]) for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST))
+        test = test.with_frequency_of(train)
+        count = dict(zip(train.category_names, train.image_count.tolist(), strict=True))
+        columns = (test.category_ids.tolist(), test.category_names, test.frequency.tolist())
+        here = info.collect()
+        libraries = ("torch", "detectron2", "numpy", "hotcoco")
+        return cls(
+            command=shlex.join(["python", "-m", "rio", "study", study.file, *map(without_folders, options)]),
+            trained_on=[without_folders(name) for name in cfg.DATASETS.TRAIN],
+            evaluated_on=[without_folders(cfg.DATASETS.TEST[0])],
+            categories=[Category(i, n, f, count[n]) for i, n, f in zip(*columns, strict=True)],
+            machine=_machine(here["cores"], [device["name"] for device in here["gpus"]["devices"]]),
+            versions={"rio": here["rio"], "python": platform.python_version()}
+            | {name: here["versions"][name] or "unknown" for name in libraries},
+        )
+
+    def mark_finished(self, run: Run, seconds: float) -> None:
+        """Write study_finished.json: how long the run took, and what it was made with."""
+        made = {"machine": self.machine, "versions": self.versions, "date": _today()}
+        record = json.dumps({"seconds": round(seconds, 1), **made}).encode()
+        write_atomically(run.folder.path / "study_finished.json", record)
+
+
+def collect(study: Study, about: About, runs: Sequence[Run]) -> StudyResult:
+    """The result of the runs finished so far.
+
+    Raises:
+        StudyError: a run was evaluated on other categories.
+    """
+    finished, records = [], []
+    for run in runs:
+        if not run.is_finished:
+            continue
+        records.append(json.loads((run.folder.path / "study_finished.json").read_bytes()))
+        evaluation = run.folder.evaluation()
+        table = evaluation.per_category
+        if table["category_id"].tolist() != [c.category_id for c in about.categories]:
+            raise StudyError(
+                f"{run.folder.evaluation_file}: expected the {len(about.categories)} categories of "
+                f"{', '.join(about.evaluated_on)}, found {len(table)} others. Fix: delete that folder to train it anew"
+            )
+        finished.append(
+            RunResult(
+                run.arm,
+                run.seed,
+                run.max_iter,
+                round(float(records[-1]["seconds"]), 1),
+                {kind: _metrics(evaluation, kind, about.categories) for kind in evaluation.metrics},
+                {kind: [_rounded(v) for v in table[f"AP_{kind}"]] for kind in evaluation.metrics},
+                run.folder.telemetry(),
+            )
+        )
+    # Several calls may have made the runs: each folder says what it was made with.
+    machines = dict.fromkeys(record.get("machine", about.machine) for record in records)
+    versions: dict[str, dict[str, None]] = {}
+    for record in records:
+        for name, version in record.get("versions", about.versions).items():
+            versions.setdefault(name, {})[version] = None
+    return StudyResult(
+        name=study.name,
+        role="report" if study.tune_on is None else "tune",
+        trained_on=about.trained_on,
+        evaluated_on=about.evaluated_on,
+        command=about.command,
+        machine="; ".join(machines) or about.machine,
+        versions={name: " and ".join(found) for name, found in versions.items()} or about.versions,
+        date=max((record.get("date", "") for record in records), default="") or _today(),
+        arms={arm: [without_folders(word) for word in own] for arm, own in study.arms.items()},
+        pairs=list(study.comparisons),
+        seeds=list(study.seeds),
+        categories=about.categories,
+        runs=finished,
+    )
+
+
+def draw(result: StudyResult, root: Path) -> None:
+    """The figures study_*.svg and .png, once there is a finished run."""
+    if not result.runs:
+        return
+    import matplotlib.pyplot as plt
+
+    from rio import plots
+
+    runs, comparisons = result.per_run(), result.comparisons()
+    note = " (tuning)" if result.role == "tune" else ""
+    for kind in dict.fromkeys(runs["iou_type"]):
+        name = f"{IOU_NAMES[kind]} AP{note}"
+        for what, plot, rows, label in (
+            ("arms", plots.arm_ap, runs, f"{name}, %"),
+            ("differences", plots.paired_differences, comparisons, f"{name}, difference in points"),
+        ):
+            rows = rows[rows["iou_type"] == kind]
+            if len(rows) == 0:
+                continue
+            with plots.style():
+                figure = plot(rows, label=label).figure
+                for suffix, metadata in (("svg", {"Date": None}), ("png", {})):  # no date: the same bytes each time
+                    save = functools.partial(figure.savefig, format=suffix, metadata=metadata)
+                    write_atomically(root / f"study_{what}_{kind}.{suffix}", save)
+                plt.close(figure)
+
+
+def without_folders(text: str) -> str:
+    """Absolute paths shortened to their last part: a published result does not tell where files lie on a machine."""
+    return re.sub(r"(?<![\w.])~?/(?:[^/\s'\"@,]+/)*", "", text)
+
+
+def _metrics(evaluation: Evaluation, kind: str, categories: Sequence[Category]) -> dict[str, float | None]:
+    metrics, table = evaluation.metrics[kind], evaluation.per_category
+    frequency = [c.frequency for c in categories]
+    if table["frequency"].tolist() != frequency:
+        # An arm that trains on another set (a balanced one, say) has other groups: all arms are compared by those of the
+        # config's own training set. A group's AP is the mean of its classes' AP.
+        by_group = table[f"AP_{kind}"].groupby(np.array(frequency)).mean()
+        metrics = {**metrics, **{f"AP{g}": by_group.get(g, np.nan) for g in "rcf"}}
+    return {m: _rounded(metrics[m]) for m in METRICS}
+
+
+def _rounded(value: float) -> float | None:
+    return None if value != value else round(float(value), 4)
+
+
+def _machine(cores: int, gpus: Sequence[str]) -> str:
+    """What a machine can do, not which one it is."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"(?m)^model name\s*:\s*(.+)$", cpuinfo.read_text() if cpuinfo.exists() else "")
+    model = " ".join(found[1].split()) if found else platform.machine()
+    parts = [f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)] or ["no GPU"]
+    return ", ".join([model, f"{cores} core{'s' * (cores != 1)}", *parts])
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()

@@ -1,0 +1,241 @@
+"""What a study runs: the study file, and its arms and seeds checked before anything starts.
+
+config: ../shapes/demo.yaml          # relative to the study file
+arms:
+  none: [MODEL.RIO.SAMPLER, none, MODEL.RIO.BANK_ENABLED, false]
+  rio:  [MODEL.RIO.SAMPLER, rfs]
+seeds: [0]
+processes: 2                          # trainings side by side
+gpus: 1                               # that they are dealt over; several processes share one
+comparisons: [[rio, none]]            # default: every arm against the first
+tune_on: shapes_demo_tune             # makes it a tuning study: evaluated there, never on DATASETS.TEST
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rio.data.files import write_atomically
+from rio.study.process import Training
+
+KEYS = ("config", "arms", "seeds", "processes", "gpus", "comparisons", "tune_on")
+
+
+class StudyError(ValueError):
+    """A study that cannot be run, or runs of it that failed; the message says what to change."""
+
+
+def require(holds: Any, where: str, expected: str, found: Any) -> None:
+    """Raise a StudyError unless `holds`."""
+    if not holds:
+        raise StudyError(f"{where}: expected {expected}, found {found!r}")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What to run.
+
+    Attributes:
+        name: the file's stem.
+        config: path of the base config.
+        arms: name -> [KEY, VALUE, ...] over the base config, as strings.
+        seeds: one run per arm and seed.
+        processes: trainings side by side.
+        gpus: how many GPUs they are dealt over; on a machine without one the CPU is used.
+        comparisons: (arm, baseline) pairs.
+        tune_on: data set that is evaluated on in place of DATASETS.TEST; None: this study reports.
+        file: the study file, relative to the repository where it is in it.
+    """
+
+    name: str
+    config: str
+    arms: dict[str, list[str]]
+    seeds: tuple[int, ...]
+    processes: int
+    gpus: int = 1
+    comparisons: tuple[tuple[str, str], ...] = ()
+    tune_on: str | None = None
+    file: str = ""
+
+    @property
+    def tuning_options(self) -> list[str]:
+        """KEY, VALUE that evaluate on `tune_on`; empty in a study that reports."""
+        return [] if self.tune_on is None else ["DATASETS.TEST", repr((self.tune_on,))]
+
+
+@dataclass
+class Run:
+    """One training of a study: its folder is OUTPUT/ARM-seedS, its options are over the study's config."""
+
+    arm: str
+    seed: int
+    folder: Training
+    options: list[str]
+    max_iter: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}-seed{self.seed}"
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.folder.path / "study_finished.json").exists() and self.folder.is_finished
+
+
+def load_study(path: str | os.PathLike[str]) -> Study:
+    """Read and check a study file.
+
+    Raises:
+        FileNotFoundError: no such file, or no such base config.
+        StudyError: names the key, what was expected and what was found.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such study file. Fix: choose one of configs/studies/, or write one")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path}: expected YAML, found: {' '.join(str(error).split())}") from error
+
+    def need(holds: Any, key: str, expected: str, found: Any) -> None:
+        require(holds, f"{path}: key '{key}'", expected, found)
+
+    need(isinstance(content, dict), "", f"keys {', '.join(KEYS)}", content)
+    for key in content:
+        need(key in KEYS, str(key), f"one of {', '.join(KEYS)}", key)
+    config, arms, seeds = content.get("config"), content.get("arms"), content.get("seeds", [0])
+    need(config and isinstance(config, str), "config", "the path of the base config", config)
+    need(arms and isinstance(arms, dict), "arms", "names with lists [KEY, VALUE, ...]", arms)
+    for name, options in arms.items():
+        plain = isinstance(name, str) and name and Path(name).name == name and not name.startswith(".")
+        need(plain, f"arms.{name}", "a name that can be a folder's", name)
+        pairs = options is None or (isinstance(options, list) and len(options) % 2 == 0)
+        need(pairs, f"arms.{name}", "[KEY, VALUE, ...]", options)
+    good = seeds and isinstance(seeds, list) and all(type(s) is int and s >= 0 for s in seeds)
+    need(good and len(set(seeds)) == len(seeds), "seeds", "a list of different integers >= 0", seeds)
+    counts = {key: content.get(key, 1) for key in ("processes", "gpus")}
+    for key, value in counts.items():
+        need(type(value) is int and value >= 1, key, "an integer >= 1", value)
+    first, *others = arms
+    comparisons = content.get("comparisons", [[arm, first] for arm in others])
+    need(isinstance(comparisons, list), "comparisons", "a list of [ARM, BASELINE]", comparisons)
+    for number, pair in enumerate(comparisons):
+        good = isinstance(pair, list) and len(pair) == 2 and all(isinstance(arm, str) and arm in arms for arm in pair)
+        expected = f"[ARM, BASELINE], two different of {', '.join(arms)}"
+        need(good and pair[0] != pair[1], f"comparisons[{number}]", expected, pair)
+    tune_on = content.get("tune_on")
+    need(tune_on is None or isinstance(tune_on, str), "tune_on", "the name of a data set", tune_on)
+    base = path.parent / os.path.expanduser(config)
+    if not base.is_file():
+        raise FileNotFoundError(f"{base}: no such config, named by 'config' in {path} (relative to that file)")
+    repository, file = Path(__file__).resolve().parents[2], path.resolve()
+    return Study(
+        name=path.stem,
+        config=str(base),
+        arms={name: [str(word) for word in options or []] for name, options in arms.items()},
+        seeds=tuple(seeds),
+        comparisons=tuple((arm, baseline) for arm, baseline in comparisons),
+        tune_on=tune_on,
+        file=file.relative_to(repository).as_posix() if file.is_relative_to(repository) else file.name,
+        **counts,
+    )
+
+
+def prepare(study: Study, root: Path, options: Sequence[str]) -> list[Run]:
+    """The study's runs, seed by seed, with every arm's config and data sets checked.
+
+    Seed by seed: an interrupted study has all arms to compare, with fewer seeds.
+
+    Args:
+        study: from `load_study`.
+        root: gets a folder per run, with the settings that the run begins with.
+        options: KEY, VALUE, ... for every arm.
+
+    Raises:
+        StudyError: names the arm and the key, or the run whose settings changed since it began.
+    """
+    from rio.config import load_config  # detectron2 takes seconds to import: not for `load_study`
+    from rio.data import names as datasets
+
+    runs = []
+    for seed, (arm, own) in ((seed, item) for seed in study.seeds for item in study.arms.items()):
+        where = f"study {study.name}, arm {arm!r}"
+        run_options = [*own, *options, *study.tuning_options, "SEED", str(seed)]
+        try:
+            cfg = load_config(study.config, run_options)
+        except ValueError as error:
+            raise StudyError(f"{where}: {error}") from error
+        for split in ("TRAIN", "TEST"):
+            expected = "a data set (a study needs one to train on and one to compare the arms on)"
+            require(cfg.DATASETS[split], f"{where}: DATASETS.{split}", expected, cfg.DATASETS[split])
+        for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+            datasets.annotations_of(name)
+        if study.tune_on is not None:
+            if "DATASETS.TEST" in own[::2]:
+                raise StudyError(
+                    f"{where}: DATASETS.TEST: expected no such key in a tuning study, which is evaluated only on tune_on "
+                    f"({study.tune_on}). Fix: remove it"
+                )
+            reported = load_config(study.config, list(options)).DATASETS
+            _check_disjoint(study, (*reported.TEST, *reported.TRAIN, *cfg.DATASETS.TRAIN))
+        run = Run(arm, seed, Training(root / f"{arm}-seed{seed}"), run_options, cfg.SOLVER.MAX_ITER)
+        cfg.OUTPUT_DIR = ""
+        keep_settings(run.folder.path, cfg.dump())
+        runs.append(run)
+    return runs
+
+
+def _check_disjoint(study: Study, others: Sequence[str]) -> None:
+    """A tuning study must see neither the split that is reported nor what it trains on."""
+    from rio.data import names as datasets
+
+    def files(name: str) -> set[str]:
+        found = datasets.annotations_of(name)
+        folder = os.path.realpath(found.image_root or "")
+        return {os.path.normpath(os.path.join(folder, file)) for file in found.file_names}
+
+    tuning = files(study.tune_on)
+    for name in dict.fromkeys(others):
+        if shared := tuning & files(name):
+            raise StudyError(
+                f"study {study.name}: tune_on {study.tune_on}: expected other images than those of {name}, found "
+                f"{len(shared)} in both, for example {min(shared)}. What is chosen on images that are trained on or reported "
+                "looks better than it is. Fix: tune on a set of its own"
+            )
+
+
+def keep_settings(folder: Path, settings: str) -> None:
+    """Write a run's settings (YAML) into its folder, or check that they are those it began with.
+
+    A key that is only in the new settings was added to rio since; the run is the same as long as it has its default.
+    """
+    file = folder / "study_settings.yaml"
+    if not file.exists():
+        write_atomically(file, settings.encode())
+        return
+    from rio.config import get_rio_cfg
+
+    texts = get_rio_cfg().dump(), file.read_text(encoding="utf-8"), settings
+    defaults, began, now = (_flat(yaml.safe_load(text)) for text in texts)
+    before = {key: value for key, value in defaults.items() if key in now} | began
+    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if keys:
+        changed = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in keys[:5])
+        more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+        raise StudyError(
+            f"{folder}: was begun with other settings ({changed}{more}). Fix: choose another --output-dir, or delete that "
+            "folder to train it anew"
+        )
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as dotted keys."""
+    if not isinstance(node, dict):
+        return {prefix[:-1]: node}
+    return {k: v for key, value in node.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
