@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from rio.results.evaluation import GROUP_METRICS
-from rio.study import StudyResult, format_difference
+from rio.study.result import StudyResult, format_difference
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

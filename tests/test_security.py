@@ -91,8 +91,9 @@ def test_nothing_else_in_the_package_unpickles():
 
 @pytest.mark.parametrize("where", ["config", "base", "study", "study's config", "resumed run"])
 def test_yaml_is_data(tmp_path, monkeypatch, where):
-    from rio import config, study
+    from rio import config
     from rio.engine.setup import stored_seed
+    from rio.study import plan, runner
 
     monkeypatch.chdir(tmp_path)
     evil = write(tmp_path / "config.yaml", f"MODEL: {{WEIGHTS: {TAG}}}")
@@ -101,9 +102,9 @@ def test_yaml_is_data(tmp_path, monkeypatch, where):
     attempts = {
         "config": lambda: config.load_config(str(evil)),
         "base": lambda: config.load_config(str(child)),
-        "study": lambda: study.load_study(write(tmp_path / "s.yaml", f"config: {TAG}\n{arms}")),
-        "study's config": lambda: study.run_study(
-            study.load_study(write(tmp_path / "s.yaml", f"config: child.yaml\n{arms}")), "out"
+        "study": lambda: plan.load_study(write(tmp_path / "s.yaml", f"config: {TAG}\n{arms}")),
+        "study's config": lambda: runner.run_study(
+            plan.load_study(write(tmp_path / "s.yaml", f"config: child.yaml\n{arms}")), "out"
         ),
         "resumed run": lambda: stored_seed(str(tmp_path)),
     }
@@ -117,8 +118,8 @@ def test_yaml_of_finished_runs_is_data(runs, tmp_path, monkeypatch):
     import shutil
 
     from rio import report, widgets
+    from rio.study.process import Training
     from rio.widgets import inspector as inspect
-    from rio.widgets import training
 
     monkeypatch.chdir(tmp_path)
     run = Path(shutil.copytree(runs / "rio-seed1", tmp_path / "rio-seed1"))
@@ -130,7 +131,7 @@ def test_yaml_of_finished_runs_is_data(runs, tmp_path, monkeypatch):
         widgets.open_runs(run)
     with pytest.raises(Exception, match="config.yaml"):
         inspect.open_predictions(run=str(run))
-    training.RunFolder(run).explain()
+    Training(run).explain()
     assert not Path("was_here").exists()
 
 
@@ -293,6 +294,7 @@ def test_the_report_escapes_names(runs):
 def test_the_notebooks_views_escape_names(runs):
     pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `notebooks`)")
     from rio import widgets
+    from rio.study.process import Training
     from rio.widgets import inspector as inspect
 
     folder = runs.parent

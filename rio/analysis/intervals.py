@@ -17,17 +17,17 @@ MIN_CATEGORIES = 6
 def paired_difference(differences: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
     """The mean difference, its 95 % interval over categories, and whether it is resolved.
 
-    The bootstrap draws categories with replacement within each frequency group, 10,000 times, with seeds fixed. Of 1,000
-    made-up sets of normal differences the interval covers the truth in 94 % with 6 or 11 categories and in 93 to 96 % with
-    100 and more; of exponential differences in 90, 92 and 95 to 96 %.
+    The bootstrap draws categories with replacement within each frequency group, 10,000 times, with seeds fixed. Of
+    1,000 made-up sets of normal differences the interval covers the truth in 94 % with 6 or 11 categories and in 93 to
+    96 % with 100 and more; of exponential differences in 90, 92 and 95 to 96 %.
 
     Args:
         differences: (seeds, n) points of AP, arm minus baseline; no NaN.
         groups: (n,) frequency group of each category: "r", "c" or "f".
 
     Returns:
-        difference (mean), low, high (NaN with fewer than 6 categories), seeds_agree (every seed's difference has the sign of
-        the mean), resolved (0 is outside low..high, the seeds agree, and there are at least two).
+        difference (mean), low, high (NaN with fewer than 6 categories), seeds_agree (every seed's difference has the
+        sign of the mean), resolved (0 is outside low..high, the seeds agree, and there are at least two).
     """
     seeds, n = differences.shape
     if n == 0:

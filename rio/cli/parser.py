@@ -357,22 +357,22 @@ def _targets(files: Sequence[str], folder: str) -> list[str]:
 
 
 def _study(args: argparse.Namespace) -> int:
-    from rio import study
+    from rio.study import plan, result, runner
 
-    plan = study.load_study(args.file)
-    folder = args.output_dir or os.path.join("output", plan.name)
-    outcome = study.run_study(
-        plan, folder, processes=args.processes, gpus=args.num_gpus, minutes=args.minutes, options=args.opts
+    study = plan.load_study(args.file)
+    folder = args.output_dir or os.path.join("output", study.name)
+    outcome = runner.run_study(
+        study, folder, processes=args.processes, gpus=args.num_gpus, minutes=args.minutes, options=args.opts
     )
-    print(study.format_result(outcome.result))
+    print(result.format_result(outcome.result))
     print(f"\nRuns: {folder} (study.md has all tables, study_*.svg the figures)")
     return 0
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from rio import study
+    from rio.report.demo import demo
 
-    study.demo(args.output_dir, processes=args.processes)
+    demo(args.output_dir, processes=args.processes)
     return 0
 
 

@@ -149,8 +149,8 @@ def _metrics(evaluation: Evaluation, kind: str, categories: Sequence[Category]) 
     metrics, table = evaluation.metrics[kind], evaluation.per_category
     frequency = [c.frequency for c in categories]
     if table["frequency"].tolist() != frequency:
-        # An arm that trains on another set (a balanced one, say) has other groups: all arms are compared by those of the
-        # config's own training set. A group's AP is the mean of its classes' AP.
+        # An arm that trains on another set (a balanced one, say) has other groups: all arms are compared by those of
+        # the config's own training set. A group's AP is the mean of its classes' AP.
         by_group = table[f"AP_{kind}"].groupby(np.array(frequency)).mean()
         metrics = {**metrics, **{f"AP{g}": by_group.get(g, np.nan) for g in "rcf"}}
     return {m: _rounded(metrics[m]) for m in METRICS}

@@ -78,6 +78,8 @@ class Run:
     folder: Training
     options: list[str]
     max_iter: int
+    device: str | None = None  # CUDA_VISIBLE_DEVICES
+    started: float = 0.0  # time.monotonic(), in this call
 
     @property
     def name(self) -> str:
@@ -179,8 +181,8 @@ def prepare(study: Study, root: Path, options: Sequence[str]) -> list[Run]:
         if study.tune_on is not None:
             if "DATASETS.TEST" in own[::2]:
                 raise StudyError(
-                    f"{where}: DATASETS.TEST: expected no such key in a tuning study, which is evaluated only on tune_on "
-                    f"({study.tune_on}). Fix: remove it"
+                    f"{where}: DATASETS.TEST: expected no such key in a tuning study, which is evaluated only on "
+                    f"tune_on ({study.tune_on}). Fix: remove it"
                 )
             reported = load_config(study.config, list(options)).DATASETS
             _check_disjoint(study, (*reported.TEST, *reported.TRAIN, *cfg.DATASETS.TRAIN))
@@ -205,8 +207,8 @@ def _check_disjoint(study: Study, others: Sequence[str]) -> None:
         if shared := tuning & files(name):
             raise StudyError(
                 f"study {study.name}: tune_on {study.tune_on}: expected other images than those of {name}, found "
-                f"{len(shared)} in both, for example {min(shared)}. What is chosen on images that are trained on or reported "
-                "looks better than it is. Fix: tune on a set of its own"
+                f"{len(shared)} in both, for example {min(shared)}. What is chosen on images that are trained on or "
+                "reported looks better than it is. Fix: tune on a set of its own"
             )
 
 
@@ -229,8 +231,8 @@ def keep_settings(folder: Path, settings: str) -> None:
         changed = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in keys[:5])
         more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
         raise StudyError(
-            f"{folder}: was begun with other settings ({changed}{more}). Fix: choose another --output-dir, or delete that "
-            "folder to train it anew"
+            f"{folder}: was begun with other settings ({changed}{more}). Fix: choose another --output-dir, or delete "
+            "that folder to train it anew"
         )
 
 

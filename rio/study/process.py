@@ -1,7 +1,7 @@
 """A training as a process of its own: start it, find it again, stop it, resume it.
 
-It runs in its own session, so it outlives the notebook or study that started it. run.json in its folder names it by id and
-start time: an id that the system has since given to another process is not mistaken for it.
+It runs in its own session, so it outlives the notebook or study that started it. run.json in its folder names it by id
+and start time: an id that the system has since given to another process is not mistaken for it.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Training(RunFolder):
     """A run's folder and the process at work in it, whoever started it."""
 
     def note(self) -> dict[str, Any]:
-        """run.json: pid, process_start, host, command, cwd, started (s), log_offset, stopping; empty without a valid one."""
+        """run.json: pid, process_start, host, command, cwd, started (s), log_offset, stopping; {} if invalid."""
         try:
             note = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
             return note if isinstance(note["pid"], int) and isinstance(note["command"], list) else {}
@@ -191,7 +191,8 @@ class Training(RunFolder):
         code = self.exit_code() or 0
         if code < 0:
             why = "by the system if memory ran out: lower SOLVER.IMS_PER_BATCH" if code == -9 else "from outside"
-            return f"The process was killed ({signal.Signals(-code).name}), {why}. Resume continues from the last checkpoint."
+            name = signal.Signals(-code).name
+            return f"The process was killed ({name}), {why}. Resume continues from the last checkpoint."
         return ""
 
     def start(
@@ -208,8 +209,8 @@ class Training(RunFolder):
             The process id.
 
         Raises:
-            LaunchError: a training is running here; a run is here and the command does not resume it; the folder cannot be
-                made or written to.
+            LaunchError: a training is running here; a run is here and the command does not resume it; the folder cannot
+                be made or written to.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -16,10 +16,9 @@ from tabulate import tabulate
 
 from rio.analysis.intervals import paired_difference
 from rio.data.files import write_atomically
-from rio.results.evaluation import IOU_TYPES
+from rio.results.evaluation import GROUP_METRICS, IOU_TYPES
 from rio.study.plan import StudyError, require
 
-GROUP_METRICS = ("AP", "APr", "APc", "APf")
 IOU_NAMES = {"bbox": "box", "segm": "mask"}
 TUNING = "Tuning numbers: for choosing settings, measured on a split of their own. They are no results."
 READING = (
@@ -170,13 +169,13 @@ class StudyResult(msgspec.Struct, frozen=True, kw_only=True):
         return pd.DataFrame(rows, columns=["arm", "iou_type", "seeds", *GROUP_METRICS, *spreads])
 
     def comparisons(self) -> pd.DataFrame:
-        """What each arm gains over its baseline, with intervals and a verdict (`rio.analysis.intervals.paired_difference`).
+        """What each arm gains over its baseline, with intervals and a verdict (see `paired_difference`).
 
-        Seeds are paired by number, classes by category; a class that either arm was not judged on is left out. The interval
-        says how far the difference depends on which categories the set happens to have. It does not cover what other seeds
-        would give: with the few seeds of a study nothing can be said about that, so "resolved" also asks that two seeds or
-        more all show the same sign. Of many comparisons without any difference behind them, about one in twenty has an
-        interval that excludes 0.
+        Seeds are paired by number, classes by category; a class that either arm was not judged on is left out. The
+        interval says how far the difference depends on which categories the set happens to have. It does not cover what
+        other seeds would give: with the few seeds of a study nothing can be said about that, so "resolved" also asks
+        that two seeds or more all show the same sign. Of many comparisons without any difference behind them, about one
+        in twenty has an interval that excludes 0.
 
         Returns:
             One row per comparison, IoU type and metric, where both arms have a seed in common: arm, baseline, iou_type,

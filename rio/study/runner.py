@@ -1,12 +1,12 @@
-"""Run a study: trainings side by side, watched, resumable, and compared at the end.
+"""Run a study: trainings side by side, each in a process and a folder of its own, watched, resumable, compared.
 
-Every run is ``python -m rio train --resume`` in a process and a folder of its own. Finished runs are skipped and interrupted
-ones resume from their checkpoint, so the same command can be given as often as it takes.
+Finished runs are skipped and interrupted ones resume, so the same command can be given as often as it takes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -22,17 +22,18 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from rio.data.files import write_atomically
+from rio.results.evaluation import GROUP_METRICS
 from rio.study.collect import About, collect, draw
 from rio.study.plan import Run, Study, StudyError, prepare
 from rio.study.process import LaunchError, memory_of, train_command
-from rio.study.result import GROUP_METRICS, StudyResult
+from rio.study.result import StudyResult
 
 POLL_SECONDS = 0.5
 MEMORY_SECONDS = 5.0  # between measurements of memory
 LINE_SECONDS = 15.0  # between lines where no terminal shows the bar
 STOP_SECONDS = 120.0  # a stopped training finishes its iteration and saves; after that it is killed
 RESERVE_SECONDS = 30.0  # of the minutes given, for that and for the tables; a quarter of them at most
-START_SECONDS = 30.0  # from the start of a run to its first iterations, until one has shown it
+START_SECONDS = 30.0  # from the start of a run to its first iterations; with less time left, none is started
 
 
 @dataclass(frozen=True)
@@ -63,21 +64,20 @@ def run_study(
 ) -> Outcome:
     """Train and evaluate what is not finished yet, `processes` runs side by side, and compare all arms.
 
-    A failing run does not stop the others; the last lines of its log are shown, and a `StudyError` is raised after the others
-    have finished. Ctrl-C stops all of them after they have saved a checkpoint. However the call ends, study.json, study.md
-    and the figures show the runs finished so far.
+    A failing run does not stop the others; the end of its log is shown, and a `StudyError` is raised when the others
+    have finished. Ctrl-C stops all of them after they have saved a checkpoint. However the call ends, study.json,
+    study.md and the figures show the runs finished so far.
 
     Args:
         study: from `load_study`.
         output_dir: gets a folder per run; made if needed.
-        processes: overrides the study's.
-        gpus: overrides the study's.
+        processes, gpus: override the study's.
         minutes: work at most so long, > 0: then the trainings are stopped as by Ctrl-C, and the call returns.
         options: KEY, VALUE, ... for every arm, over the arm's own.
 
     Raises:
-        StudyError: some run failed; the folder is in use by another call; a run's settings changed since it began; a tuning
-            study would see the split that is reported; fewer GPUs than asked for.
+        StudyError: some run failed; the folder is in use by another call; a run's settings changed since it began; a
+            tuning study would see the split that is reported; fewer GPUs than asked for.
         KeyboardInterrupt: stopped; the same call resumes.
     """
     started, root, options = time.monotonic(), Path(output_dir), list(options)
@@ -96,19 +96,17 @@ def run_study(
             draw(result, root)
     if runner.failed:
         raise StudyError(
-            f"{len(runner.failed)} of {len(runs)} runs failed: {', '.join(runner.failed)}. The ends of their logs are above, "
-            f"the whole logs in {root}/ARM-seedS/stdout.log. Fix: correct the cause and give the same command again; finished "
-            "runs are kept"
+            f"{len(runner.failed)} of {len(runs)} runs failed: {', '.join(runner.failed)}. The ends of their logs are "
+            f"above, the whole logs in {root}/ARM-seedS/stdout.log. Fix: correct the cause and give the same command "
+            "again; finished runs are kept"
         )
     if not result.complete:
         begun = sum(run.folder.progress().iteration > 0 and not run.is_finished for run in runs)
         left = "how much is left is not known yet; if it stays so, give more minutes"
         left = f"about {tqdm.format_interval(runner.left)} left" if runner.left is not None else left
-        print(
-            f"Time is up after {tqdm.format_interval(time.monotonic() - started)}: {result.progress} are finished, {begun} "
-            f"more begun; {left}. Run the same command again; it resumes.",
-            flush=True,
-        )
+        used = tqdm.format_interval(time.monotonic() - started)
+        done = f"Time is up after {used}: {result.progress} are finished, {begun} more begun; {left}"
+        print(f"{done}. Run the same command again; it resumes.", flush=True)
     folders = {(run.arm, run.seed): run.folder.path for run in runs}
     return Outcome(folders, result, time.monotonic() - started, runner.peak_gib)
 
@@ -161,22 +159,11 @@ def devices_for(gpus: int) -> list[str]:
     found = info.gpus()["found"]
     if found < gpus:
         raise StudyError(
-            f"--num-gpus {gpus}: expected as many GPUs on this machine, found {found}. Fix: lower it (or `gpus` in the study "
-            "file)"
+            f"--num-gpus {gpus}: expected as many GPUs on this machine, found {found}. Fix: lower it (or `gpus` in the "
+            "study file)"
         )
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     return (allowed.split(",") if allowed else [str(i) for i in range(found)])[:gpus]
-
-
-@dataclass
-class _Job:
-    """A run at work in this call."""
-
-    run: Run
-    device: str | None
-    started: float
-    first_iteration: int  # above 0 where it resumes
-    is_training: bool = False
 
 
 class _Runner:
@@ -185,26 +172,48 @@ class _Runner:
     def __init__(self, study: Study, about: About, root: Path, runs: list[Run], processes: int, gpus: int):
         self._study, self._about, self._root, self._runs, self._slots = study, about, root, runs, processes
         self.waiting = [run for run in runs if not run.is_finished]
+        self._todo = list(self.waiting)
+        self._running: list[Run] = []
         self._devices = devices_for(gpus) if self.waiting else []
-        self._jobs: list[_Job] = []
-        self._ended: list[Run] = []
-        self._start_seconds: list[float] = []  # from a start to the first iterations, in this call
         self.failed: list[str] = []
         self.peak_gib: float | None = None
         self.left: float | None = None  # seconds, when time was up
         self._memory_due, self._line_due = 0.0, time.monotonic() + LINE_SECONDS
-        self._todo = list(self.waiting)
         self._is_terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=sum(run.max_iter for run in self._todo),
-            initial=sum(run.folder.progress().iteration for run in self._todo),
+            initial=self._done(),
             desc=study.name,
             unit="it",
             smoothing=0,  # the mean pace of this call tells the remaining time
-            file=sys.stderr if self._is_terminal else open(os.devnull, "w"),
+            file=sys.stderr if self._is_terminal else io.StringIO(),
             dynamic_ncols=True,
             leave=False,
         )
+
+    def run(self, end: float | None) -> None:
+        """Until all is done, or until `end` (time.monotonic(), seconds), the stop and the tables included."""
+        stop = None if end is None else end - min(RESERVE_SECONDS, (end - time.monotonic()) / 4)
+        try:
+            with _signals_as_interrupt():
+                while self.waiting or self._running:
+                    while self.waiting and len(self._running) < self._slots:
+                        tried = len(self.waiting) < len(self._todo)  # a call does something, however short it is
+                        if stop is not None and time.monotonic() + START_SECONDS * tried >= stop:
+                            break
+                        self._start(self.waiting.pop(0))
+                    if not self._running or (stop is not None and time.monotonic() >= stop):
+                        self.left = self._left()
+                        break
+                    time.sleep(POLL_SECONDS)
+                    self._watch()
+        except KeyboardInterrupt:
+            count = len(self._running)
+            _say(f"Stopping {count} training{'s' * (count != 1)} after a checkpoint (once more: at once) ...")
+            raise KeyboardInterrupt("Stopped. Run the same command again; it resumes.") from None
+        finally:
+            self._stop_all(STOP_SECONDS if end is None else max(end - time.monotonic(), 1.0) * 2 / 3)
+            self._bar.close()
 
     def write(self) -> StudyResult:
         """study.json of the runs finished so far."""
@@ -212,89 +221,55 @@ class _Runner:
         result.to_json(self._root / "study.json")
         return result
 
-    def run(self, end: float | None) -> None:
-        """Until all is done, or until `end` (time.monotonic(), seconds), the stop and the tables included."""
-        stop = None if end is None else end - min(RESERVE_SECONDS, (end - time.monotonic()) / 4)
-        try:
-            with _signals_as_interrupt():
-                while self.waiting or self._jobs:
-                    while self.waiting and len(self._jobs) < self._slots and self._is_worth_a_start(stop):
-                        self._start(self.waiting.pop(0))
-                    if not self._jobs or (stop is not None and time.monotonic() >= stop):
-                        state = self._bar.format_dict
-                        done = state["n"] - state["initial"]
-                        self.left = (state["total"] - state["n"]) * state["elapsed"] / done if done > 0 else None
-                        break
-                    time.sleep(POLL_SECONDS)
-                    self._watch()
-        except KeyboardInterrupt:
-            count = len(self._jobs)
-            self._say(f"Stopping {count} training{'s' * (count != 1)} after a checkpoint (once more: at once) ...")
-            raise KeyboardInterrupt("Stopped. Run the same command again; it resumes.") from None
-        finally:
-            self._stop_all(STOP_SECONDS if end is None else max(end - time.monotonic(), 1.0) * 2 / 3)
-            self._bar.close()
+    def _done(self) -> int:
+        return sum(run.folder.progress().iteration for run in self._todo)
 
-    def _is_worth_a_start(self, stop: float | None) -> bool:
-        """Whether a run started now would get to its first iterations before the stop."""
-        if stop is None:
-            return True
-        tried = self._jobs or self._ended  # a call does something, however short it is
-        needed = max(self._start_seconds, default=START_SECONDS) if tried else 0.0
-        return time.monotonic() + needed < stop
+    def _left(self) -> float | None:
+        """Seconds for the remaining iterations at this call's pace."""
+        state = self._bar.format_dict
+        done, left = self._done() - state["initial"], state["total"] - self._done()
+        return state["elapsed"] / done * left if done > 0 else None
 
     def _start(self, run: Run) -> None:
         environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # many trainings are side by side
-        device = None
         if self._devices:  # the one that fewest of the others are on
-            device = min(self._devices, key=[job.device for job in self._jobs].count)
-            environment["CUDA_VISIBLE_DEVICES"] = device
+            run.device = min(self._devices, key=[other.device for other in self._running].count)
+            environment["CUDA_VISIBLE_DEVICES"] = run.device
         command = train_command(self._study.config, run.folder.path, options=run.options, resume=True)
         try:
             run.folder.start(command, environment=environment)
-        except LaunchError as error:  # of a study that was killed, say
+        except LaunchError as error:  # left behind by a study that was killed, for example
             raise StudyError(str(error)) from error
-        self._jobs.append(_Job(run, device, time.monotonic(), run.folder.progress().iteration))
-        self._say(f"{run.name}: started")
+        run.started = time.monotonic()
+        self._running.append(run)
+        _say(f"{run.name}: started")
 
     def _watch(self) -> None:
-        for job in list(self._jobs):
-            if not job.is_training and job.run.folder.progress().iteration > job.first_iteration:
-                job.is_training = True
-                self._start_seconds.append(time.monotonic() - job.started)
-            if job.run.folder.exit_code() is not None:
-                self._end(job)
-        self._show()
-        if self._jobs and time.monotonic() >= self._memory_due:  # walking page tables takes the trainings' time
-            self._memory_due = time.monotonic() + MEMORY_SECONDS
+        for run in [run for run in self._running if run.folder.exit_code() is not None]:
+            self._end(run)
+        states = []
+        for run in self._running:
+            done, _, loss, _ = run.folder.progress()
+            state = f"loss {loss:.2f}" if done < run.max_iter else "evaluating"
+            states.append(f"{run.name} {done}/{run.max_iter} {state if done else 'starting'}")
+        self._bar.n = self._done()
+        self._bar.set_postfix_str(", ".join(states), refresh=self._is_terminal)
+        now = time.monotonic()
+        if not self._is_terminal and now >= self._line_due:
+            self._line_due = now + LINE_SECONDS
+            _say(str(self._bar))
+        if now >= self._memory_due:  # walking page tables takes the trainings' time
+            self._memory_due = now + MEMORY_SECONDS
             self.peak_gib = max(self.peak_gib or 0.0, memory_of([os.getpid()]) / 2**30)
 
-    def _show(self) -> None:
-        """How far all is, and each run at work."""
-        states = []
-        for job in self._jobs:
-            done, _, loss, _ = job.run.folder.progress()
-            state = (
-                "starting" if not job.is_training else "evaluating" if done >= job.run.max_iter else f"loss {loss:.2f}"
-            )
-            states.append(f"{job.run.name} {done}/{job.run.max_iter} {state}")
-        ended = sum(run.max_iter for run in self._ended)
-        going = [*(job.run for job in self._jobs), *self.waiting]
-        self._bar.n = ended + sum(run.folder.progress().iteration for run in going)
-        self._bar.set_postfix_str(", ".join(states), refresh=self._is_terminal)
-        if not self._is_terminal and time.monotonic() >= self._line_due:
-            self._line_due = time.monotonic() + LINE_SECONDS
-            self._say(str(self._bar))
-
-    def _say(self, text: str) -> None:
-        tqdm.write(text, file=sys.stderr)
-
-    def _end(self, job: _Job, *, stopped: bool = False) -> None:
+    def _end(self, run: Run, *, stopped: bool = False) -> None:
         """Take an ended run off the list, keep the time it took in this call and before, and say how it went."""
-        run, code = job.run, job.run.folder.exit_code()
-        self._jobs.remove(job)
-        self._ended.append(run)
-        file, seconds = run.folder.path / "study_seconds.json", time.monotonic() - job.started
+        self._running.remove(run)
+        file, seconds, code = (
+            run.folder.path / "study_seconds.json",
+            time.monotonic() - run.started,
+            run.folder.exit_code(),
+        )
         with contextlib.suppress(OSError, ValueError, KeyError):
             seconds += float(json.loads(file.read_bytes())["seconds"])
         write_atomically(file, json.dumps({"seconds": round(seconds, 1)}).encode())
@@ -302,28 +277,32 @@ class _Runner:
             self._about.mark_finished(run, seconds)
             metrics = run.folder.evaluation().metrics["bbox"]
             values = "  ".join(f"{m} {metrics[m]:.1f}" for m in GROUP_METRICS if metrics[m] == metrics[m])
-            self._say(f"{run.name}: finished in {tqdm.format_interval(seconds)}, box {values}")
+            _say(f"{run.name}: finished in {tqdm.format_interval(seconds)}, box {values}")
             self.write()
         elif not stopped:
             self.failed.append(run.name)
             why = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-            if code == -signal.SIGKILL:
-                why += ", by the system if memory ran out: try fewer --processes"
+            why += ", by the system if memory ran out: try fewer --processes" if code == -signal.SIGKILL else ""
             log = "".join(f"\n    {line}" for line in run.folder.log().splitlines()[-12:])
-            self._say(f"{run.name}: failed ({why}). The end of {run.folder.path / 'stdout.log'}:{log}")
+            _say(f"{run.name}: failed ({why}). The end of {run.folder.path / 'stdout.log'}:{log}")
 
     def _stop_all(self, seconds: float) -> None:
-        """Ask the runs at work to save and end; kill those that have not after `seconds`."""
+        """Ask what runs to save and end; kill what has not after `seconds`, or at another Ctrl-C."""
         deadline = time.monotonic() + seconds
         with contextlib.suppress(KeyboardInterrupt):
-            for job in self._jobs:
-                with contextlib.suppress(LaunchError):  # it was about to end anyway
-                    job.run.folder.stop()
-            while any(job.run.folder.exit_code() is None for job in self._jobs) and time.monotonic() < deadline:
+            for run in self._running:
+                with contextlib.suppress(LaunchError):  # it has just ended
+                    run.folder.stop()
+            while any(run.folder.exit_code() is None for run in self._running) and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS / 5)
-        for job in list(self._jobs):
+        for run in list(self._running):
             with contextlib.suppress(LaunchError):
-                job.run.folder.stop(at_once=True)
-            while job.run.folder.exit_code() is None:
+                run.folder.stop(at_once=True)
+            while run.folder.exit_code() is None:
                 time.sleep(0.02)
-            self._end(job, stopped=True)
+            self._end(run, stopped=True)
+
+
+def _say(text: str) -> None:
+    """A line that leaves the bar whole."""
+    tqdm.write(text, file=sys.stderr)

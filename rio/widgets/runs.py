@@ -27,6 +27,7 @@ import yaml
 from IPython.display import display
 
 from rio import plots
+from rio.analysis.intervals import student_t
 from rio.data import names
 from rio.data.annotations import Annotations
 from rio.results.errors import find_errors
@@ -34,7 +35,7 @@ from rio.results.evaluation import GROUP_METRICS as METRICS
 from rio.results.evaluation import Evaluation, evaluate
 from rio.results.federated import JudgedPairs
 from rio.results.reading import load_results
-from rio.study import StudyResult, format_difference, student_t
+from rio.study.result import StudyResult, format_difference
 from rio.widgets import dataset as _data
 from rio.widgets import theme as _theme
 from rio.widgets.balance import Lines

@@ -332,8 +332,9 @@ class TrainingPanel(ipywidgets.VBox):
         where = [f"started {datetime.datetime.fromtimestamp(since):%d %b %H:%M}"] if since and state != "new" else []
         where += [f"process {pid}"] if pid else []
         return (
-            f'<div class="rio-view"><div class="rio-state"><span class="rio-pill {state}">{state}</span><span '
-            f'class="rio-quiet">{html.escape(" · ".join([*where, _short(self.run.path)]))}</span></div>{"".join(parts)}</div>'
+            f'<div class="rio-view"><div class="rio-state"><span class="rio-pill {state}">{state}</span>'
+            f'<span class="rio-quiet">{html.escape(" · ".join([*where, _short(self.run.path)]))}</span></div>'
+            f"{''.join(parts)}</div>"
         )
 
     def _tiles(self, state: str, table: pd.DataFrame) -> list[tuple[str, str]]:

@@ -174,19 +174,19 @@ def test_mistakes_get_one_message(capsys, tmp_path, monkeypatch, words, message)
 
 
 def test_study_passes_on_what_was_said_and_prints_the_tables(monkeypatch, tmp_path, capsys):
-    from rio import study
+    from rio.study import result, runner
 
     said = {}
 
     def run_study(plan, folder, **words):
         said.update(words, name=plan.name, folder=folder)
         about = {"trained_on": ["a"], "evaluated_on": ["b"], "command": "", "machine": "", "versions": {}}
-        result = study.StudyResult(
+        made = result.StudyResult(
             name="x", role="tune", date="", arms={"a": []}, pairs=[], seeds=[1], categories=[], runs=[], **about
         )
-        return study.Outcome({}, result, 1.0, None)
+        return runner.Outcome({}, made, 1.0, None)
 
-    monkeypatch.setattr(study, "run_study", run_study)
+    monkeypatch.setattr(runner, "run_study", run_study)
     plan = tiny_shapes.DEMO_CONFIG.parents[1] / "studies" / "demo.yaml"
     words = ["--processes", "4", "--num-gpus", "2", "--minutes", "9.5", "--output-dir", str(tmp_path), "SEED", "3"]
     assert main(["study", str(plan), *words]) == 0

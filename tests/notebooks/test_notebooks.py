@@ -20,7 +20,7 @@ from nbmake.nb_run import NotebookRun
 
 from rio.results.evaluation import Evaluation
 from rio.shapes import dataset, spec
-from rio.study import Category, RunResult, StudyResult
+from rio.study.result import Category, RunResult, StudyResult
 from tests.support import finished_runs, tiny_shapes
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))

@@ -1,0 +1,77 @@
+"""What the tests of studies share: a drawn data set, a study file, an evaluation."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from rio.data.load import load_annotations
+from rio.results.evaluation import METRICS, Evaluation
+from rio.study.plan import Study, load_study
+from tests.support import tiny_shapes
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """The tiny set."""
+    return tiny_shapes.draw(tmp_path_factory.mktemp("shapes"))
+
+
+@pytest.fixture(scope="session")
+def data(folder) -> list[str]:
+    """KEY, VALUE that name it."""
+    return tiny_shapes.data_options(folder)
+
+
+@pytest.fixture(scope="session")
+def other(folder, tmp_path_factory) -> str:
+    """The name of a third set with the same classes, in a folder of its own."""
+    copy = tmp_path_factory.mktemp("other") / "tiny"
+    shutil.copytree(folder, copy)
+    return f"{copy}/val.json@{copy}/val"
+
+
+@pytest.fixture
+def write(tmp_path) -> Callable[..., Path]:
+    """Write a study file of two arms and one seed, with changes."""
+
+    def write(**content) -> Path:
+        (tmp_path / "base.yaml").write_text(f"_BASE_: {tiny_shapes.DEMO_CONFIG}\n")
+        base = {"config": "base.yaml", "arms": {"a": ["MODEL.RIO.BANK_ENABLED", False], "b": []}, "seeds": [1]}
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump({**base, "processes": 2, **content}))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def study(write) -> Callable[..., Study]:
+    """The same, read."""
+    return lambda **content: load_study(write(**content))
+
+
+@pytest.fixture(scope="session")
+def evaluation(folder) -> Callable[[float], Evaluation]:
+    """Of the tiny set's classes: all have the same AP, the rare ones were never looked for."""
+    train = load_annotations(folder / "train.json")
+
+    def made(ap: float) -> Evaluation:
+        columns = {
+            "category_id": train.category_ids,
+            "name": train.category_names,
+            "frequency": train.frequency,
+            "image_count": 1,
+            "instance_count": 1,
+            "AP_bbox": np.where(train.frequency == "r", np.nan, ap),
+            "AP_segm": np.nan,
+        }
+        return Evaluation({"bbox": {**dict.fromkeys(METRICS, ap), "APr": float("nan")}}, pd.DataFrame(columns))
+
+    return made

@@ -1,0 +1,132 @@
+"""Study files and their mistakes; settings that changed; what a tuning study must not see."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import yaml
+
+from rio.config import load_config
+from rio.study.plan import StudyError, keep_settings, load_study, prepare
+from tests.support import tiny_shapes
+
+
+def test_the_projects_own_studies(repository):
+    found = load_study(repository / "configs" / "studies" / "demo.yaml")
+    assert list(found.arms) == ["none", "rfs", "rio"] and found.processes == 3 and found.seeds == (1,)
+    assert found.comparisons == (("rfs", "none"), ("rio", "none")) and found.tune_on is None
+    assert found.arms["none"] == ["MODEL.RIO.SAMPLER", "none", "MODEL.RIO.BANK_ENABLED", "False"]
+    assert os.path.samefile(found.config, tiny_shapes.DEMO_CONFIG)
+
+
+@pytest.mark.parametrize("name", ["bench", "bench_tune", "demo", "demo_tune", "factors"])
+def test_every_arm_of_the_projects_own_studies_is_a_config(repository, name):
+    plan = load_study(repository / "configs" / "studies" / f"{name}.yaml")
+    assert plan.file == f"configs/studies/{name}.yaml"
+    assert (plan.tune_on is not None) == name.endswith("_tune")
+    settings = {arm: load_config(plan.config, options).dump() for arm, options in plan.arms.items()}
+    assert len(set(settings.values())) == len(settings), "an arm is another arm under another name"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": 3}, "'config': expected the path"),
+        ({"arms": {}}, "'arms': expected names"),
+        ({"arms": {"a": ["SEED"]}}, "'arms.a': expected .KEY, VALUE"),
+        ({"arms": {"../a": []}}, "a name that can be a folder's"),
+        ({"seeds": [1, 1]}, "'seeds': expected a list of different integers"),
+        ({"seeds": 1}, "'seeds'"),
+        ({"seeds": [True]}, "'seeds'"),
+        ({"processes": 0}, "'processes': expected an integer >= 1"),
+        ({"procesess": 2}, "'procesess': expected one of config, arms"),
+        ({"gpus": "all"}, "'gpus': expected an integer >= 1"),
+        ({"comparisons": {"b": "a"}}, "'comparisons': expected a list of"),
+        ({"comparisons": [["b", "a"], ["b"]]}, r"'comparisons.1.': expected .ARM, BASELINE., two different"),
+        ({"comparisons": [["b", "b"]]}, "two different of a, b, found .'b', 'b'."),
+        ({"comparisons": [["b", "c"]]}, "two different of a, b, found .'b', 'c'."),
+        ({"comparisons": [[["b"], "a"]]}, "two different"),
+        ({"tune_on": ["x"]}, "'tune_on': expected the name of a data set"),
+    ],
+)
+def test_mistakes_in_a_study_file_are_named(study, change, message):
+    with pytest.raises(StudyError, match=message):
+        study(**change)
+
+
+def test_comparisons_are_as_the_file_says_or_all_against_the_first(study):
+    assert study().comparisons == (("b", "a"),)
+    own = study(comparisons=[["a", "b"]])
+    assert own.comparisons == (("a", "b"),) and own.gpus == 1 and own.file == "study.yaml"
+
+
+def test_files_that_are_missing_or_not_yaml(write, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such study file"):
+        load_study(tmp_path / "none.yaml")
+    with pytest.raises(FileNotFoundError, match="named by 'config'"):
+        load_study(write(config="none.yaml"))
+    for content in ("arms: [", "!!python/object/apply:os.system ['true']"):
+        (tmp_path / "broken.yaml").write_text(content)
+        with pytest.raises(StudyError, match="expected YAML"):
+            load_study(tmp_path / "broken.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"arms": {"good": [], "bad": ["SOLVER.MAX_ITR", 3]}}, [], "arm 'bad'.*SOLVER.MAX_ITR"),
+        ({}, ["DATASETS.TRAIN", "()"], "arm 'a': DATASETS.TRAIN: expected a data set .*, found ()"),
+        ({}, ["DATASETS.TEST", "()"], "arm 'a': DATASETS.TEST: expected a data set .*, found ()"),
+    ],
+)
+def test_arms_are_checked_before_anything_starts(study, data, tmp_path, changes, options, message):
+    with pytest.raises(StudyError, match=message):
+        prepare(study(**changes), tmp_path / "out", [*data, *options])
+
+
+def test_changed_settings_are_refused_and_a_new_key_with_its_default_is_not(tmp_path):
+    now = load_config(tiny_shapes.DEMO_CONFIG)
+    before = now.clone()
+    del before.MODEL.RIO["SAMPLER_SQRT"]
+    keep_settings(tmp_path, before.dump())
+    keep_settings(tmp_path, now.dump())  # True, the default
+    now.MODEL.RIO.SAMPLER_SQRT = False
+    with pytest.raises(StudyError, match="MODEL.RIO.SAMPLER_SQRT: True -> False"):
+        keep_settings(tmp_path, now.dump())
+    now.MODEL.RIO.SAMPLER_SQRT = True
+    del now.MODEL.RIO["BANK_SYNC"]  # it was set then, and means nothing now
+    with pytest.raises(StudyError, match="MODEL.RIO.BANK_SYNC: True -> None"):
+        keep_settings(tmp_path, now.dump())
+
+
+# ---------------------------------------------------------------------------------------------- tuning
+
+
+def test_a_tuning_study_is_evaluated_only_on_its_own_set(study, data, other, tmp_path):
+    for run in prepare(study(tune_on=other), tmp_path / "out", data):
+        settings = yaml.safe_load((run.folder.path / "study_settings.yaml").read_text())
+        assert settings["DATASETS"]["TEST"] == [other] and settings["SEED"] == 1
+        assert run.options[-4:-1] == ["DATASETS.TEST", f"('{other}',)", "SEED"]
+
+
+@pytest.mark.parametrize("split", ["train", "val", "link"])
+def test_tuning_on_trained_or_reported_images_is_refused(study, folder, data, tmp_path, split):
+    name = f"{folder}/{split}.json@{folder}/{split}"
+    if split == "link":  # the same images under another name
+        (tmp_path / "link").symlink_to(folder)
+        name = f"{tmp_path}/link/val.json@{tmp_path}/link/val"
+    with pytest.raises(StudyError, match=r"expected other images than those of .*, found \d+ in both"):
+        prepare(study(tune_on=name), tmp_path / "out", data)
+
+
+def test_an_arm_of_a_tuning_study_neither_trains_on_its_set_nor_names_a_test_set(study, folder, other, tmp_path):
+    plan = study(tune_on=other, arms={"a": [], "b": ["DATASETS.TRAIN", f"('{other}',)"]})
+    sets = {"TRAIN": [f"{folder}/train.json@{folder}/train"], "TEST": [f"{folder}/val.json@{folder}/val"]}
+    config = {"_BASE_": str(tiny_shapes.DEMO_CONFIG), "DATASETS": sets}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(StudyError, match="found 6 in both"):
+        prepare(plan, tmp_path / "out", [])
+    arms = {"a": [], "b": ["DATASETS.TEST", f"('{other}',)"]}
+    with pytest.raises(StudyError, match="arm 'b': DATASETS.TEST: expected no such key in a tuning study"):
+        prepare(study(tune_on=other, arms=arms), tmp_path / "out", tiny_shapes.data_options(folder))
