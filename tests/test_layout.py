@@ -58,12 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Still to move to their rooms.
 for _room, _still in {
     "cli": {"pycocotools"},
-<<<<<<< HEAD
-    "study": {"rio.report"},
     "widgets": {"pycocotools"},
-=======
-    "widgets": {"rio.shapes", "pycocotools"},
->>>>>>> a6cc034 (Study: plan, result, collect, runner and process; the training panel over the same process)
 }.items():
     MAY_IMPORT[_room] |= _still
 TOP = {"rio.trainer", "rio.widgets", "rio.cli"}  # nothing imports these but the command line the trainer

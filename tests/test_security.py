@@ -294,7 +294,6 @@ def test_the_report_escapes_names(runs):
 def test_the_notebooks_views_escape_names(runs):
     pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `notebooks`)")
     from rio import widgets
-    from rio.study.process import Training
     from rio.widgets import inspector as inspect
 
     folder = runs.parent

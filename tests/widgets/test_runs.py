@@ -15,13 +15,8 @@ pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `
 import matplotlib.pyplot as plt
 
 from rio import plots, widgets
-<<<<<<< HEAD
 from rio.results.errors import find_errors
-from rio.study import Category, RunResult, StudyResult
-=======
-from rio.results.errors import match
 from rio.study.result import Category, RunResult, StudyResult
->>>>>>> a6cc034 (Study: plan, result, collect, runner and process; the training panel over the same process)
 from rio.widgets import runs as results
 from tests.support import finished_runs, tiny_shapes
 
