@@ -27,7 +27,7 @@ from rio.data.load import load_annotations
 from tests.support.annotation_files import coco, write
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SOURCES = [*sorted((REPOSITORY / "rio").rglob("*.py")), REPOSITORY / "install.py"]
+SOURCES = sorted((REPOSITORY / "rio").rglob("*.py"))
 EVIL = "<img src=x onerror=alert(1)>"
 TAG = "!!python/object/apply:os.mkdir ['was_here']"
 
