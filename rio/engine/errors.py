@@ -1,10 +1,11 @@
-"""Errors of training that say what to change."""
+"""Errors that end a run; each says what to change."""
 
 from __future__ import annotations
 
-import torch
+import re
 
-OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # its place before torch 2.5
+from detectron2.config import CfgNode
+from detectron2.utils import comm
 
 
 class TrainingError(ValueError):
@@ -12,7 +13,7 @@ class TrainingError(ValueError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was stopped by a signal after it had saved a checkpoint.
+    """A signal stopped the run after it had saved a checkpoint.
 
     Attributes:
         exit_code: 128 + signal number, as shells report it (130 for Ctrl-C).
@@ -23,6 +24,49 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = exit_code
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """What torch's allocators, cuBLAS and cuDNN say when memory runs out; all are RuntimeErrors."""
+    return bool(re.search(r"out of memory|can't allocate memory|ALLOC(ATION)?_FAILED", str(error)))
+
+
+def first_line(error: Exception) -> str:
+    """The error's own first line, cut to 160 characters."""
+    return str(error).strip().partition("\n")[0][:160]
+
+
 def own_words(error: TrainingError) -> TrainingError:
-    """An error without what torch puts around its message where it comes from a loader process."""
+    """An error from a loader process without the traceback that torch puts around its message."""
     return TrainingError(str(error).rsplit("TrainingError: ", 1)[-1].strip())
+
+
+def out_of_memory(cfg: CfgNode, iteration: int, error: Exception) -> TrainingError:
+    """A training step for which memory did not suffice."""
+    images = cfg.SOLVER.IMS_PER_BATCH
+    return TrainingError(
+        f"out of memory at iteration {iteration} with {images // comm.get_world_size()} images per process "
+        f"({first_line(error)}). Fix: lower SOLVER.IMS_PER_BATCH (now {images}; SOLVER.BASE_LR by the same factor, or "
+        f"set SOLVER.REFERENCE_WORLD_SIZE), INPUT.MIN_SIZE_TRAIN (now {tuple(cfg.INPUT.MIN_SIZE_TRAIN)}) or "
+        f"MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE (now {cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE}), or set "
+        "SOLVER.AMP.ENABLED True; then go on with --resume"
+    )
+
+
+def out_of_memory_in_evaluation(cfg: CfgNode, name: str, error: Exception) -> TrainingError:
+    """The same in an evaluation."""
+    return TrainingError(
+        f"out of memory in the evaluation on {name} ({first_line(error)}). Fix: lower INPUT.MIN_SIZE_TEST (now "
+        f"{cfg.INPUT.MIN_SIZE_TEST}), INPUT.MAX_SIZE_TEST (now {cfg.INPUT.MAX_SIZE_TEST}) or TEST.DETECTIONS_PER_IMAGE "
+        f"(now {cfg.TEST.DETECTIONS_PER_IMAGE}: their masks are pasted into the whole image); the trained weights are "
+        "saved"
+    )
+
+
+def not_finite(cfg: CfgNode, iteration: int, error: Exception) -> TrainingError:
+    """A loss that is infinite or NaN."""
+    solver = cfg.SOLVER
+    return TrainingError(
+        f"the loss is not finite at iteration {iteration} ({' '.join(str(error).split())}). Fix: lower SOLVER.BASE_LR "
+        f"(now {solver.BASE_LR:g}), lengthen SOLVER.WARMUP_ITERS (now {solver.WARMUP_ITERS}), set "
+        "SOLVER.CLIP_GRADIENTS.ENABLED True, or SOLVER.AMP.ENABLED False if it is on. Saved weights may have begun to "
+        "diverge: start again, or write an earlier checkpoint's name into last_checkpoint and --resume"
+    )

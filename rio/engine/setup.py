@@ -1,4 +1,4 @@
-"""What a config leaves open, filled in and checked against the data; logging."""
+"""Configs ready to run: what they leave open is filled in from the data and checked against it; logging."""
 
 from __future__ import annotations
 
@@ -15,102 +15,76 @@ from detectron2.engine import DefaultTrainer
 from detectron2.utils import comm
 
 from rio.config import ConfigError, get_rio_cfg, validate
-from rio.data import names as datasets
 from rio.data.annotations import Annotations, check_same_categories
 from rio.data.files import write_atomically
-from rio.engine import records
+from rio.data.names import annotations_of
 from rio.engine.errors import TrainingError
+from rio.engine.records import resolve, target_class_ids
 from rio.engine.weights import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 
 def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
-    """Resolve what the config leaves open, check it against the data, and write ``config.yaml``.
+    """Fill in what the config leaves open, check it against the data, and write ``config.yaml``.
 
-    Device, data set names, number of classes, the bank's class ids, the classes' frequency groups, the seed,
-    and the schedule for the world size (``SOLVER.REFERENCE_WORLD_SIZE``) are filled in, so the file in
-    ``OUTPUT_DIR`` says all there is to say of the run.
+    That is: device, number of classes, the bank's class ids, the classes' frequency groups, the seed, and the
+    schedule for the world size (SOLVER.REFERENCE_WORLD_SIZE). The file in OUTPUT_DIR describes the run completely.
 
     Args:
-        cfg: from ``rio.config.load_config``.
-        resume: go on with the run in ``OUTPUT_DIR`` if there is one: a seed that was drawn then is taken
-            again.
+        cfg: from `rio.config.load_config`.
+        resume: go on with the run in OUTPUT_DIR if there is one, with the seed that it drew.
 
     Returns:
         A frozen copy.
 
     Raises:
-        TrainingError: ``OUTPUT_DIR`` holds a run and `resume` is False.
-        ConfigError: not exactly one training set; a class count or class lists that do not fit; a bank
-            without classes; and all that ``rio.config.validate`` refuses.
+        TrainingError: OUTPUT_DIR holds a run and `resume` is False, or it is not writable.
+        ConfigError: Not exactly one training set; classes that do not fit the data; a bank without classes; all
+            that `rio.config.validate` refuses.
     """
-    cfg = cfg.clone()
-    cfg.defrost()
     has_run = os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     if has_run and not resume:
         raise TrainingError(
-            f"OUTPUT_DIR {cfg.OUTPUT_DIR}: expected a folder without a run, found a checkpoint. Go on with "
-            "it by --resume, choose another folder by --output-dir, or delete it"
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR}: expected a folder without a run, found a checkpoint. Fix: go on with it by "
+            "--resume, choose another folder by --output-dir, or delete it"
         )
     make_folder(cfg.OUTPUT_DIR)
     start_logging(cfg.OUTPUT_DIR)
-    _resolve_device(cfg)
     # Also what DefaultTrainer does; here, so that config.yaml holds the numbers that were trained with.
-    scaled = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-    cfg = scaled if scaled is cfg else scaled.clone()
+    cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()).clone()
     cfg.defrost()
-
+    _resolve_device(cfg)
     if len(cfg.DATASETS.TRAIN) != 1:
         raise ConfigError(
-            f"DATASETS.TRAIN: expected one data set, found {list(cfg.DATASETS.TRAIN)}. Name one, for "
-            "example DATASETS.TRAIN '(\"train.json@images\",)'; merge several JSON files into one first"
+            f"DATASETS.TRAIN: expected one data set, found {list(cfg.DATASETS.TRAIN)}. Fix: name one, for example "
+            "DATASETS.TRAIN '(\"train.json@images\",)'; merge several JSON files into one first"
         )
-    cfg.DATASETS.TRAIN = tuple(records.resolve(name) for name in cfg.DATASETS.TRAIN)
-    cfg.DATASETS.TEST = tuple(records.resolve(name) for name in cfg.DATASETS.TEST)
-    train = datasets.annotations_of(cfg.DATASETS.TRAIN[0], check_images=True)
+    cfg.DATASETS.TRAIN = tuple(resolve(name) for name in cfg.DATASETS.TRAIN)
+    cfg.DATASETS.TEST = tuple(resolve(name) for name in cfg.DATASETS.TEST)
+    train = annotations_of(cfg.DATASETS.TRAIN[0], check_images=True)
     _resolve_num_classes(cfg, train, cfg.DATASETS.TRAIN[0])
     for name in cfg.DATASETS.TEST:
-        check_same_categories(train, datasets.annotations_of(name))
+        check_same_categories(train, annotations_of(name))
     _resolve_masks(cfg, train)
-
-    if cfg.MODEL.RIO.BANK_ENABLED and not len(cfg.MODEL.RIO.BANK_CLASS_IDS):
-        ids = records.target_class_ids(train, cfg.MODEL.RIO.BANK_MAX_IMAGE_COUNT)
-        if not len(ids):
-            raise ConfigError(
-                f"MODEL.RIO.BANK_MAX_IMAGE_COUNT {cfg.MODEL.RIO.BANK_MAX_IMAGE_COUNT}: expected some class "
-                f"of {cfg.DATASETS.TRAIN[0]} with 1 to that many images, found none (the rarest has "
-                f"{_rarest(train)}). Raise it, or set MODEL.RIO.BANK_ENABLED False"
-            )
-        cfg.MODEL.RIO.BANK_CLASS_IDS = [int(i) for i in ids]
+    _resolve_bank(cfg, train)
     if not cfg.MODEL.RIO.CLASS_FREQUENCY:
         cfg.MODEL.RIO.CLASS_FREQUENCY = "".join(train.frequency.tolist())
-    if cfg.SEED < 0:
-        stored = stored_seed(cfg.OUTPUT_DIR) if has_run else None
-        # One number for all ranks: the first rank's.
-        cfg.SEED = comm.all_gather(stored if stored is not None else secrets.randbelow(2**31))[0]
+    stored = stored_config(cfg.OUTPUT_DIR) if has_run else None
+    if cfg.SEED < 0:  # one number for all ranks: the first rank's
+        cfg.SEED = comm.all_gather(int(stored.SEED) if stored else secrets.randbelow(2**31))[0]
     if cfg.TEST.PRECISE_BN.ENABLED:
-        raise ConfigError("TEST.PRECISE_BN.ENABLED: expected False, found True; it is not part of a resumable run here")
+        raise ConfigError("TEST.PRECISE_BN.ENABLED: expected False, found True; a resumable run does not support it")
     if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER > 0:
         logger.warning(
-            "SOLVER.WARMUP_ITERS %d >= SOLVER.MAX_ITER %d: the learning rate is still being warmed up when "
-            "training ends. Lower SOLVER.WARMUP_ITERS",
-            cfg.SOLVER.WARMUP_ITERS,
-            cfg.SOLVER.MAX_ITER,
-        )
-    if comm.get_world_size() > 1 and cfg.MODEL.RIO.BANK_ENABLED:
-        if cfg.MODEL.RIO.BANK_SYNC:
-            logger.info("%d processes share the writes to the memory bank.", comm.get_world_size())
-        else:
-            logger.warning(
-                "%d processes, MODEL.RIO.BANK_SYNC False: each fills a memory bank of its own from its share "
-                "of the images, so the method changes with their number. Checkpoints keep all of them.",
-                comm.get_world_size(),
-            )
+            "SOLVER.WARMUP_ITERS %d >= SOLVER.MAX_ITER %d: training ends before the learning rate is warmed up. "
+            "Lower SOLVER.WARMUP_ITERS",
+            cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER,
+        )  # fmt: skip
     validate(cfg)
     if comm.is_main_process():
-        if has_run:
-            _say_what_changed(cfg)
+        if stored:
+            _log_changes(stored, cfg)
         write_atomically(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), cfg.dump().encode())
     comm.synchronize()
     torch.backends.cudnn.benchmark = bool(cfg.CUDNN_BENCHMARK)
@@ -119,19 +93,21 @@ def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
 
 
 def setup_inference(cfg: CfgNode, *, need_test_sets: bool = True) -> CfgNode:
-    """Resolve a config for evaluation or prediction; nothing is written.
+    """Fill in a config for evaluation or prediction; writes nothing.
 
-    The bank is switched off (inference never touches it), so a config without resolved class ids works too.
-    The training set gives class names and frequency groups; where it is not at hand, the test set does, which
-    is said.
+    The bank is switched off, as inference never reads it. Class names and frequency groups are the training set's;
+    where its file is missing, the test set's.
 
     Args:
-        cfg: from ``rio.config.load_config``, best of a run's config.yaml.
-        need_test_sets: False leaves out test sets whose files are not here, which is said; enough to
-            detect on pictures.
+        cfg: from `rio.config.load_config`, best of a run's config.yaml.
+        need_test_sets: False leaves out test sets whose files are missing; enough to detect on pictures.
 
     Returns:
         A frozen copy.
+
+    Raises:
+        ConfigError: A number of classes that does not fit the data, or none and no data set to count them.
+        FileNotFoundError: A test set that is needed.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -140,7 +116,7 @@ def setup_inference(cfg: CfgNode, *, need_test_sets: bool = True) -> CfgNode:
     test_sets = []
     for name in cfg.DATASETS.TEST:
         try:
-            test_sets.append(records.resolve(name))
+            test_sets.append(resolve(name))
         except FileNotFoundError as error:
             if need_test_sets:
                 raise
@@ -149,12 +125,12 @@ def setup_inference(cfg: CfgNode, *, need_test_sets: bool = True) -> CfgNode:
     train = training_annotations(cfg)
     if train is not None:
         _resolve_num_classes(cfg, train, cfg.DATASETS.TRAIN[0])
-    elif len(cfg.DATASETS.TEST):
-        _resolve_num_classes(cfg, datasets.annotations_of(cfg.DATASETS.TEST[0]), cfg.DATASETS.TEST[0])
+    elif test_sets:
+        _resolve_num_classes(cfg, annotations_of(test_sets[0]), test_sets[0])
     elif cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0:
         raise ConfigError(
-            "MODEL.ROI_HEADS.NUM_CLASSES: expected the number of classes, found 0 (as many as the data set "
-            "has) and no data set. Use the config.yaml of the run, or set the key"
+            "MODEL.ROI_HEADS.NUM_CLASSES: expected the number of classes, found 0 (as many as the data set has) and no "
+            "data set. Fix: use the config.yaml of the run, or set the key"
         )
     validate(cfg)
     cfg.freeze()
@@ -162,36 +138,32 @@ def setup_inference(cfg: CfgNode, *, need_test_sets: bool = True) -> CfgNode:
 
 
 def training_annotations(cfg: CfgNode) -> Annotations | None:
-    """The training set's annotations, or None (said in the log) where its file is not on this machine."""
+    """The training set's annotations, or None with a warning where its file is not on this machine."""
     if not len(cfg.DATASETS.TRAIN):
         return None
     try:
-        return datasets.annotations_of(records.resolve(cfg.DATASETS.TRAIN[0]))
+        return annotations_of(resolve(cfg.DATASETS.TRAIN[0]))
     except FileNotFoundError as error:
         logger.warning(
-            "The training set %s is not at hand (%s): class names and frequency groups come from the test set's file.",
-            cfg.DATASETS.TRAIN[0],
-            str(error).splitlines()[0],
-        )
+            "The training set %s is missing (%s): class names and frequency groups come from the test set's file.",
+            cfg.DATASETS.TRAIN[0], str(error).splitlines()[0],
+        )  # fmt: skip
         return None
 
 
 def start_logging(output_dir: str | None) -> None:
-    """Send the messages of rio, detectron2 and fvcore to stdout (first process) and ``output_dir/log.txt``.
+    """Send messages of rio, detectron2 and fvcore to stdout (first process) and ``output_dir/log.txt``.
 
-    Handlers of an earlier call leave, so that several runs in one process do not write into each other's
-    files.
+    Handlers of an earlier call are removed, so that runs in one process do not write into each other's files.
     """
-    rank = comm.get_rank()
-    handlers: list[logging.Handler] = []
+    rank, handlers = comm.get_rank(), []
     if rank == 0:
-        console = logging.StreamHandler(sys.stdout)
-        console.setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%H:%M:%S"))
-        handlers.append(console)
+        handlers.append(logging.StreamHandler(sys.stdout))
+        handlers[0].setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%H:%M:%S"))
     if output_dir:
-        file = logging.FileHandler(os.path.join(output_dir, "log.txt" if rank == 0 else f"log.txt.rank{rank}"))
-        file.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s"))
-        handlers.append(file)
+        name = "log.txt" if rank == 0 else f"log.txt.rank{rank}"
+        handlers.append(logging.FileHandler(os.path.join(output_dir, name)))
+        handlers[-1].setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s"))
     for name in ("rio", "detectron2", "fvcore"):
         log = logging.getLogger(name)
         for old in list(log.handlers):
@@ -201,13 +173,36 @@ def start_logging(output_dir: str | None) -> None:
             log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False
-    # Our own errors are complete sentences that the caller shows; detectron2 would put a traceback before
-    # them.
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_drop_own_tracebacks)
+    # The caller shows our own errors, which are complete sentences; detectron2 would put a traceback before them.
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_foreign)
 
 
-def _drop_own_tracebacks(record: logging.LogRecord) -> bool:
+def _is_foreign(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], (TrainingError, CheckpointError)))
+
+
+def stored_config(output_dir: str) -> CfgNode | None:
+    """The config that the run in a folder was started with, or None; YAML without Python tags."""
+    try:
+        with open(os.path.join(output_dir, "config.yaml"), encoding="utf-8") as file:
+            return CfgNode.load_cfg(file.read())
+    except FileNotFoundError:
+        return None
+
+
+def make_folder(path: str) -> None:
+    """Make a folder for output.
+
+    Raises:
+        TrainingError: It cannot be made.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(
+            f"OUTPUT_DIR {path}: expected a folder that can be written to, found: {error.strerror}. Fix: choose "
+            "another by --output-dir"
+        ) from error
 
 
 def _resolve_device(cfg: CfgNode) -> None:
@@ -218,52 +213,56 @@ def _resolve_device(cfg: CfgNode) -> None:
         logger.warning("SOLVER.AMP.ENABLED True -> False: mixed precision needs a GPU; this run computes in float32.")
         cfg.SOLVER.AMP.ENABLED = False
     if cfg.MODEL.DEVICE == "cpu" and cfg.MODEL.RESNETS.NORM == "SyncBN":
-        raise ConfigError("MODEL.RESNETS.NORM: SyncBN needs a GPU. Set it to BN or FrozenBN")
+        raise ConfigError("MODEL.RESNETS.NORM: SyncBN needs a GPU. Fix: set it to BN or FrozenBN")
 
 
 def _resolve_num_classes(cfg: CfgNode, annotations: Annotations, name: str) -> None:
     found, wanted = len(annotations.category_ids), cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if wanted == 0:
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = found
-    elif wanted != found:
+    if wanted not in (0, found):
         raise ConfigError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES: expected {found}, as many as {name} has categories, found "
-            f"{wanted}. Set MODEL.ROI_HEADS.NUM_CLASSES {found}, or 0 to take the number from the data set"
+            f"MODEL.ROI_HEADS.NUM_CLASSES: expected {found}, as many as {name} has categories, found {wanted}. Fix: "
+            f"set MODEL.ROI_HEADS.NUM_CLASSES {found}, or 0 to take the number from the data set"
         )
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = found
 
 
 def _resolve_masks(cfg: CfgNode, train: Annotations) -> None:
     if cfg.MODEL.MASK_ON and not train.has_segmentations:
         raise ConfigError(
-            f"MODEL.MASK_ON True: expected masks in {train.path}, found boxes alone. Set MODEL.MASK_ON False"
+            f"MODEL.MASK_ON True: expected masks in {train.path}, found boxes only. Fix: set MODEL.MASK_ON False"
         )
     if cfg.MODEL.MASK_ON and train.has_rle_objects and cfg.INPUT.MASK_FORMAT == "polygon":
         logger.warning("INPUT.MASK_FORMAT polygon -> bitmask: %s has run-length masks.", train.path)
         cfg.INPUT.MASK_FORMAT = "bitmask"
 
 
-def _rarest(train: Annotations) -> str:
-    seen = train.image_count[train.image_count > 0]
-    return f"{int(seen.min())} images" if len(seen) else "no annotation at all"
-
-
-def stored_seed(output_dir: str) -> int | None:
-    try:
-        with open(os.path.join(output_dir, "config.yaml"), encoding="utf-8") as file:
-            return int(CfgNode.load_cfg(file.read()).SEED)
-    except FileNotFoundError:
-        return None
-
-
-def _say_what_changed(cfg: CfgNode) -> None:
-    path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
-    if not os.path.exists(path):
+def _resolve_bank(cfg: CfgNode, train: Annotations) -> None:
+    rio, world = cfg.MODEL.RIO, comm.get_world_size()
+    if not rio.BANK_ENABLED:
         return
-    with open(path, encoding="utf-8") as file:
-        before = dict(_leaves(CfgNode.load_cfg(file.read())))
-    # A run of an older version did what the defaults of newer keys say, and had no need of what is filled in.
-    before = dict(_leaves(CfgNode.load_cfg(get_rio_cfg().dump()))) | before
-    now = dict(_leaves(CfgNode.load_cfg(cfg.dump())))
+    if not len(rio.BANK_CLASS_IDS):
+        rio.BANK_CLASS_IDS = target_class_ids(train, rio.BANK_MAX_IMAGE_COUNT)
+    if not rio.BANK_CLASS_IDS:
+        rarest = min(train.image_count[train.image_count > 0].tolist(), default=0)
+        raise ConfigError(
+            f"MODEL.RIO.BANK_MAX_IMAGE_COUNT {rio.BANK_MAX_IMAGE_COUNT}: expected some class of "
+            f"{cfg.DATASETS.TRAIN[0]} with 1 to that many images, found none (the rarest has {rarest} images). Fix: "
+            "raise it, or set MODEL.RIO.BANK_ENABLED False"
+        )
+    if world > 1 and rio.BANK_SYNC:
+        logger.info("%d processes share the writes to the memory bank.", world)
+    elif world > 1:
+        logger.warning(
+            "%d processes, MODEL.RIO.BANK_SYNC False: each fills a memory bank of its own from its share of the "
+            "images, so the method changes with their number. Checkpoints keep all of them.",
+            world,
+        )
+
+
+def _log_changes(stored: CfgNode, cfg: CfgNode) -> None:
+    """Warn of every key that differs; a key that an older version did not know had its default's meaning."""
+    defaults, now = (dict(_leaves(CfgNode.load_cfg(one.dump()))) for one in (get_rio_cfg(), cfg))
+    before = defaults | dict(_leaves(stored))
     groups = "MODEL.RIO.CLASS_FREQUENCY"
     before[groups] = before[groups] or now[groups]
     for key in sorted(before.keys() | now.keys()):
@@ -277,13 +276,3 @@ def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
-
-
-def make_folder(path: str) -> None:
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(
-            f"OUTPUT_DIR {path}: expected a folder that can be written to, found: {error.strerror}. Choose "
-            "another by --output-dir"
-        ) from error

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-_BANK = re.compile(r"(^|\.)memory_bank\.")
+
 # Files of an earlier version lack these; the module that has them knows what that means.
 ADDED = re.compile(r"(^|\.)memory_bank\.object_ids$")
 # Not learned: set from the config, or (cell anchors) saved by old versions of detectron2 only.
@@ -32,6 +32,11 @@ _FROM_CONFIG = re.compile(r"(^|\.)(pixel_mean|pixel_std)$|anchor_generator\.cell
 _SHOWN = 8  # problems listed in an error
 # What torch's and our unpickler say when a file asks for a class or a function that is not on their list.
 _REFUSED = re.compile(r"global|reduce|instantiate|can only build", re.IGNORECASE)
+
+
+def is_bank(name: str) -> bool:
+    """Whether a tensor of a model belongs to its memory bank."""
+    return ".memory_bank." in f".{name}"
 
 
 class CheckpointError(ValueError):
@@ -169,7 +174,7 @@ def load_weights(
         # (older).
         state = matched if matched is not None else own
     if not bank:
-        state = {name: value for name, value in state.items() if not _BANK.search(name)}
+        state = {name: value for name, value in state.items() if not is_bank(name)}
 
     fits: dict[str, Tensor] = {}
     problems: dict[str, str] = {}
@@ -180,7 +185,7 @@ def load_weights(
             fits[name] = value
         else:
             problems[name] = _why_shape(name, tuple(own[name].shape), tuple(value.shape))
-    needed = [n for n in own if not _FROM_CONFIG.search(n) and (bank or not _BANK.search(n))]
+    needed = [n for n in own if not _FROM_CONFIG.search(n) and (bank or not is_bank(n))]
     needed = [n for n in needed if not ADDED.search(n)]
     missing = [n for n in needed if n not in fits and n not in problems]
     unexpected = [n for n in state if n not in own and not _FROM_CONFIG.search(n)]
