@@ -46,3 +46,49 @@ def _quiet_libraries():
     yield
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
+
+
+# Trainings of the drawn set, for tests of the trainer and the engine. Imports are late: torch takes seconds.
+
+
+@pytest.fixture(scope="session")
+def tiny_set(tmp_path_factory) -> Path:
+    """Folder of the drawn data set, to be read only."""
+    from tests.support import tiny_shapes
+
+    return tiny_shapes.draw(tmp_path_factory.mktemp("shapes"))
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_set):
+    """Function: the config of a run in a folder, with options on top of the tiny ones."""
+    from rio.config import load_config
+    from tests.support import tiny_shapes
+
+    def make(output: Path, *options: object, max_iter: int = 6):
+        common = [*tiny_shapes.data_options(tiny_set), *tiny_shapes.model_options(max_iter)]
+        return load_config(tiny_shapes.DEMO_CONFIG, [*common, "OUTPUT_DIR", str(output), *map(str, options)])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prepared(tiny_config):
+    """Function: a trainer that is ready to train."""
+    from rio.engine.setup import setup_training
+    from rio.trainer import Trainer
+
+    def make(output: Path, *options: object, resume: bool = False, max_iter: int = 6) -> Trainer:
+        run = Trainer(setup_training(tiny_config(output, *options, max_iter=max_iter), resume=resume))
+        run.resume_or_load(resume=resume)
+        return run
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def straight(prepared, tmp_path_factory):
+    """Six iterations without a break; its folder is to be read only."""
+    run = prepared(tmp_path_factory.mktemp("straight"))
+    run.train()
+    return run

@@ -92,7 +92,7 @@ def test_nothing_else_in_the_package_unpickles():
 @pytest.mark.parametrize("where", ["config", "base", "study", "study's config", "resumed run"])
 def test_yaml_is_data(tmp_path, monkeypatch, where):
     from rio import config
-    from rio.engine.setup import stored_seed
+    from rio.engine.setup import stored_config
     from rio.study import plan, runner
 
     monkeypatch.chdir(tmp_path)
@@ -106,7 +106,7 @@ def test_yaml_is_data(tmp_path, monkeypatch, where):
         "study's config": lambda: runner.run_study(
             plan.load_study(write(tmp_path / "s.yaml", f"config: child.yaml\n{arms}")), "out"
         ),
-        "resumed run": lambda: stored_seed(str(tmp_path)),
+        "resumed run": lambda: stored_config(str(tmp_path)),
     }
     with pytest.raises(Exception, match="python/object/apply"):
         attempts[where]()

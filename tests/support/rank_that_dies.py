@@ -1,6 +1,6 @@
-"""`rio train` under torchrun, in which one rank dies once: torchrun ... rank_that_dies.py MARKER RANK ITERATION HOW WORDS...
+"""`rio train` under torchrun, in which one rank dies once: rank_that_dies.py MARKER RANK ITERATION HOW WORDS...
 
-HOW is "killed" (SIGKILL) or "error" (an exception). Once MARKER exists nobody dies any more.
+HOW is "killed" (SIGKILL) or "error" (an exception). Once the file MARKER exists, no rank dies.
 """
 
 from __future__ import annotations

@@ -1,0 +1,90 @@
+"""Setup: what a config leaves open is filled in from the data; what does not fit names the key and the fix."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rio.config import ConfigError, load_config
+from rio.data.names import annotations_of
+from rio.engine.errors import TrainingError
+from rio.engine.setup import setup_inference, setup_training
+
+
+def test_setup_fills_in_what_the_config_leaves_open(tiny_config, tmp_path):
+    cfg = setup_training(tiny_config(tmp_path, "SEED", -1))
+    train = annotations_of(cfg.DATASETS.TRAIN[0])
+    assert cfg.is_frozen() and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 6 and cfg.SEED >= 0
+    assert list(cfg.MODEL.RIO.BANK_CLASS_IDS) == np.flatnonzero(train.image_count <= 30).tolist()
+    assert cfg.MODEL.RIO.CLASS_FREQUENCY == "".join(train.frequency) == "fcccrr"
+    stored = load_config(tmp_path / "config.yaml")
+    assert stored.MODEL.RIO.CLASS_FREQUENCY == "fcccrr"
+    assert stored.SEED == cfg.SEED and stored.MODEL.RIO.BANK_CLASS_IDS == cfg.MODEL.RIO.BANK_CLASS_IDS
+    if not torch.cuda.is_available():
+        assert cfg.MODEL.DEVICE == "cpu"
+        assert "MODEL.DEVICE cuda -> cpu" in (tmp_path / "log.txt").read_text()
+        assert not setup_training(tiny_config(tmp_path, "SOLVER.AMP.ENABLED", True)).SOLVER.AMP.ENABLED
+        assert "SOLVER.AMP.ENABLED True -> False" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_seed_that_was_drawn_is_kept_on_resume_and_changes_are_logged(tiny_config, tmp_path):
+    first = setup_training(tiny_config(tmp_path, "SEED", -1))
+    (tmp_path / "last_checkpoint").write_text("model_0000000.pth")
+    options = ["SEED", -1, "SOLVER.BASE_LR", 0.5, "MODEL.RIO.WRITE_MAX_PER_OBJECT", 1]
+    assert setup_training(tiny_config(tmp_path, *options), resume=True).SEED == first.SEED
+    log = (tmp_path / "log.txt").read_text()
+    assert "Resumed with another SOLVER.BASE_LR: 0.03 -> 0.5" in log
+    assert "Resumed with another MODEL.RIO.WRITE_MAX_PER_OBJECT: 0 -> 1" in log and log.count("Resumed") == 2
+
+
+def test_schedule_follows_the_reference_world_size(tiny_config, tmp_path):
+    cfg = setup_training(tiny_config(tmp_path, "SOLVER.REFERENCE_WORLD_SIZE", 2, "SOLVER.CHECKPOINT_PERIOD", 50))
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR) == (1, 12, 0.015)
+    assert load_config(tmp_path / "config.yaml").SOLVER.IMS_PER_BATCH == 1
+
+
+def test_setup_errors_name_the_key_and_the_fix(tiny_config, tiny_set, straight, tmp_path):
+    def error(kind: type, text: str, *options: object) -> None:
+        with pytest.raises(kind, match=text):
+            setup_training(tiny_config(tmp_path / "run", *options))
+
+    error(ConfigError, r"NUM_CLASSES: expected 6, .* found 80", "MODEL.ROI_HEADS.NUM_CLASSES", 80)
+    two = repr((f"{tiny_set}/train.json@{tiny_set}/train",) * 2)
+    error(ConfigError, r"DATASETS.TRAIN: expected one data set", "DATASETS.TRAIN", two)
+    error(ConfigError, r"DATASETS.TRAIN: expected one data set", "DATASETS.TRAIN", "()")
+    error(ConfigError, r"the rarest has 2 images.*BANK_ENABLED False", "MODEL.RIO.BANK_MAX_IMAGE_COUNT", 1)
+    error(ConfigError, r"PRECISE_BN", "TEST.PRECISE_BN.ENABLED", True)
+    with pytest.raises(TrainingError, match=r"found a checkpoint.*--resume"):
+        setup_training(tiny_config(Path(straight.cfg.OUTPUT_DIR)))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match="expected a folder that can be written to"):
+        setup_training(tiny_config(tmp_path / "file" / "run"))
+
+    renamed = json.loads((tiny_set / "val.json").read_text())
+    renamed["categories"][0]["name"] = "something else"
+    (tmp_path / "renamed.json").write_text(json.dumps(renamed))
+    error(ValueError, "something else", "DATASETS.TEST", repr((f"{tmp_path}/renamed.json@{tiny_set}/val",)))
+
+    boxes = json.loads((tiny_set / "train.json").read_text())
+    for annotation in boxes["annotations"]:
+        del annotation["segmentation"]
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    options = ["DATASETS.TRAIN", repr((f"{tmp_path}/boxes.json@{tiny_set}/train",))]
+    error(ConfigError, "found boxes only. Fix: set MODEL.MASK_ON False", *options)
+    assert not setup_training(tiny_config(tmp_path / "run", *options, "MODEL.MASK_ON", False)).MODEL.MASK_ON
+
+
+def test_inference_needs_no_training_set(tiny_config, tmp_path):
+    nowhere = "('gone/train.json@gone/images',)"
+    cfg = setup_inference(tiny_config(tmp_path, "DATASETS.TRAIN", nowhere))
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 6 and not cfg.MODEL.RIO.BANK_ENABLED
+    with pytest.raises(ConfigError, match="NUM_CLASSES"):
+        setup_inference(tiny_config(tmp_path, "DATASETS.TRAIN", nowhere, "DATASETS.TEST", "()"))
+    neither = ["DATASETS.TRAIN", nowhere, "DATASETS.TEST", nowhere, "MODEL.ROI_HEADS.NUM_CLASSES", 6]
+    with pytest.raises(FileNotFoundError, match="gone/train.json"):
+        setup_inference(tiny_config(tmp_path, *neither))
+    assert len(setup_inference(tiny_config(tmp_path, *neither), need_test_sets=False).DATASETS.TEST) == 0

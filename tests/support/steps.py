@@ -1,0 +1,38 @@
+"""What the tests of training do to a run, and how they compare two."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from rio.engine.errors import Interrupted
+from rio.trainer import Trainer
+
+
+def do_in(run: Trainer, iteration: int, action: Callable[[], None]) -> None:
+    """Have the run do something at the start of an iteration."""
+    step = run.run_step
+
+    def run_step() -> None:
+        if run.iter == iteration:
+            action()
+        step()
+
+    run.run_step = run_step
+
+
+def train_until(run: Trainer, iteration: int) -> Interrupted:
+    """Train, pressing Ctrl-C in an iteration."""
+    do_in(run, iteration, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted) as stopped:
+        run.train()
+    return stopped.value
+
+
+def differing(a: dict, b: dict) -> list[str]:
+    """Names of the tensors that differ in any bit, or are in one only."""
+    return [name for name in a.keys() | b.keys() if name not in a or name not in b or not torch.equal(a[name], b[name])]
