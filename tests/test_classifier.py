@@ -96,5 +96,5 @@ def test_bad_arguments(arguments):
 
 
 def test_bad_width():
-    with pytest.raises(ValueError, match=r"expected \(R, 4\), found \(2, 5\).*FC_DIM"):
+    with pytest.raises(ValueError, match=r"expected \(R, 4\), .*found \(2, 5\).*FC_DIM"):
         CosineClassifier(4, 3)(torch.zeros(2, 5))

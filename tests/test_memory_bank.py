@@ -11,22 +11,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import rio.memory_bank
-from rio.memory_bank import MemoryBank, memory_bank_bytes
-
-K = 6  # background is 6
-
-
-def make(**changes) -> MemoryBank:
-    arguments = dict(num_classes=K, class_ids=[1, 4], feature_dim=2, slots_per_class=3, replay_per_class=2)
-    return MemoryBank(**(arguments | changes))
-
-
-def rows(values: list[float], classes: list[int], width: int = 2) -> tuple[torch.Tensor, ...]:
-    """Rows told apart by one number: feature = value, proposal box = value + 0.25, gt box = value + 0.5."""
-    column = torch.tensor(values, dtype=torch.float32).reshape(-1, 1)
-    boxes = column.expand(-1, 4)
-    return (column.expand(-1, width).clone(), boxes + 0.25, boxes + 0.5, torch.tensor(classes, dtype=torch.int64))
+from rio.engine import rows as helpers
+from rio.memory_bank import MemoryBank
+from tests.support.bank import K, make, of, rows
 
 
 def read(bank: MemoryBank, classes: list[int], **arguments) -> list[tuple[int, float]]:
@@ -53,7 +40,6 @@ def test_a_worked_example():
     assert bank.num_written.tolist() == [4, 1]
     assert sorted(bank.written_at[0].tolist()) == [0, 1, 1]
     assert bank.iteration == 2
-    assert bank.fill().item() == pytest.approx(4 / 6)
 
 
 def test_more_rows_of_a_class_than_slots_keep_the_newest():
@@ -199,10 +185,6 @@ def test_random_order_is_uniform_and_depends_on_seed_and_step_only():
     assert 60 < same < 140
 
 
-def of(*objects: tuple[int, int]) -> torch.Tensor:
-    return torch.tensor(objects, dtype=torch.int64).reshape(-1, 2)
-
-
 def values_of(bank: MemoryBank, classes: list[int], **arguments) -> list[float]:
     """The replayed rows' numbers, whatever their boxes are."""
     return bank.sample(torch.tensor(classes, dtype=torch.int64), **arguments).features[:, 0].tolist()
@@ -340,47 +322,6 @@ def test_objects_equal_the_oracle_whatever_comes(steps, slots, replayed, per_obj
         oracle.write([(v, c, h, (10 * (number % 2) + image, p)) for v, (c, h, p, image) in zip(values, step)])
 
 
-def plain(numbers: dict[str, torch.Tensor]) -> dict[str, float]:
-    return {name: round(value.item(), 6) for name, value in numbers.items()}
-
-
-def test_statistics():
-    bank = make(class_ids=[1, 4, 5], slots_per_class=4)
-    nothing = plain(bank.statistics())
-    assert nothing.pop("fill") == 0 and all(v != v for v in nothing.values()) and len(nothing) == 3
-    # Class 1: objects (8, 0) twice, (8, 1), (9, 0); class 4: (8, 0), another one than class 1's; 5: nothing.
-    bank.write(*rows([1, 2, 3, 4, 5], [1, 1, 1, 1, 4]), object_ids=of((8, 0), (8, 1), (8, 0), (9, 0), (8, 0)))
-    assert plain(bank.statistics()) == {
-        "fill": round(5 / 12, 6),
-        "stored": 5 / 2,
-        "distinct_objects": (3 + 1) / 2,
-        "distinct_images": (2 + 1) / 2,
-    }
-    bank.write(*rows([6, 7], [1, 0]), object_ids=of((9, 0), (-1, -1)))  # (8, 0) leaves; 7 is not stored
-    assert plain(bank.statistics())["distinct_objects"] == 2
-    bank.write(*rows([8], [4]))  # of an unknown object
-    found = plain(bank.statistics())
-    assert found["stored"] == 3 and found["distinct_objects"] != found["distinct_objects"]
-    assert found["distinct_images"] != found["distinct_images"]
-
-
-def test_drift():
-    bank = make(slots_per_class=4, replay_per_class=4)
-    none = bank.sample(torch.tensor([1]))
-    assert bank.drift(none, torch.ones(1, 2), torch.tensor([1])).isnan()
-    _, boxes, _, _ = rows([1, 2, 3], [1, 1, 4])
-    bank.write(torch.tensor([[2.0, 0], [0, 1], [1, 1]]), boxes, boxes, torch.tensor([1, 1, 4]))
-    replay = bank.sample(torch.tensor([1, 4]))
-    now = torch.tensor([[3.0, 0], [1, 0], [-9, -9], [7, 7], [0, 5]])
-    # Class 1's mean is (2, 0): cosines 1 and 0; class 4 has none; background, another class, an ignored one.
-    assert bank.drift(replay, now, torch.tensor([1, 1, K, 0, -1])).item() == pytest.approx(1 / 2)
-    # Class 4's mean (-4.5, -2) and (1, 1): -6.5 / (sqrt(24.25) sqrt(2)).
-    expected = (1 + 0 - 6.5 / 48.5**0.5) / 3
-    assert bank.drift(replay, now, torch.tensor([1, 1, 4, 0, 4])).item() == pytest.approx(expected)
-    assert bank.drift(replay, now.half(), torch.tensor([0, K, -1, 0, 0])).isnan()
-    assert bank.drift(replay, now[:0], torch.zeros(0, dtype=torch.int64)).isnan()
-
-
 def test_a_bank_of_format_1_loads_with_its_objects_unknown():
     old, bank = make(), make()
     old.write(*rows([1, 2], [1, 4]), object_ids=of((3, 0), (4, 0)))
@@ -391,7 +332,6 @@ def test_a_bank_of_format_1_loads_with_its_objects_unknown():
     bank.load_state_dict(state)
     assert (bank.object_ids == -1).all() and bank.iteration == 1
     assert read(bank, [1, 4]) == [(1, 1.0), (4, 2.0)]
-    assert bank.statistics()["distinct_objects"].isnan()
     assert bank.state_dict()["_extra_state"].tolist() == [2, 1]
     del (state := old.state_dict())["object_ids"]  # but in format 2 nothing may be absent
     with pytest.raises(RuntimeError, match="object_ids.*absent"):
@@ -489,89 +429,88 @@ def test_features_of_another_precision_are_stored():
     assert read(bank, [1]) == [(1, 1.5)]
 
 
-def test_bytes():
-    bank = make(storage_dtype=torch.bfloat16)
-    persistent = [b for n, b in bank.named_buffers() if n != "target_index"]
-    assert bank.nbytes() == sum(b.numel() * b.element_size() for b in persistent)
-    assert memory_bank_bytes(706, 60, 1024) / 2**30 == pytest.approx(0.163, abs=0.001)  # LVIS v0.5
-    assert doctest.testmod(rio.memory_bank).failed == 0
+def test_doctests():
+    assert doctest.testmod(helpers).failed == 0
 
 
-def test_at_most_one_synchronisation_a_call():
+def test_the_number_of_rows_is_sent_without_waiting(monkeypatch):
+    """torch.tensor([n], device="cuda") would wait for the device; torch.full does not."""
+    made, tensor = [], torch.tensor
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather", lambda out, own: [part.copy_(own) for part in out])
+    monkeypatch.setattr(torch, "tensor", lambda *a, **k: made.append(k) or tensor(*a, **k))
+    bank = make(sync=True)
+    made.clear()
+    bank.write(*rows([1, 2], [1, 4]))
+    assert not [how for how in made if "device" in how]
+    assert bank.num_written.tolist() == [2, 2]  # both ranks' rows
+
+
+@pytest.mark.parametrize("variant", [{}, {"replay_order": "random"}, VARIANTS])
+def test_at_most_one_synchronisation_a_call(variant):
     """On a GPU only operators whose shape the device decides, or whose value the host asks for, wait."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    waiting = {
-        f"aten.{name}"
-        for name in ["nonzero", "_local_scalar_dense", "item", "masked_select", "_unique2", "unique_dim"]
-        + ["repeat_interleave", "bincount", "equal", "is_nonzero"]
-    }
+    names = "nonzero _local_scalar_dense item masked_select _unique2 unique_dim bincount equal is_nonzero"
+    waiting, seen = {f"aten.{name}" for name in names.split()}, []
 
     class Count(TorchDispatchMode):
-        seen: list[str] = []
-
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             name = str(function).rsplit(".", 1)[0]
             indices = args[1] if name in ("aten.index", "aten.index_put", "aten.index_put_") else ()
             by_mask = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices)
-            if name in waiting or by_mask:
-                self.seen.append(name)
+            unsized = name == "aten.repeat_interleave" and not (kwargs or {}).get("output_size")
+            if name in waiting or by_mask or unsized:
+                seen.append(name)
             return function(*args, **(kwargs or {}))
 
-    for variant in (
-        {},
-        {"replay_order": "random"},
-        {"replay_order": "diverse", "replay_absent_classes": 1, "write_max_per_object": 1},
-    ):
-        bank = make(**variant)
-        step = rows([1, 2, 3], [1, 6, 4])
-        bank.write(*step)
-        for call in (
-            lambda: bank.sample(step[3]),
-            lambda: bank.sample(step[3], max_per_foreground=0.5),
-            lambda: bank.write(*step),
-        ):
-            Count.seen = []
-            with Count():
-                call()
-            assert Count.seen == ["aten.nonzero"]
-        replay, Count.seen = bank.sample(step[3]), []
-        with Count():
-            bank.statistics(), bank.drift(replay, step[0], step[3])
-        assert Count.seen == []  # whoever reads their numbers waits, once for all of them
+    bank, step = make(**variant), rows([1, 2, 3], [1, 6, 4])
+    bank.write(*step)
+    with Count():
+        bank.sample(step[3])
+        assert seen == ["aten.nonzero"]
+        bank.sample(step[3], max_per_foreground=0.5)
+        assert seen == ["aten.nonzero"] * 2
+        bank.write(*step, rois_per_image=[2, 1])
+        assert seen == ["aten.nonzero"] * 3
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"class_ids": []}, "class_ids: .*BANK_MAX_IMAGE_COUNT"),
-        ({"class_ids": [1, 1]}, "once"),
-        ({"class_ids": [1, 6]}, r"below num_classes \(6\), found \[6\]"),
+        ({"class_ids": [1, 1]}, r"each once, found \[1\]"),
+        ({"class_ids": [1, 6]}, r"below num_classes \(6\), each once, found \[6\]"),
         ({"class_ids": [-1]}, "below num_classes"),
-        ({"num_classes": 0}, "num_classes"),
-        ({"feature_dim": 0}, "feature_dim"),
+        ({"num_classes": 0}, "NUM_CLASSES: expected 1..inf, found 0"),
+        ({"feature_dim": 0}, "FC_DIM"),
         ({"slots_per_class": 0}, "SLOTS_PER_CLASS"),
-        ({"replay_per_class": 4}, "REPLAY_PER_CLASS"),
+        ({"replay_per_class": 4}, "REPLAY_PER_CLASS: expected 1..3, found 4"),
         ({"replay_per_class": 0}, "REPLAY_PER_CLASS"),
-        ({"replay_order": "oldest"}, "newest"),
+        ({"replay_order": "oldest"}, "newest.*found oldest"),
         ({"replay_absent_classes": -1}, "REPLAY_ABSENT_CLASSES"),
         ({"write_max_per_object": -1}, "WRITE_MAX_PER_OBJECT"),
-        ({"storage_dtype": torch.int8}, "floating"),
+        ({"storage_dtype": torch.int8}, "floating.*BANK_DTYPE"),
     ],
 )
 def test_bad_arguments(changes, says):
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=says) as caught:
         make(**changes)
+    assert "Fix: " in str(caught.value)
 
 
 def test_bad_rows():
     bank = make()
     features, proposal_boxes, gt_boxes, classes = rows([1, 2], [1, 4])
     bad = [
-        ((features[:, :1], proposal_boxes, gt_boxes, classes), r"features: expected \(R, 2\).*FC_DIM"),
-        ((features[:1], proposal_boxes, gt_boxes, classes), "expected 2 rows"),
+        (
+            (features[:, :1], proposal_boxes, gt_boxes, classes),
+            r"features: expected shape \(2, 2\), found \(2, 1\).*FC_DIM",
+        ),
+        ((features[:1], proposal_boxes, gt_boxes, classes), r"features: expected shape \(2, 2\), found \(1, 2\)"),
         ((features, proposal_boxes[:, :3], gt_boxes, classes), "proposal_boxes"),
-        ((features, proposal_boxes, torch.zeros(2, 5), classes), "gt_boxes: .*Rotated"),
+        ((features, proposal_boxes, torch.zeros(2, 5), classes), "gt_boxes: .*rotated"),
         ((features, proposal_boxes, gt_boxes, classes.float()), "gt_classes"),
         ((features, proposal_boxes, gt_boxes, classes.to("meta")), "device"),
     ]
@@ -579,8 +518,8 @@ def test_bad_rows():
         with pytest.raises(ValueError, match=says):
             bank.write(*arguments)
     for ids in (torch.zeros(2, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64), torch.zeros(2, 2)):
-        with pytest.raises(ValueError, match=r"object_ids: expected \(2, 2\) int64"):
+        with pytest.raises(ValueError, match=r"object_ids: expected (shape \(2, 2\)|int64), found"):
             bank.write(features, proposal_boxes, gt_boxes, classes, object_ids=ids)
     assert bank.iteration == 0 and bank.num_written.sum() == 0
-    with pytest.raises(ValueError, match="set_extra|format 1 or 2, found 9"):
+    with pytest.raises(ValueError, match="format 1 or 2, found 9"):
         bank.set_extra_state(torch.tensor([9, 0]))

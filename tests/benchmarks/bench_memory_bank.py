@@ -26,8 +26,9 @@ from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from rio.engine.telemetry import LOG_PERIOD
 from rio.memory_bank import MemoryBank
-from rio.roi_heads import LOG_PERIOD, Predictions, RIOFastRCNNOutputLayers
+from rio.roi_heads import RIOFastRCNNOutputLayers
 
 NUM_CLASSES, WIDTH, IMAGES, ROIS = 1203, 1024, 4, 512
 TARGETS = list(range(0, 2 * 553, 2))  # LVIS v1 has 553 classes of at most 30 images
@@ -167,10 +168,8 @@ class BoxBranch:
         """Seconds of what the bank adds to it; the gradients go on top of those of a step."""
         predictor, predictor.memory_bank = self.predictor, bank
         start = clock(self.device)
-        replay = predictor._sample_and_write(Predictions.of((), features), proposals)
-        deltas = predictor.bbox_pred(replay.features)
-        loss = predictor.box_reg_loss(replay.proposal_boxes, replay.gt_boxes, deltas, replay.gt_classes)
-        (loss + predictor._replayed_cls_loss(replay)).backward()
+        replay = predictor.sample_and_write(features, proposals)
+        sum(predictor.replayed_losses(replay).values()).backward()
         return clock(self.device) - start
 
     def times(self, rounds: int) -> dict[str, float]:
@@ -190,11 +189,11 @@ class BoxBranch:
         self.predictor.memory_bank, times = bank, []
         features = torch.rand(IMAGES * self.rois, WIDTH, device=self.device)
         for _ in range(rounds):
-            classes = torch.cat([p.gt_classes for p in self.proposals()])
-            replay = bank.sample(classes)
+            proposals = self.proposals()
+            replay = bank.sample(torch.cat([p.gt_classes for p in proposals]))
             with EventStorage():
                 start = clock(self.device)
-                self.predictor._log(classes, features, replay)
+                self.predictor.log(proposals, features, replay)
                 times.append(clock(self.device) - start)
         return statistics.median(times)
 

@@ -1,0 +1,131 @@
+"""What a training step logs about classes and replay: metrics.json and TensorBoard, every LOG_PERIOD steps.
+
+In a cascade under "stage0/..." and so on. What cannot be computed in a step is left out of it.
+
+    memory_bank/fill                        share of the slots that hold an RoI
+    memory_bank/stored                      RoIs stored, mean over the target classes with any
+    memory_bank/distinct_objects, _images   different objects and images among them; only if all are known
+    memory_bank/replayed_per_foreground     replayed rows per foreground RoI of the step
+    memory_bank/age                         mean steps since the replayed rows were written
+    memory_bank/drift                       mean cosine of a replayed feature and the mean of the step's own RoI
+                                            features of its class, if the class has any
+    rois/share_r, _c, _f                    the step's foreground RoIs by frequency group of their class, 0..1
+    rois/share_r_with_replay, ...           the same with the replayed rows
+
+K: classes, T: target classes, S: slots, R: RoIs of a step, N: replayed rows, D: feature width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from detectron2.utils.events import get_event_storage
+from torch import Tensor
+
+from rio.data.annotations import GROUP_NAMES
+from rio.engine.rows import rank_in_group
+from rio.memory_bank import MemoryBank, Replay
+
+LOG_PERIOD = 20  # steps; the period of detectron2's writers, for each of their lines
+FREQUENCY_GROUPS = "".join(GROUP_NAMES)
+
+
+def is_log_step() -> bool:
+    """Whether the writers take this step's scalars."""
+    return bool((get_event_storage().iter + 1) % LOG_PERIOD == 0)
+
+
+def log(
+    gt_classes: Tensor,
+    num_classes: int,
+    frequency_group: Tensor | None,
+    bank: MemoryBank | None = None,
+    features: Tensor | None = None,
+    replay: Replay | None = None,
+) -> None:
+    """Write the telemetry of a step; waits for the device once.
+
+    Args:
+        gt_classes: (R,) int64 of the step's own RoIs.
+        num_classes: K.
+        frequency_group: (K + 2,) int64, class_id + 1 -> r, c, f = 0, 1, 2, or 3; None = not known.
+        bank: after the step's write.
+        features: (R, D) of the step's own RoIs; only with a bank.
+        replay: what was sampled; None if replay has not begun.
+    """
+    found = _shares("rois/share_{}", frequency_group, gt_classes)
+    if bank is not None and features is not None:
+        found |= {f"memory_bank/{name}": value for name, value in statistics(bank).items()}
+        num_foreground = ((gt_classes >= 0) & (gt_classes < num_classes)).sum()
+        found["memory_bank/replayed_per_foreground"] = (0 if replay is None else len(replay)) / num_foreground
+        if replay is not None:
+            step = bank.iteration - 1  # this one; write() has counted it
+            found["memory_bank/age"] = (step - replay.written_at).float().mean()
+            found["memory_bank/drift"] = drift(bank, replay, features, gt_classes)
+        replayed = gt_classes[:0] if replay is None else replay.gt_classes
+        found |= _shares("rois/share_{}_with_replay", frequency_group, gt_classes, replayed)
+    if found:
+        storage = get_event_storage()
+        for name, value in zip(found, torch.stack(list(found.values())).tolist(), strict=True):
+            if math.isfinite(value):  # else there was nothing to compute it from, as a mean of no rows
+                # As it is: detectron2 would write the median of the last 20, which a resumed run lacks.
+                storage.put_scalar(name, value, smoothing_hint=False)
+
+
+def _shares(name: str, frequency_group: Tensor | None, *classes: Tensor) -> dict[str, Tensor]:
+    """The shares of frequency group r, c, f in all the class ids, each (R,); NaN if none is of a group."""
+    if frequency_group is None:
+        return {}
+    group = frequency_group.index_select(0, torch.cat(classes) + 1)
+    counts = (group[:, None] == torch.arange(3, device=group.device)).sum(0)
+    return {name.format(letter): share for letter, share in zip(FREQUENCY_GROUPS, counts / counts.sum(), strict=True)}
+
+
+@torch.no_grad()
+def statistics(bank: MemoryBank) -> dict[str, Tensor]:
+    """What the bank holds, as 0-dim float tensors on its device; NaN where there is nothing to tell.
+
+    Returns:
+        "fill": share of the slots that hold an RoI. And, as means over the target classes with a stored RoI:
+        "stored", the RoIs of a class; "distinct_objects" and "distinct_images", how many different objects and
+        images these came from, NaN as long as the object of some stored RoI is unknown.
+    """
+    slot = torch.arange(bank.slots_per_class, device=bank.num_written.device)
+    filled = slot < bank.num_written[:, None]  # (T, S)
+    num_classes = (bank.num_written > 0).sum()
+    image, place = bank.object_ids.unbind(2)
+    unknown = (filled & (place < 0)).any()
+
+    def distinct(*keys: Tensor) -> Tensor:  # the slots that are the first of their kind
+        number = (filled & (rank_in_group(*keys) == 0)).sum() / num_classes
+        return number.masked_fill(unknown, torch.nan)
+
+    return {
+        "fill": filled.sum() / filled.numel(),
+        "stored": filled.sum() / num_classes,  # 0 / 0 is NaN
+        "distinct_objects": distinct(image, place),
+        "distinct_images": distinct(image),
+    }
+
+
+@torch.no_grad()
+def drift(bank: MemoryBank, replay: Replay, features: Tensor, gt_classes: Tensor) -> Tensor:
+    """How stale a replay is, as a 0-dim float: 1 = its features look as those of their classes do now.
+
+    Args:
+        replay: from ``bank.sample``.
+        features: (R, D) of this step.
+        gt_classes: (R,) int64, their class ids; K and -1 allowed.
+
+    Returns:
+        The mean over the replayed rows of the cosine between the row's feature and the mean feature of this step's
+        RoIs of its class. Rows whose class has none are left out; NaN if none is left.
+    """
+    target = bank.target_index.index_select(0, gt_classes + 1)
+    now = torch.zeros(bank.num_target_classes + 1, bank.feature_dim, device=features.device)
+    now.index_add_(0, target, features.float())  # the sum has the direction of the mean
+    index = bank.target_index.index_select(0, replay.gt_classes + 1)
+    seen = torch.zeros_like(now[:, 0], dtype=torch.bool).index_fill_(0, target, True)[index]
+    cosine = torch.cosine_similarity(replay.features.float(), now[index], dim=1)
+    return cosine.masked_fill(~seen, 0.0).sum() / seen.sum()

@@ -1,0 +1,30 @@
+"""A small memory bank, and rows for it that are told apart by one number."""
+
+from __future__ import annotations
+
+import torch
+
+from rio.memory_bank import MemoryBank
+
+K = 6  # background is 6
+
+
+def make(**changes) -> MemoryBank:
+    arguments = dict(num_classes=K, class_ids=[1, 4], feature_dim=2, slots_per_class=3, replay_per_class=2)
+    return MemoryBank(**(arguments | changes))
+
+
+def rows(values: list[float], classes: list[int], width: int = 2) -> tuple[torch.Tensor, ...]:
+    """Rows told apart by one number: feature = value, proposal box = value + 0.25, gt box = value + 0.5."""
+    column = torch.tensor(values, dtype=torch.float32).reshape(-1, 1)
+    boxes = column.expand(-1, 4)
+    return (column.expand(-1, width).clone(), boxes + 0.25, boxes + 0.5, torch.tensor(classes, dtype=torch.int64))
+
+
+def of(*objects: tuple[int, int]) -> torch.Tensor:
+    return torch.tensor(objects, dtype=torch.int64).reshape(-1, 2)
+
+
+def ours_in(log: dict) -> dict:
+    """What rio logs beside detectron2."""
+    return {k: v for k, v in log.items() if "memory_bank/" in k or "rois/" in k}
