@@ -92,3 +92,11 @@ def straight(prepared, tmp_path_factory):
     run = prepared(tmp_path_factory.mktemp("straight"))
     run.train()
     return run
+
+
+@pytest.fixture(scope="session")
+def finished_study(tiny_set, tmp_path_factory) -> Path:
+    """Three arms of two seeds on the drawn set, without a training; to be read only."""
+    from tests.support import finished_runs
+
+    return finished_runs.make(tmp_path_factory.mktemp("study"), tiny_set, seeds=(1, 2))

@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "results": LIGHT | {"pandas", "msgspec", "hotcoco", "lvis", "vernier", "pycocotools", "rio.data"},
     # torch only inside functions: the check of exposures by the sampler and the bank themselves.
     "analysis": LIGHT
-    | {"pandas", "msgspec", "yaml", "torch"}
+    | {"pandas", "tabulate", "yaml", "torch"}
     | {"rio.data", "rio.results", "rio.sampler", "rio.memory_bank"},
     "plots": LIGHT | {"matplotlib", "seaborn", "pandas", "pycocotools", "cv2", "PIL", "rio.data"},
     "study": LIGHT
@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"rio", "rio.data", "rio.sampler", "rio.results", "rio.analysis", "rio.plots", "rio.study"},
     "widgets": LIGHT
     | {"pandas", "matplotlib", "ipywidgets", "anywidget", "traitlets", "IPython", "cv2", "PIL", "yaml", "psutil"}
-    | {"tabulate", "jinja2", "rio.data", "rio.sampler", "rio.results", "rio.analysis", "rio.plots", "rio.study"},
+    | {"pycocotools", "rio.data", "rio.results", "rio.analysis", "rio.plots", "rio.study"},
     "cli": LIGHT
     | {"torch", "detectron2", "cv2", "PIL", "psutil", "yaml", "matplotlib", "rio"}
     | {"rio.config", "rio.trainer", "rio.data", "rio.shapes", "rio.engine", "rio.results", "rio.plots", "rio.study"}
@@ -58,7 +58,6 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Still to move to their rooms.
 for _room, _still in {
     "cli": {"pycocotools"},
-    "widgets": {"pycocotools"},
 }.items():
     MAY_IMPORT[_room] |= _still
 TOP = {"rio.trainer", "rio.widgets", "rio.cli"}  # nothing imports these but the command line the trainer

@@ -119,7 +119,6 @@ def test_yaml_of_finished_runs_is_data(runs, tmp_path, monkeypatch):
 
     from rio import report, widgets
     from rio.study.process import Training
-    from rio.widgets import inspector as inspect
 
     monkeypatch.chdir(tmp_path)
     run = Path(shutil.copytree(runs / "rio-seed1", tmp_path / "rio-seed1"))
@@ -130,7 +129,7 @@ def test_yaml_of_finished_runs_is_data(runs, tmp_path, monkeypatch):
     with pytest.raises(widgets.NotebookError, match="config.yaml"):
         widgets.open_runs(run)
     with pytest.raises(Exception, match="config.yaml"):
-        inspect.open_predictions(run=str(run))
+        widgets.open_predictions(run=str(run))
     Training(run).explain()
     assert not Path("was_here").exists()
 
@@ -299,7 +298,7 @@ def test_the_notebooks_views_escape_names(runs):
     folder = runs.parent
     data = widgets.open_dataset(f"{folder}/train.json@{folder}/train")
     found = widgets.open_runs(runs)
-    view = inspect.Inspector(inspect.open_predictions(run=str(runs / "rio-seed1")), threshold=0.0)
+    view = inspect.Inspector(widgets.open_predictions(run=str(runs / "rio-seed1")), threshold=0.0)
     pages = [data._repr_html_(), found._repr_html_(), view.source._repr_html_(), view.item.value, view.why.value]
     balance = widgets.balance_of(data)
     pages += [balance._repr_html_(), *_html(balance.panel()), *_html(found.curves()), *_html(view)]

@@ -48,11 +48,12 @@ class Objects:
             return None
         masks = np.zeros((len(self), *self.size), bool)
         for mask, segmentation in zip(masks, self.segmentations, strict=True):
-            mask[:] = _decoded(segmentation, self.size)
+            mask[:] = decoded_mask(segmentation, self.size)
         return masks
 
 
-def _decoded(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
+def decoded_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
+    """(height, width) bool of a COCO segmentation: polygons, RLE or None."""
     from pycocotools import mask as coco_mask
 
     if segmentation is None:

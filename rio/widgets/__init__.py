@@ -12,13 +12,13 @@ _WHERE = {
     "NotebookError": "theme",
     "notice": "theme",
     "open_dataset": "dataset",
-    "open_predictions": "inspector",
+    "open_predictions": "source",
     "Inspector": "inspector",
     "TrainingPanel": "training",
     "explore": "explorer",
     "balance_of": "balance",
     "open_runs": "runs",
-    "open_study": "runs",
+    "open_study": "studies",
 }
 __all__ = sorted(_WHERE)
 

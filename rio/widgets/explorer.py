@@ -10,16 +10,14 @@ import pandas as pd
 import traitlets
 
 from rio.analysis.distribution import area_shares, image_class_pairs
+from rio.data.annotations import Annotations
 from rio.data.images import read_image
-from rio.widgets import theme as _theme
+from rio.widgets import theme
 from rio.widgets.dataset import Data
 
 THUMBNAILS_A_ROW = 5
 THUMBNAILS_OF_ONE = 8
 PARTNERS = 6
-
-
-# ------------------------------------------------------------------------------------------------------- view
 
 
 class Explorer(anywidget.AnyWidget):
@@ -29,17 +27,18 @@ class Explorer(anywidget.AnyWidget):
         selected: class id (0-based) of the chosen category, -1: none.
     """
 
-    _esm = (_theme.FOLDER / "chart.js").read_text("utf-8") + (_theme.FOLDER / "explorer.js").read_text("utf-8")
-    _css = _theme.STYLE
+    _esm = (theme.FOLDER / "chart.js").read_text("utf-8") + (theme.FOLDER / "explorer.js").read_text("utf-8")
+    _css = theme.STYLE
     categories = traitlets.Dict().tag(sync=True)
     selected = traitlets.Int(-1).tag(sync=True)
 
     def __init__(self, data: Data, *, selected: int = -1) -> None:
         self._data = data
         super().__init__(categories=_columns(data), selected=selected)
-        self.on_msg(self._answer)
+        self.on_msg(self.answer)
 
-    def _answer(self, _widget: object, message: dict, _buffers: object) -> None:
+    def answer(self, _widget: object, message: dict, _buffers: object) -> None:
+        """Send what the browser asked for: the thumbnails of some rows, or the details of one category."""
         classes = range(self._data.annotations.num_classes)
         if message.get("kind") == "crops":
             wanted = [int(k) for k in message.get("classes", []) if k in classes]
@@ -48,26 +47,10 @@ class Explorer(anywidget.AnyWidget):
             self.send({"kind": "detail", **self.detail(int(message["index"]))})
 
     def thumbnails(self, class_id: int, count: int) -> list[str]:
-        """Data URIs of a class's largest objects, one an image where it has so many images; [] without image
-        files."""
-        a = self._data.annotations
+        """Data URIs of a class's largest objects, from different images if it has that many; [] without image files."""
         if not self._data.has_images:
             return []
-        rows = self._rows(class_id)
-        # Largest first, but the second object of an image comes after the first of every other.
-        rows = rows[np.argsort(-a.areas[rows], kind="stable")]
-        images = a.annotation_image[rows]
-        nth = pd.Series(images).groupby(images).cumcount().to_numpy()
-        uris = []
-        for row in rows[np.argsort(nth, kind="stable")][: 2 * count].tolist():
-            try:
-                image = _open(a.image_path(int(a.annotation_image[row])))
-            except (OSError, ValueError):
-                continue  # a missing or broken file: the next object stands in
-            uris.append(_theme.data_uri(_theme.crop(image, a.boxes[row])))
-            if len(uris) == count:
-                break
-        return uris
+        return [uri for uri, _ in largest_objects(self._data.annotations, class_id, count, self._rows(class_id))]
 
     def detail(self, class_id: int) -> dict:
         """What the panel shows of one class: thumbnails, and the categories it shares its images with."""
@@ -103,16 +86,46 @@ class Explorer(anywidget.AnyWidget):
         return rows[offsets[class_id] : offsets[class_id + 1]]
 
 
-@functools.lru_cache(maxsize=32)
-def _open(path: str) -> np.ndarray:
-    return read_image(path)
+def largest_objects(
+    annotations: Annotations, class_id: int, count: int, rows: np.ndarray | None = None, *, side: int = 72
+) -> list[tuple[str, str]]:
+    """Thumbnails of a class's objects, the largest first, from different images as far as possible.
+
+    Args:
+        annotations: with an image folder.
+        class_id: 0-based.
+        count: at most this many; only their images are opened.
+        rows: annotations of the class; None: all but crowd regions.
+        side: of a thumbnail, px.
+
+    Returns:
+        (data URI, file name) pairs. Images that cannot be opened are left out; the next object stands in.
+    """
+    a = annotations
+    if rows is None:
+        rows = np.flatnonzero((a.annotation_class == class_id) & ~a.iscrowd)
+    rows = rows[np.argsort(-a.areas[rows], kind="stable")]
+    nth = pd.Series(rows).groupby(a.annotation_image[rows]).cumcount().to_numpy()  # of its image
+    found: list[tuple[str, str]] = []
+    for row in rows[np.argsort(nth, kind="stable")][: 3 * count].tolist():
+        image = int(a.annotation_image[row])
+        try:
+            picture = open_image(a.image_path(image))
+        except (OSError, ValueError):
+            continue
+        found.append((theme.thumbnail(picture, a.boxes[row], side=side), a.file_names[image]))
+        if len(found) == count:
+            break
+    return found
+
+
+open_image = functools.lru_cache(maxsize=32)(read_image)
 
 
 def _columns(data: Data) -> dict:
-    """The table as JSON columns, with objects an image and the median size (percent of the image's area)."""
-    a, table = data.annotations, data.table
-    shares = area_shares(a)
-    median = 100 * shares["area"].groupby(shares["class_id"]).median().reindex(range(a.num_classes))
+    """The table as JSON columns, with objects per image and the median size (percent of the image's area)."""
+    table, shares = data.table, area_shares(data.annotations)
+    median = 100 * shares["area"].groupby(shares["class_id"]).median().reindex(range(len(table)))
     ratio = table["instance_count"] / table["image_count"].where(table["image_count"] > 0)
     columns = {name: table[name].tolist() for name in table.columns}
     columns["per_image"] = [None if pd.isna(v) else round(float(v), 3) for v in ratio]
@@ -120,7 +133,7 @@ def _columns(data: Data) -> dict:
     return columns | {"pictures": data.has_images}
 
 
-@_theme.sentences
+@theme.sentences
 def explore(data: Data, *, category: str | None = None) -> Explorer:
     """The categories of a data set, to look through.
 
@@ -131,12 +144,9 @@ def explore(data: Data, *, category: str | None = None) -> Explorer:
     Raises:
         NotebookError: no category of that name.
     """
-    names = data.annotations.category_names
+    names, counts = data.annotations.category_names, data.annotations.image_count
     if category is None:
-        counts = data.annotations.image_count
-        selected = int(np.argmin(np.where(counts > 0, counts, counts.max() + 1)))
-    elif category in names:
-        selected = names.index(category)
-    else:
-        raise ValueError(f"category {category!r}: {data.name} has no category of that name (it has {len(names)})")
-    return Explorer(data, selected=selected)
+        return Explorer(data, selected=int(np.argmin(np.where(counts > 0, counts, counts.max() + 1))))
+    if category not in names:
+        raise ValueError(f"category: expected one of {data.name}'s {len(names)} categories, found {category!r}")
+    return Explorer(data, selected=names.index(category))

@@ -25,7 +25,7 @@ pytestmark = [
 def notebooks(tmp_path_factory) -> Path:
     """Copies of 02 and 05 on the tiny set; the run's results are made up."""
     pytest.importorskip("anywidget")
-    from rio.widgets.inspector import made_up_results
+    from rio.widgets.source import made_up_results
 
     top = tmp_path_factory.mktemp("browser")
     folder = tiny_shapes.draw(top)

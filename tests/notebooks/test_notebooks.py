@@ -93,7 +93,7 @@ def test_is_stripped_and_knows_no_ci(path):
 def test_opening_the_views_loads_neither_torch_nor_detectron2():
     """01, 02, 04 and 05 open on a laptop at once."""
     code = (
-        "import sys; from rio import widgets; from rio.widgets import balance, explorer, runs; "
+        "import sys; from rio import widgets; from rio.widgets import balance, explorer, runs, studies; "
         "print([name for name in ('torch', 'torchvision', 'detectron2', 'fvcore') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

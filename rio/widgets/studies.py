@@ -1,0 +1,256 @@
+"""A study's result in a notebook: what its arms reach, and what each gains over another. Needs study.json only."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Callable, Sequence
+from itertools import compress
+from typing import Any
+
+import pandas as pd
+from IPython.display import display
+
+from rio import plots
+from rio.analysis.runs import IOU_NAMES, METRICS, RunsError, latex_table, markdown_table, with_spread
+from rio.data.annotations import GROUP_NAMES
+from rio.data.names import find
+from rio.study.result import StudyResult, format_difference
+from rio.widgets import theme
+from rio.widgets.runs import Copy
+
+Pairs = Sequence[tuple[str, str]] | None
+
+
+@theme.sentences
+def open_study(path: str | os.PathLike[str] | None) -> Study:
+    """Open what a study has measured; the folders of its runs are not needed.
+
+    Args:
+        path: study.json, the folder it is in, or a committed result such as "configs/studies/results/factors.json";
+            None: no study, and every view of it says so.
+
+    Raises:
+        NotebookError: no such file, or not a study's result.
+    """
+    if path is None:
+        return Study(None)
+    file = find(path)
+    return Study(StudyResult.from_json(file / "study.json" if file.is_dir() else file))
+
+
+class Study:
+    """A study's result: what its arms reach, and what each gains over another. Made by `open_study`.
+
+    The views take `iou_type` ("bbox" or "segm") and, where they compare, `pairs`: the (arm, baseline) of each; None: those
+    that the study names. They raise NotebookError if the study has no AP of this kind, or no such arm.
+
+    Attributes:
+        result: the raw values; None: no study was named.
+    """
+
+    def __init__(self, result: StudyResult | None) -> None:
+        self.result = result
+
+    @property
+    def _nothing(self) -> Note | None:
+        """Why there is nothing to show, if there is nothing."""
+        if self.result is None:
+            return Note("No study was named: open_study(None).")
+        return None if self.result.runs else Note(f"Study {self.result.name}: no run is finished yet.")
+
+    @property
+    def iou_types(self) -> list[str]:
+        """Kinds of AP that the finished runs have: "bbox", "segm"."""
+        runs = self.result.runs if self.result else []
+        return [kind for kind in IOU_NAMES if any(kind in run.metrics for run in runs)]
+
+    @theme.sentences
+    def table(self, iou_type: str = "bbox") -> Table | Note:
+        """AP of every arm with a finished run: `rio.study.result.StudyResult.table` of one kind of AP."""
+        if self._nothing:
+            return self._nothing
+        rows = self._arms(iou_type)
+        note = "Percent; mean over seeds ± half the distance between the highest and the lowest seed"
+        return Table.of(rows, _arm_cells(rows), f"{self._on(iou_type)}. {note}")
+
+    @theme.sentences
+    def comparisons(self, iou_type: str = "bbox", pairs: Pairs = None) -> Table | Note:
+        """What arms gain over others: `rio.study.result.StudyResult.comparisons` of one kind of AP."""
+        if self._nothing:
+            return self._nothing
+        rows = self._differences(iou_type, pairs)
+        cells = _difference_cells(rows, lambda row: f"{format_difference(row)} {'●' if row.resolved else '○'}")
+        return Table.of(rows, cells, f"{self._on(iou_type)}. Points and 95 % interval; ● resolved, ○ not resolved")
+
+    @theme.sentences
+    def findings(self, iou_type: str = "bbox", pairs: Pairs = None) -> Findings | Note:
+        """What the comparisons say, in sentences made from their numbers."""
+        return self._nothing or Findings(self._on(iou_type), self._differences(iou_type, pairs))
+
+    @theme.sentences
+    def figures(self, iou_type: str = "bbox", pairs: Pairs = None) -> None:
+        """Draw AP of the arms, seed by seed, and the comparisons with their intervals."""
+        if self._nothing:
+            display(self._nothing)
+            return
+        runs, differences = self.result.per_run(), self._differences(iou_type, pairs)
+        name = IOU_NAMES[iou_type] + (" (tuning)" if self.result.role == "tune" else "")
+        plots.arm_ap(runs[runs["iou_type"] == iou_type], label=f"{name}, %")
+        if len(differences):
+            plots.paired_differences(differences, label=f"{name}, difference in points")
+
+    @theme.sentences
+    def copy_table(self) -> Copy | Note:
+        """AP and differences in Markdown and LaTeX, each with a button that copies it."""
+        if self._nothing:
+            return self._nothing
+        texts = {}
+        for kind in self.iou_types:
+            rows = {
+                IOU_NAMES[kind]: _arm_cells(self._arms(kind)),
+                f"{IOU_NAMES[kind]}, points": _difference_cells(
+                    self._differences(kind), lambda row: format_difference(row, bold=True)
+                ),
+            }
+            how = (
+                f"{self._on(kind)}: mean ± half the distance between the highest and the lowest seed; "
+                "difference and 95 % interval over categories (paired bootstrap), bold where resolved."
+            )
+            markdown = [markdown_table(title, cells) for title, cells in rows.items()]
+            texts[f"Markdown, {IOU_NAMES[kind]}"] = "\n\n".join([*markdown, how])
+            latex = [latex_table(title, cells) for title, cells in rows.items()]
+            texts[f"LaTeX, {IOU_NAMES[kind]}"] = "\n".join([f"% {how}", *latex])
+        return Copy(texts=texts)
+
+    def _arms(self, iou_type: str) -> pd.DataFrame:
+        self._require(iou_type)
+        table = self.result.table()
+        return table[table["iou_type"] == iou_type].reset_index(drop=True)
+
+    def _differences(self, iou_type: str, pairs: Pairs = None) -> pd.DataFrame:
+        self._require(iou_type)
+        for arm in (arm for pair in pairs or () for arm in pair):
+            if arm not in self.result.arms:
+                raise RunsError(f"arm {arm!r}: expected one of {', '.join(self.result.arms)}")
+        table = (self.result if pairs is None else self.result.with_pairs(pairs)).comparisons()
+        return table[table["iou_type"] == iou_type].reset_index(drop=True)
+
+    def _require(self, iou_type: str) -> None:
+        if iou_type not in self.iou_types:
+            raise RunsError(f"iou_type: expected {' or '.join(self.iou_types)}, found {iou_type!r}")
+
+    def _on(self, iou_type: str) -> str:
+        """What a number is of, such as "box AP on shapes_demo_val, 27 of 27 runs"."""
+        result = self.result
+        tuning = " (for choosing settings, not a result)" if result.role == "tune" else ""
+        return f"{IOU_NAMES[iou_type]} on {', '.join(result.evaluated_on)}{tuning}, {result.progress}"
+
+    def _repr_html_(self) -> str:
+        if self._nothing:
+            return self._nothing._repr_html_()
+        result, kinds = self.result, self.iou_types
+        cells = {kind: {arm: cells for arm, *cells in _arm_cells(self._arms(kind))} for kind in kinds}
+        arms = dict.fromkeys(arm for by_arm in cells.values() for arm in by_arm)
+        rows = [[arm, *(c for kind in kinds for c in cells[kind].get(arm, ["–"] * len(METRICS)))] for arm in arms]
+        columns = ["arm", *(IOU_NAMES[kind] if m == "AP" else m for kind in kinds for m in METRICS)]
+        facts = [
+            "for choosing settings, not a result" if result.role == "tune" else "",
+            f"trained on {', '.join(result.trained_on)}",
+            "mean over seeds ± half the distance between the highest and the lowest",
+            *(result.command, result.machine, result.date),
+        ]
+        if all(name.startswith("shapes_") for name in result.evaluated_on):
+            facts.append("the embedded, synthetic set: what you see here holds for this set only")
+        caption = f"Study {result.name}: {result.progress}, on {', '.join(result.evaluated_on)}"
+        quiet = theme.view(html.escape(" · ".join(filter(None, facts))), "rio-quiet")
+        return theme.html_table(columns, rows, caption=caption) + quiet
+
+    def __repr__(self) -> str:
+        return f"Study({self.result.name}, {self.result.progress})" if self.result else "Study(None)"
+
+
+class Note:
+    """One sentence in place of a view that has nothing to show."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def _repr_html_(self) -> str:
+        return theme.notice(self.text)
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class Table(pd.DataFrame):
+    """A DataFrame that shows itself as readers need it; whatever is computed from it is an ordinary one."""
+
+    _metadata = ["shown"]  # noqa: RUF012  pandas' own protocol
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, cells: list[list[str]], caption: str) -> Table:
+        """The table, shown as cells: a name, AP, APr, APc, APf."""
+        shown = cls(table)
+        shown.shown = theme.html_table(["", *METRICS], cells, caption=caption)
+        return shown
+
+    def _repr_html_(self) -> str:
+        return self.shown
+
+
+class Findings:
+    """A study's comparisons in sentences.
+
+    Attributes:
+        of: what the numbers are of.
+        sentences: about all categories, then about each frequency group.
+    """
+
+    def __init__(self, of: str, comparisons: pd.DataFrame) -> None:
+        self.of = of
+        self.sentences = [
+            _finding(f"{name.capitalize()} categories", comparisons[comparisons["metric"] == metric])
+            for metric, name in zip(METRICS, ("all", *GROUP_NAMES.values()), strict=True)
+        ]
+
+    def _repr_html_(self) -> str:
+        parts = (sentence.partition(". ") for sentence in self.sentences)
+        lines = "".join(f"<p><b>{html.escape(of)}.</b> {html.escape(text)}</p>" for of, _, text in parts)
+        return theme.view(f'<p class="rio-quiet">{html.escape(self.of)}</p>{lines}')
+
+    def __repr__(self) -> str:
+        return "\n".join([self.of, *self.sentences])
+
+
+def _finding(categories: str, rows: pd.DataFrame) -> str:
+    """Gains and losses of one metric with their intervals, largest first, and what is not resolved."""
+    rows = rows.dropna(subset="difference").sort_values("difference", ascending=False, kind="stable")
+    if not len(rows):
+        return f"{categories}. Nothing to compare."
+    names = [f"{row.arm} over {row.baseline}" for row in rows.itertuples()]
+    signed = [f"{name} {format_difference(row)}" for name, row in zip(names, rows.itertuples(), strict=True)]
+    resolved, gain = rows["resolved"].astype(bool), rows["difference"] > 0
+    parts = {
+        "Resolved gains": list(compress(signed, resolved & gain)),
+        "Resolved losses": list(compress(signed, resolved & ~gain))[::-1],
+        "Not resolved": list(compress(names, ~resolved)),
+    }
+    verdicts = (f"{verdict}: {'; '.join(own) or 'none'}." for verdict, own in parts.items())
+    return " ".join([f"{categories}.", *verdicts])
+
+
+def _arm_cells(table: pd.DataFrame) -> list[list[str]]:
+    """One row per arm of `StudyResult.table`: its name, and AP, APr, APc, APf with their spread."""
+    rows = table.to_dict("records")
+    return [[row["arm"], *(with_spread(row[m], row[f"{m}_spread"]) for m in METRICS)] for row in rows]
+
+
+def _difference_cells(table: pd.DataFrame, cell: Callable[[Any], str]) -> list[list[str]]:
+    """One row per comparison of `StudyResult.comparisons`: its name, and a cell for AP, APr, APc and APf."""
+    rows = []
+    for (arm, baseline), own in table.groupby(["arm", "baseline"], sort=False):
+        by_metric = {row.metric: row for row in own.itertuples()}
+        cells = ["–" if pd.isna(by_metric[m].difference) else cell(by_metric[m]) for m in METRICS]
+        rows.append([f"{arm} − {baseline}", *cells])
+    return rows
