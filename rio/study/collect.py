@@ -1,4 +1,4 @@
-"""From the folders of a study's finished runs to its result: study.json, study.md and the figures."""
+"""From the folders of a study's finished runs to its result and its figures."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import platform
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 
 from rio.data.files import write_atomically
@@ -20,96 +21,77 @@ from rio.study.plan import Run, Study, StudyError
 from rio.study.result import IOU_NAMES, Category, RunResult, StudyResult
 
 
-@dataclass(frozen=True)
-class About:
-    """What a result says apart from its runs: data, machine, versions."""
+def planned_result(study: Study, options: Sequence[str]) -> StudyResult:
+    """The study's result without any run: what it compares, on which data, on this machine, today."""
+    from rio.config import load_config  # torch and detectron2: not for reading results
+    from rio.data import names as datasets
+    from rio.engine import info
 
-    command: str
-    trained_on: list[str]
-    evaluated_on: list[str]
-    categories: list[Category]
-    machine: str
-    versions: dict[str, str]
-
-    @classmethod
-    def of(cls, study: Study, options: Sequence[str]) -> About:
-        from rio.config import load_config  # detectron2 and torch: not for who only reads results
-        from rio.data import names as datasets
-        from rio.engine import info
-
-        cfg = load_config(study.config, [*options, *study.tuning_options])
-        train, test = (datasets.annotations_of(names[0]) for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST))
-        test = test.with_frequency_of(train)
-        count = dict(zip(train.category_names, train.image_count.tolist(), strict=True))
-        columns = (test.category_ids.tolist(), test.category_names, test.frequency.tolist())
-        here = info.collect()
-        libraries = ("torch", "detectron2", "numpy", "hotcoco")
-        return cls(
-            command=shlex.join(["python", "-m", "rio", "study", study.file, *map(without_folders, options)]),
-            trained_on=[without_folders(name) for name in cfg.DATASETS.TRAIN],
-            evaluated_on=[without_folders(cfg.DATASETS.TEST[0])],
-            categories=[Category(i, n, f, count[n]) for i, n, f in zip(*columns, strict=True)],
-            machine=_machine(here["cores"], [device["name"] for device in here["gpus"]["devices"]]),
-            versions={"rio": here["rio"], "python": platform.python_version()}
-            | {name: here["versions"][name] or "unknown" for name in libraries},
-        )
-
-    def mark_finished(self, run: Run, seconds: float) -> None:
-        """Write study_finished.json: how long the run took, and what it was made with."""
-        made = {"machine": self.machine, "versions": self.versions, "date": _today()}
-        record = json.dumps({"seconds": round(seconds, 1), **made}).encode()
-        write_atomically(run.folder.path / "study_finished.json", record)
+    cfg = load_config(study.config, [*options, *study.tuning_options])
+    train, test = (datasets.annotations_of(names[0]) for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST))
+    test = test.with_frequency_of(train)
+    count = dict(zip(train.category_names, train.image_count.tolist(), strict=True))
+    columns = (test.category_ids.tolist(), test.category_names, test.frequency.tolist())
+    here = info.collect()
+    libraries = ("torch", "detectron2", "numpy", "hotcoco")
+    return StudyResult(
+        name=study.name,
+        role="report" if study.tune_on is None else "tune",
+        trained_on=[without_folders(name) for name in cfg.DATASETS.TRAIN],
+        evaluated_on=[without_folders(cfg.DATASETS.TEST[0])],
+        command=shlex.join(["python", "-m", "rio", "study", study.file, *map(without_folders, options)]),
+        machine=_machine(here["cores"], [device["name"] for device in here["gpus"]["devices"]]),
+        versions={"rio": here["rio"], "python": platform.python_version()}
+        | {name: here["versions"][name] or "unknown" for name in libraries},
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        arms={arm: [without_folders(word) for word in own] for arm, own in study.arms.items()},
+        pairs=list(study.comparisons),
+        seeds=list(study.seeds),
+        categories=[Category(i, n, f, count[n]) for i, n, f in zip(*columns, strict=True)],
+        runs=[],
+    )
 
 
-def collect(study: Study, about: About, runs: Sequence[Run]) -> StudyResult:
+def mark_finished(run: Run, seconds: float, planned: StudyResult) -> None:
+    """Write study_finished.json: how long the run took, and what it was made with."""
+    made: dict[str, Any] = {name: getattr(planned, name) for name in ("machine", "versions", "date")}
+    record = json.dumps({"seconds": round(seconds, 1), **made})
+    write_atomically(run.folder.path / "study_finished.json", record.encode())
+
+
+def collect(planned: StudyResult, runs: Sequence[Run]) -> StudyResult:
     """The result of the runs finished so far.
 
     Raises:
         StudyError: a run was evaluated on other categories.
     """
-    finished, records = [], []
-    for run in runs:
-        if not run.is_finished:
-            continue
-        records.append(json.loads((run.folder.path / "study_finished.json").read_bytes()))
+    ids, finished, records = [c.category_id for c in planned.categories], [], []
+    for run in (run for run in runs if run.is_finished):
+        record = json.loads((run.folder.path / "study_finished.json").read_bytes())
         evaluation = run.folder.evaluation()
         table = evaluation.per_category
-        if table["category_id"].tolist() != [c.category_id for c in about.categories]:
+        if table["category_id"].tolist() != ids:
             raise StudyError(
-                f"{run.folder.evaluation_file}: expected the {len(about.categories)} categories of "
-                f"{', '.join(about.evaluated_on)}, found {len(table)} others. Fix: delete that folder to train it anew"
+                f"{run.folder.evaluation_file}: expected the {len(ids)} categories of {planned.evaluated_on[0]}, "
+                f"found {len(table)} others. Fix: delete that folder to train it anew"
             )
-        finished.append(
-            RunResult(
-                run.arm,
-                run.seed,
-                run.max_iter,
-                round(float(records[-1]["seconds"]), 1),
-                {kind: _metrics(evaluation, kind, about.categories) for kind in evaluation.metrics},
-                {kind: [_rounded(v) for v in table[f"AP_{kind}"]] for kind in evaluation.metrics},
-                run.folder.telemetry(),
-            )
-        )
+        metrics = {kind: _metrics(evaluation, kind, planned.categories) for kind in evaluation.metrics}
+        ap = {kind: [_rounded(v) for v in table[f"AP_{kind}"]] for kind in evaluation.metrics}
+        seconds = round(float(record["seconds"]), 1)
+        finished.append(RunResult(run.arm, run.seed, run.max_iter, seconds, metrics, ap, run.folder.telemetry()))
+        records.append({"machine": planned.machine, "versions": planned.versions, "date": ""} | record)
+    if not finished:
+        return planned
     # Several calls may have made the runs: each folder says what it was made with.
-    machines = dict.fromkeys(record.get("machine", about.machine) for record in records)
     versions: dict[str, dict[str, None]] = {}
-    for record in records:
-        for name, version in record.get("versions", about.versions).items():
-            versions.setdefault(name, {})[version] = None
-    return StudyResult(
-        name=study.name,
-        role="report" if study.tune_on is None else "tune",
-        trained_on=about.trained_on,
-        evaluated_on=about.evaluated_on,
-        command=about.command,
-        machine="; ".join(machines) or about.machine,
-        versions={name: " and ".join(found) for name, found in versions.items()} or about.versions,
-        date=max((record.get("date", "") for record in records), default="") or _today(),
-        arms={arm: [without_folders(word) for word in own] for arm, own in study.arms.items()},
-        pairs=list(study.comparisons),
-        seeds=list(study.seeds),
-        categories=about.categories,
+    for name, version in (item for record in records for item in record["versions"].items()):
+        versions.setdefault(name, {})[version] = None
+    return msgspec.structs.replace(
+        planned,
         runs=finished,
+        machine="; ".join(dict.fromkeys(record["machine"] for record in records)),
+        versions={name: " and ".join(found) for name, found in versions.items()},
+        date=max(record["date"] for record in records) or planned.date,
     )
 
 
@@ -167,7 +149,3 @@ def _machine(cores: int, gpus: Sequence[str]) -> str:
     model = " ".join(found[1].split()) if found else platform.machine()
     parts = [f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)] or ["no GPU"]
     return ", ".join([model, f"{cores} core{'s' * (cores != 1)}", *parts])
-
-
-def _today() -> str:
-    return datetime.datetime.now(datetime.UTC).date().isoformat()

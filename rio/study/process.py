@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +76,8 @@ def train_command(
         raise LaunchError(
             f"options: expected KEY VALUE pairs, found {len(options)} words, the last being {options[-1]!r}"
         )
-    words = [
-        sys.executable,
-        "-m",
-        "rio",
-        "train",
-        "--config-file",
-        os.fspath(config),
-        "--output-dir",
-        os.fspath(output_dir),
-    ]
+    words = [sys.executable, "-m", "rio", "train", "--config-file", os.fspath(config)]
+    words += ["--output-dir", os.fspath(output_dir)]
     words += ["--num-gpus", str(num_gpus)] if num_gpus > 1 else []
     for key, value in (data or {}).items():
         words += [f"--{key.replace('_', '-')}", value] if value else []
@@ -103,18 +95,13 @@ def process_start(pid: int) -> float | None:
         return None
 
 
-def memory_of(pids: Iterable[int]) -> int:
-    """Bytes that processes and their children hold; where the system tells (Linux), shared memory is counted once."""
+def memory_of(pid: int) -> int:
+    """Bytes that a process and its children hold; on Linux shared memory is counted once."""
     total = 0
-    for pid in pids:
-        with contextlib.suppress(psutil.Error):
-            for process in (root := psutil.Process(pid), *root.children(recursive=True)):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    try:
-                        info = process.memory_full_info()
-                    except psutil.AccessDenied:
-                        info = process.memory_info()
-                    total += getattr(info, "pss", info.rss)
+    with contextlib.suppress(psutil.Error):
+        for process in (root := psutil.Process(pid), *root.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):  # ended meanwhile
+                total += process.memory_full_info().pss if psutil.LINUX else process.memory_info().rss
     return total
 
 
@@ -143,9 +130,8 @@ class Training(RunFolder):
         """The training's process, if it is alive on this machine."""
         note = self.note()
         self.exit_code()
-        start = process_start(note["pid"]) if note else None
-        known = note.get("process_start")
-        # The start time is worked out from the clock of today: it may differ by rounding.
+        start, known = process_start(note["pid"]) if note else None, note.get("process_start")
+        # Linux gives the start time since boot, and the time of boot in whole seconds.
         return note["pid"] if start is not None and isinstance(known, float) and abs(start - known) < 2 else None
 
     def exit_code(self) -> int | None:
@@ -158,9 +144,8 @@ class Training(RunFolder):
         note, progress = self.note(), self.progress()
         if self.pid() is not None:
             fresh = self.metrics_file.exists() and self.metrics_file.stat().st_mtime >= note.get("started", 0)
-            if note.get("stopping") or not (fresh and progress.iteration):
-                return "stopping" if note.get("stopping") else "starting"
-            return "evaluating" if progress.iteration == progress.max_iter else "training"
+            working = "evaluating" if progress.iteration == progress.max_iter else "training"
+            return "stopping" if note.get("stopping") else working if fresh and progress.iteration else "starting"
         final = (self.path / "model_final.pth").exists()
         if not note or note.get("host") not in (None, socket.gethostname()):
             if self.is_finished or (final and not note):
@@ -289,4 +274,4 @@ class Training(RunFolder):
             if found := re.findall(rb"max_mem: (\d+)M", file.read()):
                 return int(found[-1]) / 1024, "GPU memory (most)"
         pid = self.pid()
-        return (memory_of([pid]) / 2**30, "memory") if pid is not None else None
+        return (memory_of(pid) / 2**30, "memory") if pid is not None else None

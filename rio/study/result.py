@@ -118,24 +118,23 @@ class StudyResult(msgspec.Struct, frozen=True, kw_only=True):
             where, key, count = f"{path}: runs[{number}]", (run.arm, run.seed), len(found.categories)
             require(key in planned, where, "an arm and a seed of the study, once", key)
             planned.remove(key)
-            for kind, values in run.metrics.items():
-                holds = set(GROUP_METRICS) <= values.keys()
-                require(holds, f"{where}.metrics.{kind}", ", ".join(GROUP_METRICS), sorted(values))
-            for kind, values in run.per_category.items():
+            for kind, names in run.metrics.items():
+                holds = set(GROUP_METRICS) <= names.keys()
+                require(holds, f"{where}.metrics.{kind}", ", ".join(GROUP_METRICS), sorted(names))
+            for kind, ap in run.per_category.items():
                 require(kind in IOU_TYPES, f"{where}.per_category", f"one of {IOU_TYPES}", kind)
-                where_values, expected = f"{where}.per_category.{kind}", f"{count} values, one per category"
-                require(len(values) == count, where_values, expected, len(values))
+                expected = f"{count} values, one per category"
+                require(len(ap) == count, f"{where}.per_category.{kind}", expected, len(ap))
         return found
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write all raw values, atomically: a line per category and per run, so that versions can be compared."""
         lines = []
         for key, value in msgspec.to_builtins(self).items():
+            text = json.dumps(value)
             if key in ("categories", "runs") and value:
-                rows = ",\n".join(f"  {json.dumps(row)}" for row in value)
-                lines.append(f' "{key}": [\n{rows}\n ]')
-            else:
-                lines.append(f" {json.dumps(key)}: {json.dumps(value)}")
+                text = "[\n" + ",\n".join(f"  {json.dumps(row)}" for row in value) + "\n ]"
+            lines.append(f' "{key}": {text}')
         write_atomically(Path(path), ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
     def per_run(self) -> pd.DataFrame:
@@ -143,12 +142,8 @@ class StudyResult(msgspec.Struct, frozen=True, kw_only=True):
 
         In the order of the study's arms and seeds, boxes first.
         """
-        rows = [
-            {"arm": run.arm, "iou_type": kind, "seed": run.seed} | {m: run.metrics[kind][m] for m in GROUP_METRICS}
-            for kind in IOU_TYPES
-            for run in self._in_order()
-            if kind in run.metrics
-        ]
+        runs = [(kind, run) for kind in IOU_TYPES for run in self._in_order() if kind in run.metrics]
+        rows = [(run.arm, kind, run.seed, *(run.metrics[kind][m] for m in GROUP_METRICS)) for kind, run in runs]
         frame = pd.DataFrame(rows, columns=["arm", "iou_type", "seed", *GROUP_METRICS])
         return frame.astype(dict.fromkeys(GROUP_METRICS, float))
 
@@ -171,11 +166,9 @@ class StudyResult(msgspec.Struct, frozen=True, kw_only=True):
     def comparisons(self) -> pd.DataFrame:
         """What each arm gains over its baseline, with intervals and a verdict (see `paired_difference`).
 
-        Seeds are paired by number, classes by category; a class that either arm was not judged on is left out. The
-        interval says how far the difference depends on which categories the set happens to have. It does not cover what
-        other seeds would give: with the few seeds of a study nothing can be said about that, so "resolved" also asks
-        that two seeds or more all show the same sign. Of many comparisons without any difference behind them, about one
-        in twenty has an interval that excludes 0.
+        Seeds are paired by number; a class that either arm was not judged on is left out. The interval says how far the
+        difference depends on which categories the set happens to have, not what other seeds would give: a study has too
+        few to tell, so "resolved" also asks that two seeds or more all show the same sign.
 
         Returns:
             One row per comparison, IoU type and metric, where both arms have a seed in common: arm, baseline, iou_type,
@@ -198,19 +191,8 @@ class StudyResult(msgspec.Struct, frozen=True, kw_only=True):
                 own = judged & ((groups == metric[2:]) | (metric == "AP"))
                 first = {"arm": arm, "baseline": baseline, "iou_type": kind, "metric": metric, "seeds": len(paired)}
                 rows.append(first | paired_difference(differences[:, own], groups[own]))
-        columns = [
-            "arm",
-            "baseline",
-            "iou_type",
-            "metric",
-            "seeds",
-            "difference",
-            "low",
-            "high",
-            "seeds_agree",
-            "resolved",
-        ]
-        return pd.DataFrame(rows, columns=columns)
+        columns = ["arm", "baseline", "iou_type", "metric", "seeds"]
+        return pd.DataFrame(rows, columns=[*columns, "difference", "low", "high", "seeds_agree", "resolved"])
 
     def telemetry(self) -> pd.DataFrame:
         """One row per arm with a finished run: arm, every scalar's mean over seeds (NaN: not logged)."""
@@ -315,7 +297,6 @@ def _aligned(lines: list[list[str]]) -> str:
 
 
 def _markdown(lines: list[list[str]]) -> str:
-    rows = [
-        "| " + " | ".join(line) + " |" for line in lines
-    ]  # not tabulate's, which pads: committed study.md would change
+    """Without padding (tabulate pads): study.md stays as it is, and a new row changes no other."""
+    rows = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([rows[0], "|---|" + "---:|" * (len(lines[0]) - 1), *rows[1:]])

@@ -16,14 +16,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from rio.data.files import write_atomically
 from rio.results.evaluation import GROUP_METRICS
-from rio.study.collect import About, collect, draw
+from rio.study.collect import collect, draw, mark_finished, planned_result
 from rio.study.plan import Run, Study, StudyError, prepare
 from rio.study.process import LaunchError, memory_of, train_command
 from rio.study.result import StudyResult
@@ -84,8 +83,8 @@ def run_study(
     root.mkdir(parents=True, exist_ok=True)
     with _locked(root):
         runs = prepare(study, root, options)
-        about = About.of(study, options)
-        runner = _Runner(study, about, root, runs, processes or study.processes, gpus or study.gpus)
+        planned = planned_result(study, options)
+        runner = _Runner(study, planned, root, runs, processes or study.processes, gpus or study.gpus)
         if kept := len(runs) - len(runner.waiting):
             print(f"{kept} of {len(runs)} runs are finished already and are kept.", flush=True)
         try:
@@ -129,14 +128,8 @@ def _locked(root: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _signals_as_interrupt() -> Iterator[None]:
     """A closed terminal or a kill stops a study as Ctrl-C does: its trainings save and end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, signal.SIGHUP)}
+    signals = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
     try:
         yield
     finally:
@@ -169,8 +162,8 @@ def devices_for(gpus: int) -> list[str]:
 class _Runner:
     """Starts runs, watches them, shows how far they are, and leaves none behind."""
 
-    def __init__(self, study: Study, about: About, root: Path, runs: list[Run], processes: int, gpus: int):
-        self._study, self._about, self._root, self._runs, self._slots = study, about, root, runs, processes
+    def __init__(self, study: Study, planned: StudyResult, root: Path, runs: list[Run], processes: int, gpus: int):
+        self._study, self._planned, self._root, self._runs, self._slots = study, planned, root, runs, processes
         self.waiting = [run for run in runs if not run.is_finished]
         self._todo = list(self.waiting)
         self._running: list[Run] = []
@@ -217,7 +210,7 @@ class _Runner:
 
     def write(self) -> StudyResult:
         """study.json of the runs finished so far."""
-        result = collect(self._study, self._about, self._runs)
+        result = collect(self._planned, self._runs)
         result.to_json(self._root / "study.json")
         return result
 
@@ -260,7 +253,7 @@ class _Runner:
             _say(str(self._bar))
         if now >= self._memory_due:  # walking page tables takes the trainings' time
             self._memory_due = now + MEMORY_SECONDS
-            self.peak_gib = max(self.peak_gib or 0.0, memory_of([os.getpid()]) / 2**30)
+            self.peak_gib = max(self.peak_gib or 0.0, memory_of(os.getpid()) / 2**30)
 
     def _end(self, run: Run, *, stopped: bool = False) -> None:
         """Take an ended run off the list, keep the time it took in this call and before, and say how it went."""
@@ -274,7 +267,7 @@ class _Runner:
             seconds += float(json.loads(file.read_bytes())["seconds"])
         write_atomically(file, json.dumps({"seconds": round(seconds, 1)}).encode())
         if code == 0:
-            self._about.mark_finished(run, seconds)
+            mark_finished(run, seconds, self._planned)
             metrics = run.folder.evaluation().metrics["bbox"]
             values = "  ".join(f"{m} {metrics[m]:.1f}" for m in GROUP_METRICS if metrics[m] == metrics[m])
             _say(f"{run.name}: finished in {tqdm.format_interval(seconds)}, box {values}")

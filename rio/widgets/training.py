@@ -7,9 +7,9 @@ import contextlib
 import datetime
 import html
 import io
+import itertools
 import os
 import shlex
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -56,13 +56,10 @@ def find_configs() -> dict[str, Path]:
 
 def describe_config(file: Path) -> str:
     """The comment that a config opens with: what it is, hours, expected AP."""
-    lines = []
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            if not line.startswith("#"):
-                break
-            lines.append(line.lstrip("# ").rstrip())
-    return "\n".join(lines)
+        lines = itertools.takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
+        return "\n".join(line.lstrip("# ").rstrip() for line in lines)
+    return ""
 
 
 def count_gpus() -> int:
@@ -70,13 +67,10 @@ def count_gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    try:
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
+        return sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
+    return 0
 
 
 def draw_progress(table: pd.DataFrame, max_iter: int = 0) -> Figure:

@@ -44,7 +44,7 @@ def test_start_stop_resume(run):
     with pytest.raises(LaunchError, match="a training is running here"):
         run.start(command(run.path))
     assert Training(run.path).pid() == pid, "whoever opens the folder finds it"
-    assert 2**20 < memory_of([pid]) < 2**30 and run.memory()[1] == "memory"
+    assert 2**20 < memory_of(pid) < 2**30 and run.memory()[1] == "memory"
     run.stop()
     assert run.state() in ("stopping", "stopped")
     until(lambda: run.state() == "stopped")

@@ -134,7 +134,7 @@ def test_arms_trained_on_other_data_are_compared_by_the_same_groups(stand_in, st
 def test_ctrl_c_stops_every_run_and_leaves_none_behind(stand_in, study, data, out, monkeypatch):
     stand_in(WAITS)
 
-    def interrupt_when_ready(pids):
+    def interrupt_when_ready(pid):
         if len(list(out.glob("*/ready"))) == 2:
             os.kill(os.getpid(), signal.SIGINT)
         return 0
