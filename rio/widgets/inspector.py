@@ -207,7 +207,7 @@ class Inspector(ipywidgets.VBox):
             "height": int(truth.image_height[image]),
             "mime": mime,
             "colors": plots.COLORS,
-            "inks": {g: plots._on(c) for g, c in plots.COLORS.items()},
+            "inks": {g: plots.ink_on(c) for g, c in plots.COLORS.items()},
             "panels": panels,
         }
         with self.viewer.hold_sync():

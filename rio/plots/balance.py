@@ -1,0 +1,153 @@
+"""Figures of what training sees: shares, effective classes, thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from rio.plots import parts
+from rio.plots.labels import Labels
+from rio.plots.style import COLORS, GROUPS, LEVEL_NAMES, ink, styled
+
+COMPARED = "rio.compare_sampling(...).compare()"
+STEPS = [("none", "RFS", "f"), ("bank", "RFS + bank", "f"), ("none", "bank", "r"), ("RFS", "RFS + bank", "r")]
+COUNTED = {"images": ("o", "images"), "instances": ("^", "objects"), "replayed": ("s", "replayed rows")}
+
+
+@styled
+def balance_by_group(
+    table: pd.DataFrame, ax: Axes | None = None, *, levels: Sequence[str] = ("images", "instances", "rois")
+) -> Axes:
+    """What training sees at each level under each arm: the share of rare, common and frequent classes.
+
+    Args:
+        table: one row per arm and level: arm, level, r, c, f (shares in 0..1) and effective_classes.
+        ax: where to draw; a new figure if None.
+        levels: which levels to show, top to bottom.
+    """
+    parts.need(table, ("arm", "level", *GROUPS, "effective_classes"), COMPARED)
+    if absent := [level for level in levels if level not in set(table["level"])]:
+        raise parts.PlotError(f"table, column 'level': expected {absent[0]!r}, found {sorted(set(table['level']))}.")
+    ax = parts.axes(ax, 6.6, 0.5 + 0.27 * len(levels) * (table["arm"].nunique() + 1.3))
+    for at, title in ((1.06, "rare\nshare"), (1.16, "effective\nclasses")):
+        ax.text(at, 0, title, color=ink().quiet, fontsize=8, linespacing=1.1, **parts.CENTRED)
+    arms, y = {}, 0.0
+    for level in levels:
+        ax.text(-0.012, y, LEVEL_NAMES.get(level, level), ha="right", va="center", fontweight="bold", fontsize=9)
+        for row in table[table["level"] == level].to_dict("records"):
+            y += 1
+            arms[y] = row["arm"]
+            words = {group: parts.percent(row[group]) for group in GROUPS}
+            parts.stacked_bar(ax, y, {group: row[group] for group in GROUPS}, words, COLORS, least=0.06)
+            ax.text(1.06, y, words["r"], fontsize=8.5, fontweight="bold", **parts.CENTRED)
+            ax.text(1.16, y, f"{row['effective_classes']:.1f}", fontsize=8.5, **parts.CENTRED)
+        y += 1.3
+    parts.bare_bars(ax, arms, 1, y - 0.7, -0.6)
+    parts.legend_above(ax, **parts.group_squares())
+    return ax
+
+
+@styled
+def image_or_object(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Image level or object level? The balance of the images shown against that of the RoIs trained on, per arm.
+
+    Balance is the effective number of classes in percent of all. Repeating images moves an arm along the
+    diagonal: what it shows more often, the classifier sees more often. Replaying objects moves it straight up.
+
+    Args:
+        table: one row per arm and level ("images" and "rois"): arm, level, effective_classes, and the number of
+            `categories`. Arms named "none", "bank", "RFS", "RFS + bank" are joined by arrows.
+        ax: where to draw; a new figure if None.
+    """
+    parts.need(table, ("arm", "level", "effective_classes", "categories"), COMPARED)
+    wide = table.pivot(index="arm", columns="level", values="effective_classes")
+    if missing := {"images", "rois"} - set(wide.columns):
+        raise parts.PlotError(f"table, column 'level': expected images and rois, found no {sorted(missing)[0]}.")
+    wide = 100 * wide[["images", "rois"]] / table["categories"].iloc[0]
+    low, high = wide.min(), wide.max()
+    reach = high.max() - low.min()
+    ax = parts.axes(ax, 6.2, 4.4)
+    parts.diagonal(ax)
+    arrow = {"arrowstyle": "-|>,head_width=0.28,head_length=0.5", "linewidth": 2.2, "shrinkA": 6, "shrinkB": 7}
+    for start, end, group in STEPS:
+        if {start, end} <= set(wide.index) and np.hypot(*(wide.loc[end] - wide.loc[start])) >= 0.02 * reach:
+            ax.annotate("", wide.loc[end], wide.loc[start], zorder=2, arrowprops={**arrow, "color": COLORS[group]})
+    kinds = (("f", ">", "repeat images (RFS)"), ("r", "^", "replay objects (bank)"))
+    parts.legend_above(ax, [Line2D([], [], color=COLORS[g], lw=2.4, marker=m, label=text) for g, m, text in kinds])
+    main = wide.index.isin([arm for step in STEPS for arm in step[:2]])
+    for of, size, marker, color in ((wide[main], 70, "o", ink().text), (wide[~main], 42, "D", ink().quiet)):
+        ax.scatter(of["images"], of["rois"], s=size, marker=marker, color=color, zorder=4, linewidth=0)
+    pad = max(0.14 * reach, 0.5)
+    ax.set(xlim=(low["images"] - 1.3 * pad, high["images"] + 2.2 * pad), ylim=(low["rois"] - pad, high["rois"] + pad))
+    ax.set_xlabel("Image level: effective classes among the images shown, % of all")
+    ax.set_ylabel("Object level: effective classes\namong the RoIs trained on, % of all")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(6))
+    ax.grid(True)
+    labels = Labels(ax)
+    for arm, at in wide[main].iterrows():
+        labels.beside(tuple(at), str(arm), fontsize=9.5, fontweight="bold")
+    for arm, at in wide[~main].iterrows():
+        labels.beside(tuple(at), str(arm), fontsize=8.5, color=ink().quiet)
+    return ax
+
+
+@styled
+def threshold_advice(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Balance of the images against the length of an epoch at each threshold: what a longer epoch buys.
+
+    Args:
+        table: one row per method and threshold: method, repeat_threshold, epoch_length (in passes over the
+            images), effective_classes, suggested (bool: ringed and named), current (bool: marked).
+        ax: where to draw; a new figure if None.
+    """
+    columns = ("method", "repeat_threshold", "epoch_length", "effective_classes", "suggested", "current")
+    parts.need(table, columns, "rio.compare_sampling(...).advice()")
+    ax = parts.axes(ax, 6.2, 3.0)
+    x, y = "epoch_length", "effective_classes"
+    names = []
+    for color, (method, rows) in zip(("#AA4499", "#2E8B7A"), table.groupby("method", sort=False), strict=False):
+        ax.plot(rows[x], rows[y], color=color, marker="o", markersize=3.5, label=str(method), zorder=3)
+        best, used = rows[rows["suggested"]], rows[rows["current"]]
+        ax.scatter(best[x], best[y], s=110, facecolor="none", edgecolor=color, zorder=4, linewidth=1.6)
+        ax.scatter(used[x], used[y], s=50, marker="x", color=ink().text, zorder=4, linewidth=1.6)
+        names += [(row, "suggested", {"color": color, "fontweight": "bold"}) for _, row in best.iterrows()]
+        names += [(row, "in use", {}) for _, row in used.iterrows()]
+    parts.log_scale(ax.xaxis, subs=(1, 2, 5), text=lambda value, _: f"{value:g}×")
+    ax.margins(x=0.06, y=0.16)
+    ax.set(xlabel="length of an epoch, times the images", ylabel="effective classes, image level")
+    ax.grid(True)
+    ax.legend(loc="lower right")
+    labels = Labels(ax)
+    for row, kind, look in names:
+        labels.beside((row[x], row[y]), f"{kind}: {row['repeat_threshold']:.2g}", fontsize=8.5, **look)
+    return ax
+
+
+@styled
+def expected_vs_counted(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """What the arithmetic expects against what the sampler and the bank did when run. On the line they agree.
+
+    Args:
+        table: one row per category and level: frequency, level, expected, counted.
+        ax: where to draw; a new figure if None.
+    """
+    parts.need(table, ("frequency", "level", "expected", "counted"), "rio.compare_sampling(...).check()")
+    table = table[(table["expected"] > 0) & (table["counted"] > 0)]
+    if len(table) == 0:
+        raise parts.PlotError("table: expected categories that are seen, found only zeros.")
+    ax = parts.axes(ax, 4.6, 3.4)
+    kinds = {level: COUNTED.get(level, ("D", level)) for level in dict.fromkeys(table["level"])}
+    markers = {level: marker for level, (marker, _) in kinds.items()}
+    parts.log_log_points(ax, table, "expected", "counted", style="level", markers=markers, s=26)
+    values = table[["expected", "counted"]].to_numpy(float)
+    limits = (values.min() / 1.5, values.max() * 1.5)
+    ax.set(xlim=limits, ylim=limits, xlabel="expected per epoch", ylabel="counted per epoch")
+    handles = [Line2D([], [], ls="", ms=5, color=ink().quiet, marker=m, label=name) for m, name in kinds.values()]
+    ax.legend(handles=handles, loc="upper left", handletextpad=0.2)
+    return ax

@@ -1,0 +1,155 @@
+"""Labels that cover neither points, lines, bars nor each other."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
+
+from rio.plots.style import ink
+
+SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+GAPS = (8, 12, 17, 24, 34, 46)  # points between a label and what it names
+LEADER = 14  # points; from further away a thin line leads to it
+CLEAR = 1.5  # points between a label and what else is drawn
+STEP = 3  # px between the dots that stand for a line
+
+
+class Labels:
+    """Writes texts into an Axes one after another, each where it covers least of the data and of earlier texts.
+
+    Make it last, when the data is drawn and the limits are set.
+
+    Args:
+        ax: the Axes. Its figure is laid out now, because places are chosen in px.
+        avoid_data: False keeps labels only off each other and off the legend.
+    """
+
+    def __init__(self, ax: Axes, *, avoid_data: bool = True) -> None:
+        root = ax.figure.canvas.figure
+        if root.get_layout_engine() is not None:
+            root.draw_without_rendering()
+        self.ax, self.point, self._inset = ax, root.dpi / 72, 3 * avoid_data
+        self._boxes = _bars(ax) if avoid_data else np.empty((0, 4))
+        if legend := ax.get_legend():
+            self._boxes = np.vstack([self._boxes, legend.get_window_extent().extents])
+        self._dots = np.vstack([np.empty((0, 3)), *(_dots(ax, self.point) if avoid_data else [])])
+
+    def beside(
+        self, at: tuple[float, float], string: str, *, first: tuple[int, int] = (1, 0), must: bool = True, **look: Any
+    ) -> None:
+        """Name a point, given in data coordinates; `first` is the side to try first, (0, 1) is above.
+
+        `must=False` leaves the name out where every place covers something.
+        """
+        text = self.write(at, string, **look)
+        anchor, size = self.ax.transData.transform(at), self.size(text)
+        sides = np.array(sorted(SIDES, key=lambda side: side != first))
+        corners = [anchor + sides * gap * self.point - size * (1 - sides) / 2 for gap in GAPS]
+        corner, cost = self.put(text, np.concatenate(corners), anchor=anchor)
+        end = np.clip(anchor, corner, corner + size)
+        if cost >= 1 and not must:
+            text.remove()
+            self._boxes = self._boxes[:-1]
+        elif np.hypot(*(end - anchor)) > LEADER * self.point:
+            ends = self.ax.transData.inverted().transform([anchor, end])
+            self.ax.plot(*ends.T, color=ink().quiet, linewidth=0.6, zorder=2)
+            self._dots = np.vstack([self._dots, _along(np.array([anchor, end]), 0)])
+
+    def on_edge(self, side: Literal["top", "right"], at: float, string: str, **look: Any) -> None:
+        """Write just outside the Axes, at x = `at` or y = `at`; others there push it aside (on the right: upwards)."""
+        top = side == "top"
+        fraction, gap = ((at, 1), (0, 3)) if top else ((1, at), (5, 0))
+        text = self.write(fraction, string, xycoords=("data", "axes fraction")[:: 1 if top else -1], **look)
+        along = np.array([1.0, 0.0] if top else [0.0, 1.0])
+        start = text.get_window_extent().min + np.array(gap) * self.point - along * self.size(text) / 2
+        shifts = sorted(range(-200, 201), key=abs) if top else range(200)
+        self.put(text, start + along * np.reshape(shifts, (-1, 1)) * 2, inside=False)
+
+    def write(self, at: tuple[float, float], string: str, **look: Any) -> Annotation:
+        """A text that `put` has still to move to its place."""
+        where = {"textcoords": "offset points", "ha": "left", "va": "bottom", "annotation_clip": False, "zorder": 6}
+        halo = [withStroke(linewidth=2.5, foreground=ink().page)]
+        return self.ax.annotate(string, at, (0, 0), **({"path_effects": halo} | where | look))
+
+    def size(self, text: Annotation, pad: float = 0.0) -> np.ndarray:
+        """(width, height) in px, with `pad` points on every side."""
+        return np.array(text.get_window_extent().size) + 2 * pad * self.point
+
+    def put(
+        self,
+        text: Annotation,
+        corners: np.ndarray,
+        *,
+        anchor: np.ndarray | None = None,
+        inside: bool = True,
+        pad: float = 0,
+    ) -> tuple[np.ndarray, float]:
+        """Move a text of `write` to the best of its places.
+
+        Args:
+            text: what to move.
+            corners: (n, 2) px, lower left, best first.
+            anchor: (2,) px, where a leader would begin.
+            inside: shift places that leave the Axes back into it.
+            pad: points around the text.
+
+        Returns:
+            The lower left corner chosen, and its cost: below 1 it covers nothing.
+        """
+        size, frame = self.size(text, pad), self.ax.get_window_extent().padded(-self._inset * self.point)
+        low = np.clip(corners, frame.min, np.maximum(frame.max - size, frame.min)) if inside else np.asarray(corners)
+        high = low + size
+        sides = np.minimum(high[:, None], self._boxes[:, 2:]) - np.maximum(low[:, None], self._boxes[:, :2])
+        covered = sides.clip(0).prod(axis=2).sum(axis=1) / size.prod()
+        cost = (covered > 0) + 10 * covered + 0.9 * np.arange(len(low)) / len(low)
+        where, radius = self._dots[:, :2], self._dots[:, 2:] + CLEAR * self.point
+        cost += ((low[:, None] < where + radius) & (where - radius < high[:, None])).all(axis=2).sum(axis=1)
+        if anchor is not None:
+            lead = np.clip(anchor, low, high) - anchor
+            path = anchor + lead[:, None] * np.linspace(0.4, 0.9, 12)[:, None]
+            touched = (np.abs(path[:, :, None] - where) < radius).all(axis=3).any(axis=2).sum(axis=1)
+            cost += touched * (np.hypot(*lead.T) > LEADER * self.point)
+        best = int(cost.argmin())
+        self._boxes = np.vstack([self._boxes, np.r_[low[best], high[best]]])
+        text.xyann = (low[best] + pad * self.point - text.get_window_extent().min) / self.point
+        return low[best], float(cost[best])
+
+
+def _bars(ax: Axes) -> np.ndarray:
+    """(n, 4) px: the bars of an Axes."""
+    corners = [patch.get_bbox().get_points() for patch in ax.patches if isinstance(patch, Rectangle)]
+    return ax.transData.transform(np.reshape(corners, (-1, 2))).reshape(-1, 4)
+
+
+def _dots(ax: Axes, point: float) -> list[np.ndarray]:
+    """(n, 3) px each, x, y and radius: points, and lines and arrows as rows of dots."""
+    found = []
+    for line in ax.lines:
+        vertices = line.get_transform().transform(line.get_path().vertices)
+        found.append(_along(vertices, line.get_linewidth() / 2 * point))
+        if line.get_marker() not in ("None", "", " ", None):
+            found.append(_round(vertices, line.get_markersize() / 2 * point))
+    for drawn in ax.collections:
+        if isinstance(drawn, LineCollection):
+            found += [_along(drawn.get_transform().transform(segment), point) for segment in drawn.get_segments()]
+        elif isinstance(drawn, PathCollection):
+            centres = drawn.get_offset_transform().transform(drawn.get_offsets())
+            found.append(_round(centres, np.sqrt(drawn.get_sizes()[0]) / 2 * point))
+    arrows = [text for text in ax.texts if getattr(text, "arrow_patch", None)]
+    return found + [_along(ax.transData.transform([arrow.xyann, arrow.xy]), 3 * point) for arrow in arrows]
+
+
+def _round(centres: np.ndarray, radius: float) -> np.ndarray:
+    return np.c_[centres, np.full(len(centres), radius)]
+
+
+def _along(vertices: np.ndarray, radius: float) -> np.ndarray:
+    length = np.r_[0, np.hypot(*np.diff(vertices, axis=0).T).cumsum()]
+    at = np.arange(0, length[-1] + STEP, STEP).clip(max=length[-1])
+    return _round(np.c_[np.interp(at, length, vertices[:, 0]), np.interp(at, length, vertices[:, 1])], radius)

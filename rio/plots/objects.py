@@ -1,0 +1,144 @@
+"""An image with its objects drawn on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.patches import PathPatch, Rectangle
+from matplotlib.path import Path
+
+from rio.plots import parts
+from rio.plots.labels import Labels
+from rio.plots.style import COLORS, GROUPS, ink_on, styled
+
+Mask = np.ndarray | Sequence[Sequence[float]] | Mapping[str, object] | None
+OPACITY = 0.34  # of the masks
+PAD = 1.2  # points around a label
+
+
+@styled
+def draw_objects(
+    ax: Axes,
+    image: np.ndarray,
+    boxes: np.ndarray,
+    masks: Sequence[Mask] | None = None,
+    labels: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
+    scores: Sequence[float] | None = None,
+    *,
+    font_size: float = 7.5,
+) -> Axes:
+    """An image with its objects in the colours of their frequency groups; rare ones on top, with bolder outlines.
+
+    Give the Axes its final size before: labels are placed so that they stay in the image and off each other
+    at that size.
+
+    Args:
+        ax: where to draw.
+        image: (H, W, 3) or (H, W) uint8, RGB.
+        boxes: (n, 4) XYWH in px; n may be 0.
+        masks: n entries, each an (H, W) array of bool, a list of polygons [x0, y0, x1, y1, ...] in px, a COCO
+            RLE {"size": [H, W], "counts": ...} as results files hold it, or None.
+        labels: n names; None draws none.
+        groups: n of 'r', 'c', 'f'; None draws all in one colour.
+        scores: n in [0, 1], printed behind the name; None for ground truth.
+        font_size: of the labels, in points.
+    """
+    image = np.asarray(image)
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
+        raise parts.PlotError(f"image: expected (H, W, 3) or (H, W), found {image.shape}.")
+    height, width = image.shape[:2]
+    boxes = np.asarray(boxes, dtype=float).reshape(-1, 4)
+    for name, values in (("masks", masks), ("labels", labels), ("groups", groups), ("scores", scores)):
+        if values is not None and len(values) != len(boxes):
+            raise parts.PlotError(f"{name}: expected one for each of the {len(boxes)} boxes, found {len(values)}.")
+    if groups is not None and not set(groups) <= set(GROUPS):
+        raise parts.PlotError(f"groups: expected r, c or f, found {sorted(set(groups) - set(GROUPS))}.")
+    groups = ["f"] * len(boxes) if groups is None else list(groups)
+
+    ax.imshow(image, cmap="gray" if image.ndim == 2 else None, interpolation="antialiased", zorder=0)
+    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+
+    # Frequent first, rare last and so on top; within a group large before small, so that small ones stay visible.
+    order = sorted(range(len(boxes)), key=lambda i: (-GROUPS.index(groups[i]), -boxes[i, 2] * boxes[i, 3]))
+    for depth, i in enumerate(order, start=2):
+        bold, mask = groups[i] == "r", None if masks is None else masks[i]
+        look = {"edgecolor": COLORS[groups[i]], "linewidth": 1.9 if bold else 1.0, "zorder": depth}
+        if mask is not None:
+            _draw_mask(ax, mask, (height, width), f"masks[{i}]", look)
+            look |= {} if bold else {"linewidth": 0.6, "linestyle": (0, (3, 2))}
+        # Pixel k covers k - 0.5 .. k + 0.5 of the Axes.
+        ax.add_patch(Rectangle(boxes[i, :2] - 0.5, *boxes[i, 2:], fill=False, **look))
+    if labels is not None or scores is not None:
+        placed = Labels(ax, avoid_data=False)
+        for i in reversed(order):  # the rare ones choose their places first
+            words = [] if labels is None else [str(labels[i])]
+            words += [] if scores is None else [f"{100 * scores[i]:.0f}%"]
+            weight = "bold" if groups[i] == "r" else "normal"
+            look = {"fontsize": font_size, "fontweight": weight, "zorder": 10 + len(boxes), "clip_on": True}
+            _name_box(placed, boxes[i], " ".join(words).strip(), COLORS[groups[i]], look)
+    return ax
+
+
+def _draw_mask(ax: Axes, mask: Mask, shape: tuple[int, int], name: str, look: dict[str, object]) -> None:
+    """Fill and outline of one object."""
+    fill = (*to_rgb(look["edgecolor"]), OPACITY)
+    if isinstance(mask, Mapping):
+        mask = _decode(mask)
+    if not (isinstance(mask, np.ndarray) and mask.ndim == 2):
+        if len(mask):
+            path = Path.make_compound_path(*(_polygon(flat, name) for flat in mask))
+            ax.add_patch(PathPatch(path, facecolor=fill, joinstyle="round", **look))
+        return
+    if mask.shape != shape:
+        raise parts.PlotError(f"{name}: expected shape {shape} of the image, found {mask.shape}.")
+    if not mask.any():
+        return
+    # Only the mask's own bounding box: cheap for small objects in large images.
+    (y0, y1), (x0, x1) = (np.flatnonzero(mask.any(axis=axis))[[0, -1]] + [0, 1] for axis in (1, 0))
+    inside, limits = mask[y0:y1, x0:x1].astype(bool), ax.axis()
+    extent = (x0 - 0.5, x1 - 0.5, y1 - 0.5, y0 - 0.5)
+    ax.imshow(inside[..., None] * np.array(fill), extent=extent, interpolation="nearest", zorder=look["zorder"])
+    lines = {"colors": [look["edgecolor"]], "linewidths": look["linewidth"], "zorder": look["zorder"]}
+    ax.contour(range(x0 - 1, x1 + 1), range(y0 - 1, y1 + 1), np.pad(inside, 1).astype(float), levels=[0.5], **lines)
+    ax.axis(limits)  # imshow and contour would zoom to the object
+
+
+def _decode(rle: Mapping[str, object]) -> np.ndarray:
+    from pycocotools import mask as coco_mask  # only figures with masks parts.need it
+
+    if isinstance(rle["counts"], list):
+        rle = coco_mask.frPyObjects(dict(rle), *rle["size"])
+    return coco_mask.decode(dict(rle)).astype(bool)
+
+
+def _polygon(flat: Sequence[float], name: str) -> Path:
+    points = np.asarray(flat, dtype=float)
+    if points.ndim != 1 or len(points) < 6 or len(points) % 2:
+        raise parts.PlotError(f"{name}: expected polygons of at least 3 points as [x0, y0, ...], found {flat!r}.")
+    points = points.reshape(-1, 2) - 0.5  # annotation px have their origin at the corner, imshow's at the centre
+    return Path(np.vstack([points, points[:1]]), closed=True)
+
+
+def _name_box(labels: Labels, box: np.ndarray, words: str, color: str, look: dict[str, object]) -> None:
+    """Write a label at the corner of its box where it covers least of other labels."""
+    ground = {"facecolor": color, "edgecolor": "none", "pad": PAD, "alpha": 0.92}
+    text = labels.write(box[:2], words, color=ink_on(color), bbox=ground, path_effects=None, **look)
+    w, h = labels.size(text, PAD)
+    # The y axis of an image points down, that of px up.
+    left, top, right, bottom = labels.ax.transData.transform([box[:2] - 0.5, box[:2] + box[2:] - 0.5]).ravel()
+    places = [
+        (left, top),
+        (left, bottom - h),
+        (right - w, top),
+        (right - w, bottom - h),
+        (left, top - h),
+        (left, bottom),
+    ]
+    places += [(right, top - h), (left - w, top - h), (right, bottom), (left - w, bottom)]
+    places += [(left, top + k * h) for k in (1, 2)] + [(left, bottom - (k + 1) * h) for k in (1, 2)]
+    labels.put(text, np.array(places), pad=PAD)

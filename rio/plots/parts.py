@@ -1,0 +1,161 @@
+"""What figures share: checks of their tables, scales, stacked bars, legends, words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from rio.plots.style import COLORS, GROUP_NAMES, GROUPS, ink, ink_on
+
+CENTRED = {"ha": "center", "va": "center"}
+ABOVE = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "va": "bottom"}
+BELOW = {"xytext": (0, -2.5), "textcoords": "offset points", "va": "top", "annotation_clip": False}
+
+
+class PlotError(ValueError):
+    """A table that cannot be drawn. The message names the column, what was expected and found, and the fix."""
+
+
+def need(table: pd.DataFrame, columns: Iterable[str], made_by: str) -> None:
+    """Raise PlotError unless the table has the columns, rows, and only known frequency groups."""
+    fix = f"Fix: pass the table that {made_by} gives."
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise PlotError(f"table: expected the column {missing[0]!r}, found {list(table.columns)}. {fix}")
+    if len(table) == 0:
+        raise PlotError(f"table: expected at least one row, found none. {fix}")
+    if "frequency" in columns and not table["frequency"].isin(GROUPS).all():
+        other = table.loc[~table["frequency"].isin(GROUPS), "frequency"].iloc[0]
+        raise PlotError(f"table, column 'frequency': expected r, c or f, found {other!r}. {fix}")
+
+
+def need_once(table: pd.DataFrame, key: list[str], fix: str) -> None:
+    """Raise PlotError where two rows have the same key."""
+    again = table[table.duplicated(key)]
+    if len(again):
+        found = ", ".join(f"{column} {again.iloc[0][column]!r}" for column in key)
+        raise PlotError(f"table: expected one row per {' and '.join(key)}, found {found} twice. Fix: {fix}.")
+
+
+def plain_number(value: float, _position: object = None) -> str:
+    """1,000 or 0.25."""
+    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
+
+
+def percent(share: float) -> str:
+    """A share in 0..1 as 12%, 3.4%, <0.1%."""
+    value = 100 * share
+    return f"{value:.0f}%" if value >= 9.5 or value == 0 else f"{value:.1f}%" if value >= 0.1 else "<0.1%"
+
+
+def counted(number: int, noun: str) -> str:
+    """1 object, 1,234 objects."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def short(name: object, most: int = 24) -> str:
+    """The name, cut to `most` characters."""
+    return text if len(text := str(name)) <= most else text[: most - 1] + "…"
+
+
+def axes(ax: Axes | None, width: float, height: float) -> Axes:
+    """The Axes given, or that of a new figure (inches)."""
+    if ax is None:
+        _, ax = plt.subplots(figsize=(width, height), layout="constrained")
+    ax.spines[["top", "right"]].set_visible(False)  # also on an Axes made outside the style
+    return ax
+
+
+def log_scale(*of: Axis, subs: Sequence[float] = (1.0,), text: Callable[..., str] = plain_number) -> None:
+    """A log scale with plain numbers at 1, 10, 100 (times `subs`)."""
+    for axis in of:
+        axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+        axis.set_major_locator(LogLocator(base=10, subs=subs))
+        axis.set_major_formatter(FuncFormatter(text))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def diagonal(ax: Axes) -> None:
+    """The dashed line x = y."""
+    ax.axline((1, 1), (2, 2), color=ink().quiet, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+
+
+def log_log_points(ax: Axes, table: pd.DataFrame, x: str, y: str, **options: Any) -> None:
+    """Points in the colours of their groups on two log scales, with the line x = y."""
+    import seaborn as sns  # only some figures need it
+
+    look = {"alpha": 0.85, "linewidth": 0.4, "edgecolor": ink().page, "zorder": 3, "legend": False}
+    sns.scatterplot(table, x=x, y=y, hue="frequency", palette=COLORS, ax=ax, **look, **options)
+    log_scale(ax.xaxis, ax.yaxis)
+    diagonal(ax)
+    ax.grid(True)
+
+
+def bare_rows(ax: Axes, ticks: Iterable[float], names: Iterable[object]) -> None:
+    """A y axis of names, without line and ticks."""
+    ax.set_yticks(list(ticks), list(map(str, names)))
+    ax.tick_params(axis="y", length=0, labelcolor=ink().text)
+    ax.spines["left"].set_visible(False)
+
+
+def bare_bars(ax: Axes, names: Mapping[float, object], width: float, bottom: float, top: float) -> None:
+    """Stacked bars need no x axis: only names, by their y."""
+    ax.set(xlim=(0, width), ylim=(bottom, top))
+    bare_rows(ax, names, names.values())
+    ax.xaxis.set_visible(False)
+    ax.spines["bottom"].set_visible(False)
+
+
+def bare_columns(ax: Axes, names: Sequence[str]) -> None:
+    """Categories along x, from most to least frequent: by name where there is room, otherwise their number."""
+    if len(names) <= 45:
+        ax.set_xticks(range(len(names)), list(map(short, names)), rotation=90, fontsize=7)
+    else:
+        ax.set_xticks([])
+        ax.set_xlabel(f"{len(names):,} categories, from most to least frequent")
+    ax.tick_params(axis="x", length=0)
+    ax.set_xlim(-0.8, len(names) - 0.2)
+    ax.grid(axis="y")
+
+
+def stacked_bar(
+    ax: Axes, y: float, widths: Mapping[str, float], words: Mapping[str, str], colors: Mapping[str, str], **options: Any
+) -> list[tuple[str, float]]:
+    """A horizontal bar of pieces with words in them; returns kind and start of pieces narrower than `least`."""
+    options = {"left": 0.0, "height": 0.78, "least": 0.0} | options
+    left, thin = options["left"], []
+    for kind, width in widths.items():
+        if width > 0:
+            ax.barh(y, width, left=left, height=options["height"], color=colors[kind], linewidth=0)
+        if width >= options["least"]:
+            look = {"fontsize": 8, "color": ink_on(colors[kind]), "linespacing": 1.15}
+            ax.text(left + width / 2, y, words[kind], **CENTRED, **look)
+        elif width > 0:
+            thin.append((kind, left))
+        left += width
+    return thin
+
+
+def legend_above(ax: Axes, handles: Sequence[Any] | None = None, **options: Any) -> None:
+    """A legend in rows above the Axes, on the left."""
+    spacing = {"columnspacing": 1.2, "handletextpad": 0.5, "borderaxespad": 0.1, "alignment": "left", "ncols": 4}
+    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.01, 1.0), **(spacing | options))
+
+
+def squares(colors: Mapping[str, str]) -> dict[str, Any]:
+    """Legend options: a small square in each colour."""
+    handles = [Patch(facecolor=color, label=name) for name, color in colors.items()]
+    return {"handles": handles, "handlelength": 0.9, "handleheight": 0.9}
+
+
+def group_squares(groups: Iterable[str] = GROUPS) -> dict[str, Any]:
+    """Legend options for the frequency groups that occur."""
+    present = set(groups)
+    return squares({GROUP_NAMES[g]: COLORS[g] for g in GROUPS if g in present})

@@ -1,0 +1,118 @@
+"""The look of every figure: colours and fonts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+
+from rio.data.annotations import GROUP_NAMES
+
+Color = str | tuple[float, float, float]
+
+GROUPS = tuple(GROUP_NAMES)
+METRIC_NAMES = {"AP": "all"} | {f"AP{group}": name for group, name in GROUP_NAMES.items()}
+LEVEL_NAMES = {"images": "images", "instances": "objects", "rois": "RoIs"}
+COLORS = {"r": "#DC5F71", "c": "#E3AC3D", "f": "#2768A7"}
+
+
+class Ink(NamedTuple):
+    """Colours of a page: text, text that stays in the background, rules, and the page itself."""
+
+    text: str
+    quiet: str
+    rule: str
+    page: str
+
+
+LIGHT = Ink("#1F2430", "#5C6470", "#D9DDE3", "#FFFFFF")
+DARK = Ink("#E8EBF0", "#A3ABB8", "#3A414D", "#15181D")
+_active: ContextVar[Ink | None] = ContextVar("ink", default=None)  # None: outside style()
+
+
+@contextmanager
+def style(*, dark: bool = False) -> Iterator[None]:
+    """Apply the project's look to everything drawn inside the `with` block, and to nothing else.
+
+    Args:
+        dark: light ink on a transparent ground, for dark pages. Otherwise dark ink on white.
+    """
+    _load_backend()
+    ink = DARK if dark else LIGHT
+    paper = "none" if dark else ink.page
+    look = {
+        "font.family": "DejaVu Sans",  # ships with matplotlib: the same figure on every machine
+        "font.size": 9,
+        **{"axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 10},
+        **{"axes.labelsize": 9, "axes.labelcolor": ink.quiet, "axes.edgecolor": ink.quiet, "axes.linewidth": 0.7},
+        **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.facecolor": "none"},
+        **{"grid.color": ink.rule, "grid.linewidth": 0.6, "text.color": ink.text, "lines.linewidth": 1.6},
+        **{f"{axis}tick.color": ink.quiet for axis in "xy"},
+        **{f"{axis}tick.labelsize": 8.5 for axis in "xy"},
+        **{f"{axis}tick.major.width": 0.7 for axis in "xy"},
+        **{"legend.frameon": False, "legend.fontsize": 8.5, "legend.title_fontsize": 8.5},
+        **{"figure.facecolor": paper, "savefig.facecolor": paper, "savefig.dpi": 200, "savefig.bbox": "tight"},
+        **{"svg.fonttype": "path", "svg.hashsalt": "rio", "pdf.fonttype": 42},  # the same figure gives the same file
+    }
+    token = _active.set(ink)
+    try:
+        with mpl.rc_context(look):
+            yield
+    finally:
+        _active.reset(token)
+
+
+@functools.cache
+def _load_backend() -> None:
+    # A notebook's backend turns interactive mode on when the first figure loads it. That is an rcParam: loaded
+    # inside the style it would be off again afterwards, and no figure would ever show.
+    plt.switch_backend(mpl.get_backend())
+
+
+def styled(function: Callable[..., Axes]) -> Callable[..., Axes]:
+    """Draw in the style of the surrounding `style()` block, or in the light one outside of any."""
+
+    @functools.wraps(function)
+    def wrapper(*args: object, **kwargs: object) -> Axes:
+        if _active.get() is not None:
+            return function(*args, **kwargs)
+        with style():
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+def ink() -> Ink:
+    """The colours of the page drawn on."""
+    return _active.get() or LIGHT
+
+
+def tint(color: Color, amount: float) -> tuple[float, float, float]:
+    """Mix a colour with the page: 1 is the colour itself, 0 the page."""
+    page = np.array(to_rgb(ink().page))
+    return tuple(page + amount * (np.array(to_rgb(color)) - page))
+
+
+def luminance(color: Color) -> float:
+    """Relative luminance of a colour, 0 (black) to 1 (white), as WCAG 2 defines it."""
+    rgb = np.array(to_rgb(color))
+    linear = np.where(rgb <= 0.03928, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def ink_on(color: Color) -> str:
+    """Black or white, whichever is easier to read on the colour."""
+    return "#14171C" if luminance(color) > 0.3 else "white"
+
+
+def metric_color(metric: str) -> str:
+    """The colour of AP, APr, APc or APf."""
+    return ink().text if metric == "AP" else COLORS[metric[2:]]

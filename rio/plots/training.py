@@ -1,0 +1,70 @@
+"""The figure of a training: its losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from rio.plots import parts
+from rio.plots.labels import Labels
+from rio.plots.style import ink, luminance, styled
+
+LINE_COLORS = ("#332288", "#44AA99", "#CC6677", "#999933", "#88CCEE", "#AA4499", "#117733", "#DDCC77")
+
+
+@styled
+def loss_curves(
+    table: pd.DataFrame | Iterable[Mapping[str, float]],
+    ax: Axes | None = None,
+    *,
+    losses: Sequence[str] | None = None,
+    smooth: int = 0,
+) -> Axes:
+    """Losses over iterations, from the rows of detectron2's metrics.json.
+
+    Args:
+        table: rows with `iteration` and the losses (rows without a loss, as of the evaluation, are left out).
+        ax: where to draw; a new figure if None.
+        losses: columns to draw; by default total_loss and every column whose name begins with "loss".
+        smooth: rows in a running median drawn over the faint raw curve; 0 chooses a tenth of the rows, 1 draws
+            none.
+    """
+    table = table if isinstance(table, pd.DataFrame) else pd.DataFrame(list(table))
+    parts.need(table, ("iteration",), "metrics.json of a run")
+    if losses is None:
+        losses = sorted(
+            (c for c in table if c.startswith(("total_loss", "loss"))), key=lambda c: (c != "total_loss", c)
+        )
+    absent = [c for c in losses if c not in table.columns]
+    if absent or not losses or table[list(losses)].isna().all(axis=None):
+        such = f" such as {absent[0]!r}" if absent else ""
+        found = f"found columns {list(table.columns)}. Has the run logged an iteration yet?"
+        raise parts.PlotError(f"table: expected losses{such}, {found}")
+    ax = parts.axes(ax, 6.2, 3.0)
+    # After a resume detectron2 appends; an iteration logged twice counts as the later run logged it.
+    table = table.dropna(subset=list(losses), how="all").drop_duplicates("iteration", keep="last")
+    table = table.sort_values("iteration").set_index("iteration")
+    window = smooth or max(len(table) // 10, 1)
+    ends = []
+    for i, name in enumerate(losses):
+        total = name == "total_loss"
+        color = ink().text if total else LINE_COLORS[i % len(LINE_COLORS)]
+        if luminance(ink().page) < 0.1 and luminance(color) < 0.12:
+            color = "#9A8FE0"  # the other is too dark for a dark page
+        rows = table[name].dropna()
+        ax.plot(rows, color=color, linewidth=0.7, alpha=0.35 if window > 1 else 1.0)
+        line = rows.rolling(window, min_periods=1, center=True).median()
+        if window > 1:
+            ax.plot(line, color=color, linewidth=1.6 if total else 1.2)
+        ends += [(end, name, color) for end in line.iloc[-1:]]
+    first, last = table.index.min(), table.index.max()
+    low, high = ax.get_ylim()
+    ax.set(xlabel="iteration", ylabel="loss", xlim=(first, max(last, first + 1)), ylim=(min(0, low), high))
+    ax.grid(axis="y")
+    labels = Labels(ax, avoid_data=False)
+    for value, name, color in sorted(ends):
+        words = name.removeprefix("loss_").replace("total_loss", "total").replace("_", " ")
+        labels.on_edge("right", value, words, color=color, fontsize=8.5)
+    return ax
