@@ -14,7 +14,7 @@ from matplotlib.text import Annotation
 from rio.plots.style import ink
 
 SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
-GAPS = (8, 12, 17, 24, 34, 46)  # points between a label and what it names
+GAPS = (8, 12, 17, 24, 34, 46, 60, 80)  # points between a label and what it names
 LEADER = 14  # points; from further away a thin line leads to it
 CLEAR = 1.5  # points between a label and what else is drawn
 STEP = 3  # px between the dots that stand for a line
@@ -113,8 +113,9 @@ class Labels:
         if anchor is not None:
             lead = np.clip(anchor, low, high) - anchor
             path = anchor + lead[:, None] * np.linspace(0.4, 0.9, 12)[:, None]
-            touched = (np.abs(path[:, :, None] - where) < radius).all(axis=3).any(axis=2).sum(axis=1)
-            cost += touched * (np.hypot(*lead.T) > LEADER * self.point)
+            touched = (np.abs(path[:, :, None] - where) < radius).all(axis=3).any(axis=(1, 2))
+            crossed = ((path[:, :, None] > self._boxes[:, :2]) & (path[:, :, None] < self._boxes[:, 2:])).all(axis=3)
+            cost += (touched + 10 * crossed.any(axis=(1, 2))) * (np.hypot(*lead.T) > LEADER * self.point)
         best = int(cost.argmin())
         self._boxes = np.vstack([self._boxes, np.r_[low[best], high[best]]])
         text.xyann = (low[best] + pad * self.point - text.get_window_extent().min) / self.point

@@ -40,7 +40,7 @@ def need_once(table: pd.DataFrame, key: list[str], fix: str) -> None:
     """Raise PlotError where two rows have the same key."""
     again = table[table.duplicated(key)]
     if len(again):
-        found = ", ".join(f"{column} {again.iloc[0][column]!r}" for column in key)
+        found = ", ".join(f"{column} {str(again.iloc[0][column])!r}" for column in key)
         raise PlotError(f"table: expected one row per {' and '.join(key)}, found {found} twice. Fix: {fix}.")
 
 

@@ -80,12 +80,13 @@ def paired_differences(table: pd.DataFrame, ax: Axes | None = None, *, label: st
     names = table["arm"].map(str) + f" {MINUS} " + table["baseline"].map(str)
     names = names.map(lambda name: name if len(name) <= 30 else name.replace(f" {MINUS}", f"\n{MINUS}"))
     rows = list(dict.fromkeys(names))
+    table = table.assign(row=names.map(rows.index))
     metrics = [metric for metric in METRICS if metric in set(table["metric"])]
     ax, lanes = _rows(ax, rows, metrics)
     ax.axvline(0, color=ink().quiet, linewidth=0.9, zorder=1)
     for metric, shift in lanes.items():
         of, color = table[table["metric"] == metric], metric_color(metric)
-        y = names[of.index].map(rows.index) + shift
+        y = of["row"] + shift
         ax.hlines(y, of["low"], of["high"], color=color, linewidth=1.3, zorder=2)
         fill = np.where(of["resolved"].astype(bool), color, ink().page)
         ax.scatter(of["difference"], y, s=24, facecolor=fill, edgecolor=color, linewidth=1.2, zorder=3)
