@@ -173,8 +173,6 @@ def errors_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax = parts.axes(ax, 8.6, 0.9 + 0.27 * len(groups) * (len(arms) + 1.2))
     start, width = 108.0, 72.0  # of the right half
     end = start + width + 3
-    for at, title in ((0, "objects, %"), (start, "wrong predictions by kind, %"), (end, "for 100 objects")):
-        ax.text(at, 0, title, color=ink().quiet, fontsize=8.5, va="center")
     names, y = {}, 0.0
     for group in groups:
         heading = f"{GROUP_NAMES[group]}, {parts.counted(int(sizes[group]), 'object')}"
@@ -192,6 +190,8 @@ def errors_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
                     parts.stacked_bar(ax, y, share * wide_as / 100, words, kinds, least=7, left=left)
             ax.text(end, y, f"{total:,.0f}", va="center", fontsize=8.5, fontweight="bold")
         y += 1.35
+    for at, title in ((0, "objects, %"), (start, "wrong predictions by kind, %"), (end, "for 100 objects")):
+        ax.text(at, 0, title, color=ink().quiet, fontsize=8.5, va="center")
     parts.bare_bars(ax, names, end + 21, y - 0.7, -0.7)
     parts.legend_above(ax, **parts.squares(kinds), ncols=7, columnspacing=1.0, handletextpad=0.4, borderaxespad=0.2)
     return ax
