@@ -172,8 +172,5 @@ def test_figures_of_the_closer_look(own):
     assert [text.get_text() for text in ax.get_yticklabels()] == ["dog", "owl", "mouse"]
     assert "2.3 an image" in plots.objects_per_image(data.per_image()).texts[0].get_text()
     ax = plots.sizes_by_group(data.sizes())
-    labels = [text.get_text().rpartition("
-")[0] for text in ax.get_yticklabels()]
-    assert labels == ["rare
-2 objects", "frequent
-5 objects"]
+    labels = [text.get_text().rpartition("\n")[0] for text in ax.get_yticklabels()]
+    assert labels == ["rare\n2 objects", "frequent\n5 objects"]
