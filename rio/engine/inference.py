@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.data import transforms as T
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.engine import DefaultPredictor
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
@@ -120,8 +121,7 @@ def evaluate_model(
     """
     if not len(cfg.DATASETS.TEST):
         logger.info("DATASETS.TEST is empty: no evaluation.")
-    train = training_annotations(cfg)
-    found: OrderedDict[str, Evaluation] = OrderedDict()
+    train, found = training_annotations(cfg), OrderedDict()
     for place, name in enumerate(cfg.DATASETS.TEST):
         test = annotations_of(name)
         if train is not None:
@@ -165,7 +165,7 @@ def _score(test: Annotations, results: list[dict], folder: str, cfg: CfgNode, ba
     return evaluation
 
 
-class Predictor:
+class Predictor(DefaultPredictor):
     """One image in, its detections out.
 
     Args:
@@ -174,11 +174,9 @@ class Predictor:
     """
 
     def __init__(self, cfg: CfgNode, weights: str | None = None):
-        self.cfg, self.model = cfg, load_model(cfg, weights)
-        size = cfg.INPUT.MIN_SIZE_TEST
-        self._resize = T.ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST)
+        self.cfg, self.model, self.input_format = cfg, load_model(cfg, weights), cfg.INPUT.FORMAT
+        self.aug = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
 
-    @torch.no_grad()
     def __call__(self, image: np.ndarray) -> Instances:
         """Detect.
 
@@ -188,8 +186,4 @@ class Predictor:
         Returns:
             Instances on the CPU, boxes XYXY in pixels of `image`.
         """
-        height, width = image.shape[:2]
-        source = image if self.cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1]
-        resized = self._resize.get_transform(source).apply_image(source)
-        tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1).astype("float32")))
-        return self.model([{"image": tensor, "height": height, "width": width}])[0]["instances"].to("cpu")
+        return super().__call__(image[:, :, ::-1])["instances"].to("cpu")  # detectron2 takes BGR

