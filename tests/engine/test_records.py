@@ -32,7 +32,6 @@ from rio.data.annotations import training_image_indices
 from rio.data.errors import AnnotationError
 from rio.data.load import load_annotations
 from rio.data.names import DatasetNameError, DatasetNotFoundError, annotations_of, find_datasets
-from rio.engine import records as engine_records
 from rio.engine.records import Records, records, resolve, target_class_ids
 from tests.support.annotation_files import SQUARE, TRIANGLE, coco, lvis, write
 from tests.support.tiny_shapes import draw
@@ -47,7 +46,6 @@ def catalogs(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
     monkeypatch.setattr(datasets, "_loaded", {})
-    monkeypatch.setattr(engine_records, "_registered", {})
     before = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
     yield
     DatasetCatalog.data, MetadataCatalog.data = before
