@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
-import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
+from multiprocessing.context import get_spawning_popen
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rio.data.errors import AnnotationError, Skipped
+from rio.data.errors import AnnotationError, Skipped, listing
+from rio.data.masks import RLE, decode
 
 RARE_MAX_IMAGES = 10
 
@@ -22,6 +24,17 @@ GROUP_NAMES = {"r": "rare", "c": "common", "f": "frequent"}  # in this order whe
 
 
 # The columns
+class _MappedFile(NamedTuple):
+    """A column that a cache entry holds: where to map it from."""
+
+    path: str
+
+
+def map_array(path: str | os.PathLike[str]) -> np.ndarray:
+    """A ``.npy`` file as a read-only array that processes share (as `np.memmap` its items would come slowly)."""
+    return np.lib.format.open_memmap(path, mode="r").view(np.ndarray)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Annotations:
     """An annotation file as columns.
@@ -49,10 +62,9 @@ class Annotations:
         areas: (A,) float64, px²; the file's "area", or width * height where the file has none.
         iscrowd: (A,) bool.
         image_offsets: (I + 1,) int64; image i's annotations are `image_offsets[i]:image_offsets[i + 1]`.
-        polygon_xy: (P,) float64, all polygons' x, y, x, y, ... one after the other.
-        polygon_offsets: (Q + 1,) int64 into `polygon_xy`.
-        annotation_polygons: (A + 1,) int64 into the polygons.
-        rles: annotation index -> ``{"size": [h, w], "counts": list[int] | str}``, run-length encoded masks.
+        mask_json: (M,) uint8, every annotation's "segmentation" as it is in the file, in the file's order.
+        mask_start: (A,) int64 into `mask_json`.
+        mask_length: (A,) int32, bytes; 0 without a mask.
         federated: LVIS: only an image's annotated, negative and not-exhaustive categories were verified.
         neg_ids, neg_offsets: flat category ids and (I + 1,) offsets behind `neg_category_ids`.
         not_exhaustive_ids, not_exhaustive_offsets: the same behind `not_exhaustive_category_ids`.
@@ -78,10 +90,9 @@ class Annotations:
     areas: np.ndarray
     iscrowd: np.ndarray
     image_offsets: np.ndarray
-    polygon_xy: np.ndarray
-    polygon_offsets: np.ndarray
-    annotation_polygons: np.ndarray
-    rles: dict[int, dict[str, Any]]
+    mask_json: np.ndarray
+    mask_start: np.ndarray
+    mask_length: np.ndarray
     federated: bool
     neg_ids: np.ndarray
     neg_offsets: np.ndarray
@@ -117,12 +128,12 @@ class Annotations:
     @property
     def has_segmentations(self) -> bool:
         """Whether any annotation has a mask (False when loaded with ``segmentations=False``)."""
-        return len(self.polygon_offsets) > 1 or bool(self.rles)
+        return bool(self.mask_length.any())
 
-    @property
+    @cached_property
     def has_rle_objects(self) -> bool:
         """Whether objects, not crowd regions only, have RLE masks: these need INPUT.MASK_FORMAT bitmask."""
-        return any(not self.iscrowd[i] for i in self.rles)
+        return bool((self.mask_json[self.mask_start[(self.mask_length > 0) & ~self.iscrowd]] == ord("{")).any())
 
     def annotations_of(self, image_index: int) -> slice:
         """The rows of one image's annotations.
@@ -146,26 +157,18 @@ class Annotations:
         Returns:
             Polygons as flat [x, y, x, y, ...] lists in px, an RLE dict, or None where there is no mask.
         """
-        polygons = self.polygons(annotation_index)
-        if polygons:
-            return [polygon.tolist() for polygon in polygons]
-        rle = self.rles.get(int(annotation_index))
-        return None if rle is None else dict(rle)
-
-    def polygons(self, annotation_index: int) -> list[np.ndarray]:
-        """One annotation's polygons without a copy.
-
-        Args:
-            annotation_index: 0..A-1.
-
-        Returns:
-            A float64 array [x, y, x, y, ...] in px for each; none where the mask is an RLE, or there is none.
-        """
         if not 0 <= annotation_index < self.num_annotations:
             raise IndexError(f"annotation index: expected 0..{self.num_annotations - 1}, found {annotation_index}")
-        first, last = self.annotation_polygons[annotation_index : annotation_index + 2].tolist()
-        offsets = self.polygon_offsets[first : last + 1].tolist()
-        return [self.polygon_xy[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+        if not self.mask_length[annotation_index]:
+            return None
+        start = self.mask_start[annotation_index]
+        mask = decode(self.mask_json[start : start + self.mask_length[annotation_index]].data)
+        return {"size": list(mask.size), "counts": mask.counts} if isinstance(mask, RLE) else mask
+
+    def polygons(self, annotation_index: int) -> list[list[float]]:
+        """One annotation's polygons; none where the mask is an RLE, or there is none."""
+        segmentation = self.segmentation(annotation_index)
+        return segmentation if isinstance(segmentation, list) else []
 
     def image_path(self, image_index: int) -> str:
         """Where one image's file is.
@@ -173,12 +176,8 @@ class Annotations:
         Raises:
             AnnotationError: There is no `image_root`; pass one to `load_annotations`.
         """
-        if self.image_root is None:
-            raise AnnotationError(
-                self.path, f"image {self.image_ids[image_index]}", "file_name", "a folder of images",
-                "none given", "call load_annotations(path, image_root=FOLDER)", kind="no_image_root",
-            )  # fmt: skip
-        return os.path.join(self.image_root, self.file_names[image_index])
+        root = require_root(self.path, self.image_root, f"image {self.image_ids[image_index]}")
+        return os.path.join(root, self.file_names[image_index])
 
     def skipped_counts(self) -> dict[str, int]:
         """How many records were left out, by kind."""
@@ -210,16 +209,16 @@ class Annotations:
         return dataclasses.replace(self, declared_frequency=frequency, frequency=frequency.copy())
 
     def __getstate__(self) -> dict[str, Any]:
-        # The cached lists are rebuilt from the flat columns: no need to send them to a worker.
-        names = {field.name for field in dataclasses.fields(self)}
-        state = {name: value for name, value in self.__dict__.items() if name in names}
-        if _is_starting_a_process():  # on this machine, now: it maps what this one has mapped
-            state = {name: _by_reference(value) for name, value in state.items()}
+        state = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if get_spawning_popen() is not None:  # a process that starts here maps the files that this one has mapped
+            for name, value in state.items():
+                if isinstance(getattr(value, "base", None), np.memmap):
+                    state[name] = _MappedFile(str(value.base.filename))
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
-            self.__dict__[name] = _mapped(*value) if isinstance(value, _MappedColumn) else value
+            self.__dict__[name] = map_array(value.path) if isinstance(value, _MappedFile) else value
 
     def __repr__(self) -> str:
         return (
@@ -228,12 +227,23 @@ class Annotations:
         )
 
 
+def require_root(path: str, image_root: str | None, record: str = "file") -> str:
+    """The image folder.
+
+    Raises:
+        AnnotationError: There is none.
+    """
+    if image_root is None:
+        fix = "call load_annotations(path, image_root=FOLDER)"
+        raise AnnotationError(path, record, "file_name", "a folder of images", "none given", fix, "no_image_root")
+    return image_root
+
+
 def _split(flat: np.ndarray, offsets: np.ndarray) -> list[list[int]]:
     values, bounds = flat.tolist(), offsets.tolist()
-    return [values[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [values[a:b] for a, b in itertools.pairwise(bounds)]
 
 
-# Small pure functions
 def frequency_groups(image_count: np.ndarray | Sequence[int]) -> np.ndarray:
     """LVIS's frequency groups: r 1..10 images, c 11..100, f more; a class without an image counts as rare.
 
@@ -264,7 +274,7 @@ def category_id_to_class_id(
         int64 class ids, the shape of `ids`.
 
     Raises:
-        AnnotationError: An id that is not among the categories; add the category or mend the id.
+        AnnotationError: An id that is not among the categories; use the ids of the same file.
 
     >>> category_id_to_class_id([1, 3, 90], [90, 1]).tolist()
     [2, 0]
@@ -276,7 +286,7 @@ def category_id_to_class_id(
     if unknown.any():
         raise AnnotationError(
             "categories", f"{int(unknown.sum())} of {ids.size} ids", "category_id",
-            f"one of {len(category_ids)} known ids", _listing(np.unique(ids[unknown]).tolist()),
+            f"one of {len(category_ids)} known ids", listing(np.unique(ids[unknown]).tolist()),
             "use the category ids of the same annotation file", kind="unknown_category",
         )  # fmt: skip
     return position
@@ -327,33 +337,6 @@ def check_same_categories(train: Annotations, other: Annotations) -> None:
     )  # fmt: skip
 
 
-def _mapped(entry: str, dtype: str, offset: int, shape: tuple[int, ...]) -> np.ndarray:
-    """A column of an entry, read-only. As an ordinary array: `np.memmap`'s own indexing is slow."""
-    return np.memmap(entry, dtype=dtype, mode="r", offset=offset, shape=shape).view(np.ndarray)
-
-
-def _by_reference(value: Any) -> Any:
-    """A mapped column as where it lies, for a process started here; anything else as it is."""
-    base = getattr(value, "base", None)
-    if isinstance(value, np.ndarray) and isinstance(base, np.memmap) and base.nbytes == value.nbytes:
-        return _MappedColumn(str(base.filename), base.dtype.str, base.offset, value.shape)
-    return value
-
-
-class _MappedColumn(NamedTuple):
-    """Where a mapped column lies. An entry's name says what it holds: whoever writes it writes the same."""
-
-    entry: str
-    dtype: str
-    offset: int
-    shape: tuple[int, ...]
-
-
-def _is_starting_a_process() -> bool:
-    context = sys.modules.get("multiprocessing.context")
-    return context is not None and context.get_spawning_popen() is not None
-
-
 def index_of(ascending: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Where each id is in `ascending`, -1 where it is not: int64, the shape of `ids`.
 
@@ -369,9 +352,3 @@ def index_of(ascending: np.ndarray, ids: np.ndarray) -> np.ndarray:
         return table[np.where((ids >= low) & (ids <= high), ids - low, -1)]  # its last entry is -1
     position = np.minimum(np.searchsorted(ascending, ids), len(ascending) - 1)
     return np.where(ascending[position] == ids, position, -1)
-
-
-def _listing(values: Iterable[int], most: int = 5) -> str:
-    values = list(values)
-    more = f" and {len(values) - most} more" if len(values) > most else ""
-    return ", ".join(map(str, values[:most])) + more

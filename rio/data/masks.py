@@ -1,18 +1,39 @@
-"""Run-length encoded masks."""
+"""Masks as a file's own JSON bytes: decoded when asked for, judged once.
+
+Shapes: n masks, M bytes of all of them, one after the other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Annotated
 
+import msgspec
 import numpy as np
+
+POLYGON_TOLERANCE = 10_000
+"""How far (px) a polygon may stick out of its image: pycocotools walks edges pixel by pixel, so a point a million px
+away costs it a GB and one further away crashes it."""
+
+Pixels = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+
+
+class RLE(msgspec.Struct, gc=False):
+    """COCO's run-length encoding."""
+
+    size: tuple[Pixels, Pixels]
+    counts: str | list[Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]]
+
+
+decode = msgspec.json.Decoder(list[list[float]] | RLE | None).decode
 
 
 def rle_counts(counts: str | bytes | Sequence[int]) -> np.ndarray:
     """The run lengths of a COCO mask: background, object, background, ..., column by column.
 
     Args:
-        counts: Run lengths, or COCO's compressed string of them (5 bits a character, differences to the run
-            before the last from the fourth run on).
+        counts: Run lengths, or COCO's compressed string of them (5 bits per character; from the fourth run on,
+            differences to the run before the last).
 
     Returns:
         (runs,) int64 run lengths.
@@ -23,30 +44,108 @@ def rle_counts(counts: str | bytes | Sequence[int]) -> np.ndarray:
     >>> rle_counts("0512").tolist()
     [0, 5, 1, 7]
     """
-    if not isinstance(counts, (str, bytes)):
-        runs = np.asarray(counts, dtype=np.int64)
-    else:
-        try:
-            raw = counts.encode("ascii") if isinstance(counts, str) else counts
-        except UnicodeEncodeError:
-            raise ValueError("RLE counts: expected ASCII characters 0..o, found others") from None
-        digits = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - 48
-        if len(digits) and (digits.min() < 0 or digits.max() > 63):
-            raise ValueError("RLE counts: expected ASCII characters 0..o, found others")
+    if isinstance(counts, (str, bytes)):
+        raw = counts.encode() if isinstance(counts, str) else counts
+        digits = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - ord("0")
         is_last = (digits & 0x20) == 0
+        ends = np.flatnonzero(is_last)
+        starts = np.concatenate([[0], ends[:-1] + 1])[: len(ends)].astype(np.int64)
+        lengths = ends - starts + 1
+        if len(digits) and not (0 <= digits.min() and digits.max() <= 63):
+            raise ValueError("RLE counts: expected ASCII characters 0..o, found others")
         if len(digits) and not is_last[-1]:
             raise ValueError("RLE counts: the string is cut off")
-        ends = np.flatnonzero(is_last)
-        starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
-        lengths = ends - starts + 1
         if len(lengths) and lengths.max() > 7:  # 35 bits: more than any mask has pixels
             raise ValueError("RLE counts: a run length of more than 7 characters")
         place = np.arange(len(digits)) - np.repeat(starts, lengths)
         runs = np.add.reduceat((digits & 0x1F) << (5 * place), starts) if len(starts) else starts
-        negative = (digits[ends] & 0x10) != 0
-        runs = runs - np.where(negative, np.int64(1) << (5 * lengths), 0)
-        runs[1::2] = np.cumsum(runs[1::2])
-        runs[2::2] = np.cumsum(runs[2::2])
+        runs -= ((digits[ends] & 0x10) != 0) * (np.int64(1) << (5 * lengths))  # negative differences
+        for parity in (1, 2):
+            runs[parity::2] = np.cumsum(runs[parity::2])
+    else:
+        runs = np.asarray(counts, dtype=np.int64)
     if len(runs) and runs.min() < 0:
         raise ValueError(f"RLE counts: expected runs >= 0, found {int(runs.min())}")
     return runs
+
+
+def fault_of(mask: list[list[float]] | RLE, height: int, width: int) -> tuple[str, ...] | None:
+    """What is wrong with a mask of an image of that size: kind, key, expected, found, perhaps a fix."""
+    if isinstance(mask, RLE):
+        if mask.size != (height, width):
+            expected, found = f"the image's [height, width] {[height, width]}", str(list(mask.size))
+            return "rle_size", "segmentation.size", expected, found, "encode the mask at the image's size"
+        try:
+            total: int | str = int(rle_counts(mask.counts).sum())
+        except ValueError as error:
+            total = str(error)
+        # pycocotools does not check this and would read or write outside its memory.
+        if total != height * width or height * width >= 2**32:
+            return "rle", "segmentation.counts", f"runs that sum to the image's {height * width} px", str(total)
+        return None
+    for polygon in mask:
+        if len(polygon) < 6 or len(polygon) % 2:
+            expected = "polygons of an even number of at least 6 coordinates"
+            return "polygon", "segmentation", expected, f"one of {len(polygon)}"
+        if (
+            min(polygon) < -POLYGON_TOLERANCE
+            or max(polygon[0::2]) > width + POLYGON_TOLERANCE
+            or max(polygon[1::2]) > height + POLYGON_TOLERANCE
+        ):
+            expected = f"points within {POLYGON_TOLERANCE} px of the image's {width} x {height} px"
+            found = f"coordinates from {min(polygon):g} to {max(polygon):g}"
+            return "polygon", "segmentation", expected, found, "clip the polygon to its image"
+    return None
+
+
+def are_plain(text: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Which masks are certainly sound, by their bytes: polygons of 6, 8, ... numbers from 0 to 9999.99.
+
+    Decoding every polygon would take as long as reading the file. The others need not be wrong; decode them.
+
+    Args:
+        text: (M,) uint8, valid JSON values.
+        offsets: (n + 1,) int64, where each begins.
+
+    Returns:
+        (n,) bool.
+    """
+    starts, stops = offsets[:-1], offsets[1:]
+    plain = stops - starts >= len("[[1,2,3,4,5,6]]")
+    plain[plain] = (text[starts[plain]] == ord("[")) & (text[starts[plain] + 1] == ord("["))
+    for begin, end in _blocks(offsets):
+        rows = np.flatnonzero(plain[begin:end]) + begin
+        if len(rows) == end - begin:
+            block = text[offsets[begin] : offsets[end]].tobytes()
+        else:
+            block = b"".join([text[starts[row] : stops[row]].tobytes() for row in rows.tolist()])
+        plain[rows] = _is_plain(block)
+    return plain
+
+
+def _blocks(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Ranges of masks of about 1 MB, which stays in the processor's cache."""
+    begin, count = 0, len(offsets) - 1
+    while begin < count:
+        end = min(max(int(np.searchsorted(offsets, offsets[begin] + (1 << 20))), begin + 1), count)
+        yield begin, end
+        begin = end
+
+
+def _is_plain(block: bytes) -> bool:
+    """Whether JSON lists that stand one after the other are plain polygons, and nothing else."""
+    characters = np.frombuffer(block, dtype=np.uint8)
+    digit = (characters - np.uint8(ord("0"))) < 10  # what is below "0" wraps round
+    pairs = digit[1:] & digit[:-1]
+    if (pairs[:-3] & pairs[2:-1] & digit[4:]).any():
+        return False  # five digits in a row: perhaps 10,000 px and more
+    marks = np.frombuffer(block.translate(None, b"0123456789. \t\r\n"), dtype=np.uint8)
+    opening, closing = marks == ord("["), marks == ord("]")
+    depth = np.cumsum(opening.view(np.int8) - closing.view(np.int8), dtype=np.int32)
+    if not (opening | closing | (marks == ord(","))).all() or not len(depth) or depth.max() > 2:
+        return False
+    # Within a polygon there are only commas, one fewer than numbers; and no number lies outside.
+    lengths = np.flatnonzero(closing & (depth == 1)) - np.flatnonzero(opening & (depth == 2))
+    in_number = digit | (characters == ord("."))
+    numbers = np.count_nonzero(in_number[1:] & ~in_number[:-1])
+    return bool(numbers == lengths.sum() and lengths.min() >= 6 and not (lengths & 1).any())

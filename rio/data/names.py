@@ -226,7 +226,7 @@ def _not_found(name: str, source: _Source, path: str) -> DatasetNotFoundError:
             "the environment variable DETECTRON2_DATASETS to that folder (now "
             f"{os.getenv('DETECTRON2_DATASETS')!r}, which means {os.path.abspath(datasets_root())})"
         )
-    return DatasetNotFoundError(f"data set {name!r}: expected {where}, found nothing there. Remedy: {remedy}.")
+    return DatasetNotFoundError(f"data set {name!r}: expected {where}, found nothing there. Fix: {remedy}.")
 
 
 def _log_skipped(annotations: Annotations) -> None:

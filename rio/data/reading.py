@@ -1,15 +1,94 @@
-"""Reading an annotation file."""
+"""An annotation file's JSON -> its images, categories and annotations, checked by type only.
+
+A sound file is read in pieces, in a fraction of its size of memory. Whatever the piece reader does not understand is read
+as a whole, which finds the broken record and names it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator
+import itertools
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Generic, Literal, NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+
+from rio.data.errors import AnnotationError, AnnotationFileNotFoundError, Problems
+from rio.data.masks import Pixels
+
+PIECE = 1 << 20
+"""Bytes decoded at a time: their records stay in the processor's cache until they are arrays."""
+
+BROKEN_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises. Its ValidationError is a DecodeError: valid JSON of another type."""
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # as Windows tools write
+_LIST = re.compile(rb'"(images|categories|annotations)"\s*:\s*\[')
+_BORDER = re.compile(rb"\}(\s*,\s*)(?=\{)")  # between two records, or between two objects within one
+
+_I, _C, _A = TypeVar("_I"), TypeVar("_C"), TypeVar("_A")
+Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class Image(msgspec.Struct, gc=False):
+    id: Id
+    width: Pixels
+    height: Pixels
+    file_name: str | None = None
+    coco_url: str | None = None
+    neg_category_ids: list[Id] | None = None
+    not_exhaustive_category_ids: list[Id] | None = None
+
+
+class Category(msgspec.Struct, gc=False):
+    id: Id
+    name: Annotated[str, msgspec.Meta(min_length=1)]
+    frequency: str | None = None
+
+
+class Box(msgspec.Struct, gc=False):
+    id: Id
+    image_id: Id
+    category_id: Id
+    bbox: tuple[float, float, float, float]
+    area: float | None = None
+    iscrowd: Literal[0, 1] | bool | None = 0
+
+
+class Object(Box, gc=False):
+    segmentation: msgspec.Raw = msgspec.Raw()
+
+
+class Rows(NamedTuple):
+    """n annotations as arrays, in the file's order."""
+
+    ids: np.ndarray  # (n,) int64, as the next two
+    image_ids: np.ndarray
+    category_ids: np.ndarray
+    boxes: np.ndarray  # (n, 4) float64
+    areas: np.ndarray  # (n,) float64, NaN where the file has none
+    iscrowd: np.ndarray  # (n,) bool
+    mask_offsets: np.ndarray  # (n + 1,) int64
+    mask_json: np.ndarray  # (M,) uint8
+
+
+class Contents(NamedTuple):
+    """A file's three lists; `rows` is None without the key "annotations"."""
+
+    images: list[Image]
+    categories: list[Category]
+    rows: Rows | None
 
 
 @contextlib.contextmanager
 def without_collection() -> Iterator[None]:
-    """No search for reference cycles: there are none, and the lists of so many records set it off."""
+    """Pause the search for reference cycles: there are none, and many small objects set it off."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -17,3 +96,214 @@ def without_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def read_file(path: str, problems: Problems, segmentations: bool) -> Contents:
+    """The file's three lists.
+
+    Raises:
+        AnnotationFileNotFoundError: There is no such file.
+        AnnotationError: It is not JSON, lacks a list, or a record has a wrong type (unless `problems` skips those).
+    """
+    with contextlib.suppress(OSError, *BROKEN_JSON):
+        return read_in_pieces(path, segmentations)
+    return read_whole(path, problems, segmentations)
+
+
+def read_in_pieces(path: str, segmentations: bool) -> Contents:
+    """The same, if every record has the right types.
+
+    Raises:
+        msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError: Read it as a whole.
+    """
+    kinds = {"images": Image, "categories": Category, "annotations": Object if segmentations else Box}
+    lists: dict[str, Any] = {}
+    # What stands around the lists, each of them replaced by a text that the file does not hold, is decoded at the end.
+    around, place = b"", uuid.uuid4().hex
+    with open(path, "rb", buffering=0) as file:
+        pieces = _Pieces(file)
+        while not pieces.ended:
+            pieces.read(max(len(pieces.data), PIECE))
+            while match := _LIST.search(pieces.data):
+                key = match[1].decode()
+                if key in lists:
+                    raise msgspec.DecodeError(f"{key} twice, or within another object")
+                around += pieces.data[: match.end() - 1] + f'"{place}"'.encode()
+                pieces.data = pieces.data[match.end() :]
+                portions = pieces.records(kinds[key])
+                lists[key] = (
+                    rows_of(portions) if key == "annotations" else list(itertools.chain.from_iterable(portions))
+                )
+    keys = msgspec.json.decode((around + pieces.data).removeprefix(_BYTE_ORDER_MARK), type=dict)
+    if any(keys.get(key) != place for key in kinds):
+        raise msgspec.DecodeError("not the file's own keys")
+    return Contents(lists["images"], lists["categories"], lists["annotations"])
+
+
+class _Pieces:
+    """The part of a file that is being looked at; the file goes on behind it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.data, self.ended = file, b"", False
+
+    def read(self, size: int) -> None:
+        more = self.file.read(size)
+        self.data, self.ended = self.data + more, len(more) < size
+
+    def records(self, kind: type) -> Iterator[list[Any]]:
+        """The objects of the list that `data` begins in, in portions; afterwards `data` is what follows the list.
+
+        Portions are decoded from left to right, so one that decodes as whole records can only end behind a record.
+        """
+        decoder = msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]
+        size = PIECE
+        while True:
+            if len(self.data) < size and not self.ended:
+                self.read(size - len(self.data))
+            border = self._last_border()
+            inside = memoryview(self.data)[: border and border.start(1)]
+            text = b"".join((b"[", inside, b"" if border is None else b"]"))
+            try:
+                yield decoder.decode(text)
+            except msgspec.ValidationError:
+                raise
+            except msgspec.DecodeError as error:
+                if end := re.search(r"trailing characters \(byte (\d+)\)", str(error)):
+                    behind = int(end[1]) - 1  # the list ends before
+                    yield decoder.decode(text[:behind])
+                    self.data = self.data[behind - 1 :]
+                    return
+                if self.ended:
+                    raise
+                size *= 2  # a border within a record, or a long record
+            else:
+                if border is None:
+                    self.data = b""
+                    return
+                self.data, size = self.data[border.end() :], PIECE
+
+    def _last_border(self) -> re.Match[bytes] | None:
+        last = None
+        for start in (max(len(self.data) - (1 << 16), 0), 0):
+            for last in _BORDER.finditer(self.data, start):
+                pass
+            if last is not None:
+                break
+        return last
+
+
+def rows_of(portions: Iterable[Sequence[Box]]) -> Rows:
+    # glibc keeps as much memory at hand as a program was seen to free. Without this untouched array it would hand the
+    # memory of each portion back and fetch it again, page by page: a third of the time.
+    np.empty(31 << 20, dtype=np.uint8)
+    parts, text = [], bytearray()
+    for objects in itertools.chain([[]], portions):
+        n = len(objects)
+        xywh = itertools.chain.from_iterable([o.bbox for o in objects])
+        masks = [o.segmentation for o in objects] if n and hasattr(objects[0], "segmentation") else [b""] * n
+        text += b"".join(masks)
+        parts.append((
+            np.fromiter([o.id for o in objects], np.int64, n),
+            np.fromiter([o.image_id for o in objects], np.int64, n),
+            np.fromiter([o.category_id for o in objects], np.int64, n),
+            np.fromiter(xywh, np.float64, 4 * n).reshape(n, 4),
+            np.fromiter([np.nan if o.area is None else o.area for o in objects], np.float64, n),
+            np.fromiter([bool(o.iscrowd) for o in objects], np.bool_, n),
+            np.fromiter(map(len, masks), np.int64, n),
+        ))  # fmt: skip
+        del objects, masks  # before the next portion is decoded
+    *columns, lengths = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Rows(*columns, np.concatenate([[0], np.cumsum(lengths)]), np.frombuffer(text, dtype=np.uint8))
+
+
+class _Lists(msgspec.Struct, Generic[_I, _C, _A], gc=False):
+    images: list[_I]
+    categories: list[_C]
+    annotations: list[_A] | None = None
+
+
+def read_whole(path: str, problems: Problems, segmentations: bool) -> Contents:
+    """As `read_file`, all at once; where a record has a wrong type, record by record."""
+    data = _content(path)
+    kind = Object if segmentations else Box
+    try:
+        try:
+            file = msgspec.json.decode(data, type=_Lists[Image, Category, kind])  # type: ignore[valid-type]
+        except msgspec.ValidationError:
+            raw = msgspec.json.decode(data, type=_Lists[msgspec.Raw, msgspec.Raw, msgspec.Raw])
+            file = _Lists(
+                categories=_decode_each(raw.categories, Category, "category", problems.fatal),
+                images=_decode_each(raw.images, Image, "image", problems.reject),
+                annotations=raw.annotations and _decode_each(raw.annotations, kind, "annotation", problems.reject),
+            )
+    except msgspec.ValidationError as error:
+        reject_type(error, "file", problems.fatal)
+        raise
+    except BROKEN_JSON as error:
+        problems.fatal("json", "file", "-", *explain_json(data, error))
+    return Contents(file.images, file.categories, None if file.annotations is None else rows_of([file.annotations]))
+
+
+def _content(path: str) -> memoryview:
+    try:
+        data = memoryview(Path(path).read_bytes())
+    except FileNotFoundError:
+        folder = os.path.dirname(os.path.abspath(path))
+        state = "its folder has no such file" if os.path.isdir(folder) else f"there is no folder {folder}"
+        raise AnnotationFileNotFoundError(
+            f"{path}: expected an LVIS or COCO annotation file, found none: {state}. Fix: give the path "
+            "of the JSON file, absolute or relative to the working directory."
+        ) from None
+    except IsADirectoryError:
+        fix = "give the path of the JSON file in it"
+        raise AnnotationError(path, "file", "-", "a JSON file", "a folder", fix, "json") from None
+    return data[len(_BYTE_ORDER_MARK) :] if data[:3] == _BYTE_ORDER_MARK else data
+
+
+def _decode_each(raws: list[msgspec.Raw], kind: type, noun: str, reject: Callable[..., None]) -> list[Any]:
+    decoder = msgspec.json.Decoder(kind)
+    records = []
+    for position, raw in enumerate(raws):
+        try:
+            records.append(decoder.decode(raw))
+        except BROKEN_JSON as error:
+            record = f"{noun} at position {position}"
+            with contextlib.suppress(*BROKEN_JSON, KeyError, TypeError):  # it may have no id to name
+                record += f" (id {msgspec.json.decode(raw)['id']!r})"
+            reject_type(error, record, reject)
+    return records
+
+
+def reject_type(error: Exception, record: str, reject: Callable[..., None], within: str = "") -> None:
+    """Reject a record in msgspec's words: "Expected `int`, got `str` - at `$.image_id`".
+
+    Args:
+        error: What msgspec raised.
+        record: The record's name.
+        reject: `Problems.reject` or `Problems.fatal`.
+        within: The key of the value that was decoded; "" for a whole record.
+    """
+    text, _, where = str(error).partition(" - at `$")
+    key = (within + where.rstrip("`")).lstrip(".") or "-"
+    if missing := re.search(r"missing required field `(.+?)`", text):
+        reject("missing_key", record, f"{key}.{missing[1]}".removeprefix("-."), "a value", "no such key")
+    elif wrong := re.fullmatch(r"Expected (.+?)(?:, got (.+))?", text):
+        reject("type", record, key, wrong[1], wrong[2] or "another value")
+    else:
+        reject("type", record, key, "a valid value", text)
+
+
+def explain_json(data: bytes | memoryview, error: Exception) -> tuple[str, str, str]:
+    """Why a text is not valid JSON, from msgspec's error: what was expected, what was found, how to fix it."""
+    where = re.search(r"\(byte (\d+)\)", str(error))
+    position = int(where[1]) if where else 0
+    excerpt = bytes(data[max(position - 20, 0) : position + 20]).decode("utf-8", errors="replace")
+    if where and re.match(rb"-?(NaN|Inf)|N$|I$|aN|nf", bytes(data[position : position + 4])):
+        fix = "write such records without the value, or leave them out"
+        return "finite numbers", f"NaN or infinity at byte {position}: {excerpt!r}", fix
+    if isinstance(error, RecursionError):
+        return "lists and objects", "nesting too deep to read", "check that this is the file you meant"
+    if not len(data):
+        return "a JSON object", "an empty file", "copy or download the file again"
+    fix = "copy or download the file again; it may be cut off"
+    return "valid JSON in UTF-8", str(error) + (f": {excerpt!r}" if where else ""), fix

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import pickle
 import sys
@@ -31,9 +30,9 @@ from rio.data import names as datasets
 from rio.data.annotations import training_image_indices
 from rio.data.errors import AnnotationError
 from rio.data.load import load_annotations
-from rio.data.names import DatasetNameError, DatasetNotFoundError, annotations_of, find_datasets
+from rio.data.names import annotations_of
 from rio.engine.records import Records, records, resolve, target_class_ids
-from tests.support.annotation_files import SQUARE, TRIANGLE, coco, lvis, write
+from tests.support.annotation_files import SQUARE, TRIANGLE, coco, lvis, make_lvis, write
 from tests.support.tiny_shapes import draw
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # `tests.benchmarks` from wherever pytest was started
@@ -45,7 +44,6 @@ def catalogs(monkeypatch, tmp_path):
     """Run in an empty folder, and leave detectron2's catalogs and our caches as they were."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
-    monkeypatch.setattr(datasets, "_loaded", {})
     before = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
     yield
     DatasetCatalog.data, MetadataCatalog.data = before
@@ -62,11 +60,6 @@ def own(catalogs, tmp_path) -> str:
         )
     write(tmp_path / "set.json", data)
     return "set.json@pictures"
-
-
-def make_lvis(root: Path, name: str, data: dict) -> Path:
-    (root / "lvis").mkdir(parents=True, exist_ok=True)
-    return write(root / "lvis" / name, data)
 
 
 # ----------------------------------------------------------------------------------------- names and catalogs
@@ -119,158 +112,16 @@ def test_names_survive_a_dumped_config(own, tmp_path):
     assert (own,) == from_command_line.DATASETS.TRAIN
 
 
-def test_broken_records_of_an_own_data_set_are_an_error_unless_the_name_says_skip(own, tmp_path, caplog):
-    data = coco()
-    data["annotations"][0]["bbox"] = [90, 10, 20, 15]
-    write(tmp_path / "set.json", data)
-    with pytest.raises(AnnotationError, match=r"annotation 101.*\?skip"):
-        resolve(own)
-    with caplog.at_level(logging.WARNING, logger="rio.data.names"):
-        resolve(own + "?skip")
-    assert annotations_of(own + "?skip").skipped_counts() == {"box_outside": 1}
-    assert "left out 1 records (box_outside 1); the first: annotation 101 (image 7), bbox" in caplog.text
-
-
-def test_own_images_must_be_there(own, tmp_path):
-    (tmp_path / "pictures" / "a.jpg").unlink()
-    with pytest.raises(AnnotationError, match=r"image 3, key 'file_name'.*a\.jpg"):
-        resolve(own)
-    with pytest.raises(DatasetNotFoundError, match=r"expected photos \(that is .*photos\)"):
-        resolve("set.json@photos")
-    with pytest.raises(DatasetNotFoundError, match=r"expected none\.json \(that is .*none\.json\).*Remedy"):
-        resolve("none.json@pictures")
-
-
-def test_paths_may_hold_spaces_at_signs_and_a_home(own, tmp_path, monkeypatch):
-    (tmp_path / "pictures").rename(tmp_path / "my pictures@home")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    name = f"{tmp_path}/set.json@~/my pictures@home"
-    assert resolve(name) == name and annotations_of(name).image_root == str(tmp_path / "my pictures@home")
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("lvis_v1_trian", "Did you mean lvis_v1_train"),
-        ("shapes_demo_tuen", "Did you mean shapes_demo_tune"),
-        ("set.json", "'set.json@path/to/images'"),
-        ("set.json@", "found 'set.json@'"),
-        ("@pictures", "found '@pictures'"),
-        ("coco_2017_train", "LVIS or COCO format"),
-        ("", "found ''"),
-        (None, "expected a string"),
-    ],
-)
-def test_names_that_mean_nothing(catalogs, name, words):
-    with pytest.raises(DatasetNameError, match="data set name") as caught:
-        resolve(name)
-    assert words in str(caught.value)
-
-
-def test_a_missing_lvis_names_path_and_remedy(catalogs, tmp_path, monkeypatch):
-    with pytest.raises(DatasetNotFoundError) as caught:
-        resolve("lvis_v1_train")
-    looked_at = os.path.join("datasets", "lvis", "lvis_v1_train.json")
-    assert looked_at in str(caught.value) and str(tmp_path / looked_at) in str(caught.value)
-    assert "DETECTRON2_DATASETS" in str(caught.value)
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "elsewhere"))
-    with pytest.raises(DatasetNotFoundError, match="elsewhere"):
-        resolve("lvis_v1_train")
-
-
-@pytest.mark.parametrize("name", ["lvis_v1_train", "lvis_v0.5_val"])
-def test_lvis_below_detectron2s_folder(catalogs, tmp_path, monkeypatch, name):
+def test_lvis_below_detectron2s_folder(catalogs, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
-    data = lvis()
-    data["annotations"][0]["category_id"] = 6  # nobody can mend the official file: left out
-    make_lvis(tmp_path / "data", f"{name}.json", data)
-    assert resolve(name) == name == resolve(name)
-    metadata = MetadataCatalog.get(name)
-    assert metadata.json_file == str(tmp_path / "data" / "lvis" / f"{name}.json")
+    make_lvis(tmp_path / "data", "lvis_v1_train.json", lvis())
+    assert resolve("lvis_v1_train") == "lvis_v1_train" == resolve("lvis_v1_train")
+    metadata = MetadataCatalog.get("lvis_v1_train")
+    assert metadata.json_file == str(tmp_path / "data" / "lvis" / "lvis_v1_train.json")
     assert metadata.thing_classes == ["zèbre 斑马", "mug", "teddy"]  # the file's, not detectron2's list
     assert metadata.frequency == ["c", "r", "f"] and len(metadata.class_image_count) == 3
-    assert annotations_of(name).skipped_counts() == {"unknown_category": 1}
-    first = DatasetCatalog.get(name)[0]
+    first = DatasetCatalog.get("lvis_v1_train")[0]
     assert first["file_name"] == str(tmp_path / "data" / "coco" / "train2017" / "a.jpg")
-
-    with pytest.raises(DatasetNotFoundError, match="coco"):
-        annotations_of(name, check_images=True)
-    (tmp_path / "data" / "coco" / "train2017").mkdir(parents=True)
-    with pytest.raises(AnnotationError, match=r"image 3.*\(1 more like it\)"):
-        annotations_of(name, check_images=True)
-    for file_name in annotations_of(name).file_names:
-        path = tmp_path / "data" / "coco" / file_name
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    assert annotations_of(name, check_images=True) is annotations_of(name)
-
-
-def test_a_test_set_has_images_only(catalogs, tmp_path):
-    data = lvis()
-    del data["annotations"]
-    make_lvis(tmp_path / "datasets", "lvis_v1_image_info_test_dev.json", data)
-    assert len(DatasetCatalog.get(resolve("lvis_v1_test_dev"))) == 2
-
-
-def test_the_embedded_set_is_drawn_on_first_use(catalogs, tmp_path, monkeypatch):
-    from rio.shapes import dataset, spec
-
-    assert [spec.SPECS[size].name for size in datasets.SHAPES] == ["shapes_demo", "shapes_bench"]
-    drawn = []
-
-    def generate(root, spec, split):
-        drawn.append(spec.name)
-        for split in ("train", "val"):
-            (Path(root) / spec.name / split).mkdir(parents=True)
-            write(Path(root) / spec.name / f"{split}.json", lvis())
-        return Path(root) / spec.name
-
-    monkeypatch.setattr(dataset, "generate", generate)
-    assert not any(row["found"] for row in find_datasets()) and not drawn
-    assert resolve("shapes_demo_train") == resolve("shapes_demo_train")
-    assert drawn == ["shapes_demo"]
-    assert MetadataCatalog.get("shapes_demo_train").image_root == os.path.join("datasets", "shapes_demo", "train")
-    found = {row["name"] for row in find_datasets() if row["found"]}
-    assert found == {"shapes_demo_train", "shapes_demo_val"} and drawn == ["shapes_demo"]
-
-
-@pytest.mark.parametrize("split", ["tune", "balanced"])
-def test_the_splits_beside_the_embedded_set_are_drawn_on_first_use(catalogs, monkeypatch, split):
-    from rio.shapes import dataset, spec
-
-    assert spec.EXTRA_SPLITS == ("tune", "balanced")
-    drawn = []
-
-    def generate(root, spec, split):
-        drawn.append((spec.name, split))
-        folder = Path(root) / f"{spec.name}_{split}"
-        (folder / split).mkdir(parents=True)
-        write(folder / f"{split}.json", lvis())
-        return folder
-
-    monkeypatch.setattr(dataset, "generate", generate)
-    name = f"shapes_bench_{split}"
-    assert resolve(name) == resolve(name) == name
-    assert drawn == [("shapes_bench", split)]
-    metadata = MetadataCatalog.get(name)
-    assert metadata.image_root == os.path.join("datasets", name, split)
-    assert metadata.frequency == ["c", "r", "f"]  # as declared, whatever its own counts
-    assert [row["name"] for row in find_datasets() if row["found"]] == [name]
-
-
-def test_find_datasets_says_where_it_looked(catalogs, tmp_path):
-    make_lvis(tmp_path / "datasets", "lvis_v1_val.json", lvis())
-    rows = {row["name"]: row for row in find_datasets()}
-    looked_at = str(tmp_path / "datasets" / "lvis" / "lvis_v1_val.json")
-    assert rows["lvis_v1_val"] == {"name": "lvis_v1_val", "found": True, "looked_at": looked_at}
-    assert not rows["lvis_v1_train"]["found"] and not rows["shapes_bench_val"]["found"]
-    assert set(rows) >= {
-        "lvis_v0.5_train",
-        "lvis_v0.5_val",
-        "lvis_v1_test_dev",
-        "shapes_demo_train",
-        "shapes_bench_tune",
-    }
 
 
 # ---------------------------------------------------------------------------------------------------- records
@@ -399,7 +250,7 @@ def tiny_cache(monkeypatch, tmp_path):
     """Any file is cached, large or small, and its columns mapped."""
     monkeypatch.setenv("RIO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(rio.data.load, "CACHE_MIN_BYTES", 0)
-    monkeypatch.setattr(rio.data.load, "_COPIED_BYTES", 64)
+    monkeypatch.setattr(rio.data.load, "SETTLED_SECONDS", -1.0)
     return tmp_path / "cache"
 
 
@@ -415,7 +266,7 @@ def test_records_equal_detectron2s_on_the_embedded_kind_of_set(catalogs, tiny_ca
     for _ in range(2):  # from the file, then from the cache
         annotations = load_annotations(folder / f"{split}.json", image_root=f"{folder}/")
         assert like_load_lvis_json(records(annotations), theirs)
-    assert isinstance(annotations.polygon_xy.base, np.memmap) and len(list(tiny_cache.glob("*.columns"))) == 1
+    assert isinstance(annotations.mask_json.base, np.memmap) and len(list(tiny_cache.glob("*-v*"))) == 1
 
 
 def test_records_equal_detectron2s_on_a_file_like_lvis_v1(catalogs, tiny_cache, tmp_path):

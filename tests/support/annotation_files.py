@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from rio.data.annotations import Annotations
 
 TRIANGLE = [10.0, 10.0, 30.0, 10.0, 10.0, 25.0]
 SQUARE = [40.0, 20.0, 50.0, 20.0, 50.0, 30.0, 40.0, 30.0]
@@ -66,3 +72,58 @@ def write(path: Path, data: Any) -> Path:
     else:
         path.write_text(data if isinstance(data, str) else json.dumps(data), encoding="utf-8")
     return path
+
+
+def at(list_name: str, position: int, **changes: Any) -> Callable[[dict[str, Any]], None]:
+    """Change keys of one record; `...` removes a key."""
+
+    def change(data: dict[str, Any]) -> None:
+        for key, value in changes.items():
+            if value is ...:
+                del data[list_name][position][key]
+            else:
+                data[list_name][position][key] = value
+
+    return change
+
+
+def many(number: int, seed: int = 0) -> dict[str, Any]:
+    """`number` annotations like LVIS's in a fifth as many images, in no order."""
+    rng = np.random.default_rng(seed)
+    data = lvis()
+    data["images"] = [
+        {"id": int(i), "width": 640, "height": 480, "coco_url": f"http://images.example.org/train2017/{i}.jpg",
+         "neg_category_ids": rng.choice([5, 11, 90], 2).tolist(), "not_exhaustive_category_ids": []}
+        for i in rng.permutation(number // 5 + 1)
+    ]  # fmt: skip
+    data["annotations"] = [
+        {"id": i, "image_id": int(rng.integers(number // 5 + 1)), "category_id": int(rng.choice([5, 11, 90])),
+         "bbox": [1.5, 2, 30.25, 40], "area": 7.5, "segmentation": [
+             np.round(rng.uniform(0, 640, 2 * rng.integers(3, 9)), 2).tolist()
+             for _ in range(rng.integers(1, 3))
+         ]}
+        for i in range(number)
+    ]  # fmt: skip
+    return data
+
+
+def make_lvis(root: Path, name: str, data: Any) -> Path:
+    """A file in the folder of LVIS below a folder of data sets."""
+    (root / "lvis").mkdir(parents=True, exist_ok=True)
+    return write(root / "lvis" / name, data)
+
+
+def masks_of(annotations: Annotations) -> list[Any]:
+    """Every annotation's mask as in the file."""
+    return [annotations.segmentation(row) for row in range(annotations.num_annotations)]
+
+
+def assert_equal_columns(a: Annotations, b: Annotations) -> None:
+    """The same columns of the same types, and the same masks."""
+    for field in dataclasses.fields(Annotations):
+        mine, other = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(mine, np.ndarray):
+            assert mine.dtype == other.dtype and np.array_equal(mine, other), field.name
+        else:
+            assert mine == other, field.name
+    assert masks_of(a) == masks_of(b)

@@ -1,0 +1,166 @@
+"""Names of data sets: what each stands for, and what is said of one that is not there."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from rio.data.errors import AnnotationError
+from rio.data.names import SHAPES, DatasetNameError, DatasetNotFoundError, annotations_of, find_datasets
+from rio.shapes import dataset, spec
+from tests.support.annotation_files import coco, lvis, make_lvis, write
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def own(folder) -> str:
+    """The name of a data set given by path: the small COCO file and an image for each of its records."""
+    write(folder / "set.json", coco())
+    (folder / "pictures").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (folder / "pictures" / name).touch()
+    return "set.json@pictures"
+
+
+def test_a_file_is_read_once_and_again_when_it_changed(own, folder):
+    assert annotations_of(own) is annotations_of(own)
+    data = coco()
+    data["annotations"].pop(0)
+    write(folder / "set.json", data)
+    assert annotations_of(own).num_annotations == 3
+
+
+def test_broken_records_of_an_own_data_set_are_an_error_unless_the_name_says_skip(own, folder, caplog):
+    data = coco()
+    data["annotations"][0]["bbox"] = [90, 10, 20, 15]
+    write(folder / "set.json", data)
+    with pytest.raises(AnnotationError, match=r"annotation 101.*\?skip"):
+        annotations_of(own)
+    with caplog.at_level(logging.WARNING, logger="rio.data.names"):
+        annotations_of(own + "?skip")
+    assert annotations_of(own + "?skip").skipped_counts() == {"box_outside": 1}
+    assert "left out 1 records (box_outside 1); the first: annotation 101 (image 7), bbox" in caplog.text
+
+
+def test_own_images_must_be_there(own, folder):
+    (folder / "pictures" / "a.jpg").unlink()
+    with pytest.raises(AnnotationError, match=r"image 3, key 'file_name'.*a\.jpg"):
+        annotations_of(own)
+    with pytest.raises(DatasetNotFoundError, match=r"expected photos \(that is .*photos\)"):
+        annotations_of("set.json@photos")
+    with pytest.raises(DatasetNotFoundError, match=r"expected none\.json \(that is .*none\.json\).*Fix"):
+        annotations_of("none.json@pictures")
+
+
+def test_paths_may_hold_spaces_at_signs_and_a_home(own, folder, monkeypatch):
+    (folder / "pictures").rename(folder / "my pictures@home")
+    monkeypatch.setenv("HOME", str(folder))
+    found = annotations_of(f"{folder}/set.json@~/my pictures@home")
+    assert found.image_root == str(folder / "my pictures@home")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("lvis_v1_trian", "Did you mean lvis_v1_train"),
+        ("shapes_demo_tuen", "Did you mean shapes_demo_tune"),
+        ("set.json", "'set.json@path/to/images'"),
+        ("set.json@", "found 'set.json@'"),
+        ("@pictures", "found '@pictures'"),
+        ("coco_2017_train", "LVIS or COCO format"),
+        ("", "found ''"),
+        (None, "expected a string"),
+    ],
+)
+def test_names_that_mean_nothing(folder, name, words):
+    with pytest.raises(DatasetNameError, match="data set name") as caught:
+        annotations_of(name)
+    assert words in str(caught.value)
+
+
+def test_a_missing_lvis_names_path_and_fix(folder, monkeypatch):
+    with pytest.raises(DatasetNotFoundError) as caught:
+        annotations_of("lvis_v1_train")
+    looked_at = os.path.join("datasets", "lvis", "lvis_v1_train.json")
+    assert looked_at in str(caught.value) and str(folder / looked_at) in str(caught.value)
+    assert "DETECTRON2_DATASETS" in str(caught.value)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(folder / "elsewhere"))
+    with pytest.raises(DatasetNotFoundError, match="elsewhere"):
+        annotations_of("lvis_v1_train")
+
+
+@pytest.mark.parametrize("name", ["lvis_v1_train", "lvis_v0.5_val"])
+def test_lvis_below_detectron2s_folder(folder, monkeypatch, name):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(folder / "data"))
+    data = lvis()
+    data["annotations"][0]["category_id"] = 6  # nobody can correct the official file: left out
+    make_lvis(folder / "data", f"{name}.json", data)
+    found = annotations_of(name)
+    assert found.path == str(folder / "data" / "lvis" / f"{name}.json")
+    assert found.skipped_counts() == {"unknown_category": 1}
+    assert found.image_path(0) == str(folder / "data" / "coco" / "train2017" / "a.jpg")
+    with pytest.raises(DatasetNotFoundError, match="coco"):
+        annotations_of(name, check_images=True)
+    (folder / "data" / "coco" / "train2017").mkdir(parents=True)
+    with pytest.raises(AnnotationError, match=r"image 3.*\(1 more like it\)"):
+        annotations_of(name, check_images=True)
+    for file_name in found.file_names:
+        path = folder / "data" / "coco" / file_name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert annotations_of(name, check_images=True) is found
+
+
+def test_a_test_set_has_images_only(folder):
+    data = lvis()
+    del data["annotations"]
+    make_lvis(folder / "datasets", "lvis_v1_image_info_test_dev.json", data)
+    assert annotations_of("lvis_v1_test_dev").num_images == 2
+
+
+@pytest.mark.parametrize("split", ["train", "val", "tune", "balanced"])
+def test_an_embedded_set_is_drawn_on_first_use(folder, monkeypatch, split):
+    assert [spec.SPECS[size].name for size in SHAPES] == ["shapes_demo", "shapes_bench"]
+    drawn = []
+
+    def generate(root, spec, split, **_):
+        drawn.append((spec.name, split))
+        place = Path(root) / (spec.name if split in ("train", "val") else f"{spec.name}_{split}")
+        (place / split).mkdir(parents=True, exist_ok=True)
+        if not (place / f"{split}.json").exists():
+            write(place / f"{split}.json", lvis())
+
+    monkeypatch.setattr(dataset, "generate", generate)
+    name = f"shapes_demo_{split}"
+    assert not any(row["found"] for row in find_datasets()) and not drawn
+    found = annotations_of(name)
+    assert annotations_of(name) is found and drawn == [("shapes_demo", split)]
+    place = "shapes_demo" if split in ("train", "val") else name
+    assert found.image_root == os.path.join("datasets", place, split)
+    assert found.frequency.tolist() == ["c", "r", "f"]  # as declared, whatever its own counts
+    assert [row["name"] for row in find_datasets() if row["found"]] == [name]
+
+
+def test_find_datasets_says_where_it_looked(folder):
+    make_lvis(folder / "datasets", "lvis_v1_val.json", lvis())
+    rows = {row["name"]: row for row in find_datasets()}
+    looked_at = str(folder / "datasets" / "lvis" / "lvis_v1_val.json")
+    assert rows["lvis_v1_val"] == {"name": "lvis_v1_val", "found": True, "looked_at": looked_at}
+    assert not rows["lvis_v1_train"]["found"] and not rows["shapes_bench_val"]["found"]
+    assert set(rows) >= {
+        "lvis_v0.5_train",
+        "lvis_v0.5_val",
+        "lvis_v1_test_dev",
+        "shapes_demo_train",
+        "shapes_bench_tune",
+    }
