@@ -1,34 +1,28 @@
-"""Interactive views for the notebooks, one module a view; a notebook says `from rio import widgets`.
+"""Interactive views for the notebooks, one module a view. A name is imported when it is first used, like rio's own."""
 
-What is listed here is imported when it is first asked for: importing `rio.widgets` takes no time, and none of
-the views loads torch or detectron2 before a cell needs them.
-"""
+from importlib import import_module
 
-from __future__ import annotations
-
-import importlib
-
-_WHERE = {
+_MODULE_OF = {
     "NotebookError": "theme",
     "notice": "theme",
     "open_dataset": "dataset",
-    "open_predictions": "source",
-    "Inspector": "inspector",
-    "TrainingPanel": "training",
     "explore": "explorer",
+    "compare_sampling": "balance",
     "balance_of": "balance",
+    "TrainingPanel": "training",
     "open_runs": "runs",
     "open_study": "studies",
+    "open_predictions": "source",
+    "Inspector": "inspector",
 }
-__all__ = sorted(_WHERE)
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> object:
-    """Import what is asked for (PEP 562)."""
-    if name not in _WHERE:
-        raise AttributeError(f"module 'rio.widgets' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(f"rio.widgets.{_WHERE[name]}"), name)
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'rio.widgets' has no attribute {name!r}; expected one of {', '.join(__all__)}")
+    return getattr(import_module(f"rio.widgets.{_MODULE_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return sorted({*globals(), *__all__})

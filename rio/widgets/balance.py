@@ -12,7 +12,19 @@ import pandas as pd
 import traitlets
 
 from rio import plots
-from rio.analysis.arms import ARMS, BANK, CLASS_AWARE, IRFS, NONE, RFS, RFS_BANK, WITH_BANK, Arms, Settings
+from rio.analysis.arms import (
+    ARMS,
+    BANK,
+    CLASS_AWARE,
+    IRFS,
+    NONE,
+    RFS,
+    RFS_BANK,
+    WITH_BANK,
+    Arms,
+    Settings,
+    disagreement,
+)
 from rio.data.annotations import GROUP_NAMES
 from rio.widgets import theme
 from rio.widgets.dataset import Data
@@ -24,7 +36,9 @@ FEATURE_DIM = 1024
 
 
 class Balance(Arms):
-    """`rio.analysis.arms.Arms` for notebooks: what training would see, with sliders. Made by `balance_of`."""
+    """`rio.analysis.arms.Arms` for notebooks: what training would see, with sliders. Made by `compare_sampling`."""
+
+    disagreement = staticmethod(disagreement)
 
     def panel(self) -> Panel:
         """Sliders for threshold, slots and replay, the exposures of every category, and the measures of imbalance."""
@@ -35,13 +49,13 @@ class Balance(Arms):
         return theme.status(
             f"threshold {s.repeat_threshold:g} · batches of {s.batch_size} images · the bank stores "
             f"{len(self.target_class_ids()):,} categories with at most {s.max_image_count} images, {s.slots_per_class} "
-            f"slots each, and replays {s.replay_per_class} for each of them in the batch · {s.rois_per_instance:g} RoIs an "
-            f"object, at most {s.foreground_per_image:g} an image"
+            f"slots each, and replays {s.replay_per_class} for each in the batch · {s.rois_per_instance:g} RoIs an object, "
+            f"at most {s.foreground_per_image:g} an image"
         )
 
 
 @theme.sentences
-def balance_of(data: Data, **settings: float | int | None) -> Balance:
+def compare_sampling(data: Data, **settings: float | int | None) -> Balance:
     """What training would see of a data set under each way of resampling.
 
     Args:
@@ -52,6 +66,9 @@ def balance_of(data: Data, **settings: float | int | None) -> Balance:
         NotebookError: a setting that does not exist or is out of range.
     """
     return Balance(data.annotations, embedded=data.embedded, **settings)
+
+
+balance_of = compare_sampling  # its name before
 
 
 class Lines(anywidget.AnyWidget):
