@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import json
 import math
-import shutil
 import subprocess
 import sys
 from pathlib import Path
