@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from rio.data.annotations import Annotations
+from rio.data.annotations import GROUP_NAMES, Annotations
 
-GROUPS = ("r", "c", "f")
 LEVELS = ("images", "instances", "rois")
 
 
@@ -206,9 +205,9 @@ def share_by_group(counts: Sequence[float] | np.ndarray, frequency: Sequence[str
     """
     counts = _counts(counts)
     frequency = np.asarray(frequency, dtype="<U1")
-    if frequency.shape != counts.shape or not np.isin(frequency, GROUPS).all():
-        raise BalanceError(f"frequency: expected one of {', '.join(GROUPS)} for each of the {len(counts)} counts.")
-    return {group: float(counts[frequency == group].sum() / counts.sum()) for group in GROUPS}
+    if frequency.shape != counts.shape or not np.isin(frequency, list(GROUP_NAMES)).all():
+        raise BalanceError(f"frequency: expected one of {', '.join(GROUP_NAMES)} for each of the {len(counts)} counts.")
+    return {group: float(counts[frequency == group].sum() / counts.sum()) for group in GROUP_NAMES}
 
 
 def compare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

@@ -72,7 +72,7 @@ class PredictionSource:
     @cached_property
     def entries(self) -> Entries:
         """All that can be browsed, whatever the threshold."""
-        return Entries.of(self.truth, self.matches)
+        return Entries(self.truth, self.matches)
 
     def summary(self, threshold: float = 0.3) -> pd.DataFrame:
         """Predictions and missed objects of each kind: one row per kind; columns rare, common, frequent, all."""
@@ -107,69 +107,47 @@ def banner(text: str) -> str:
     return f'<div class="rio-banner">{html.escape(text)}</div>' if text else ""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Entries:
-    """Columns of all predictions (first) and all objects (each can be missed at some threshold).
+    """Columns of all predictions (first) and all objects (each can be missed at some threshold), from `find_errors`.
 
     Attributes:
-        score: (n,) a prediction's score; of an object the highest score of a prediction that finds or points at it:
-            it is missed at every threshold above (-inf: at all).
+        score: (n,) a prediction's score; of an object the highest score of a prediction that finds or points at it: it is
+            missed at every threshold above (-inf: at all).
         kind, image: (n,) code into `KINDS`; image index.
         class_id, gt_class: (n,) predicted class (the object's own if missed); the object's class, -1: none.
         own_group, other_group: (n,) codes into `GROUP_NAMES` of these two classes (the same if there is one).
         result_index, annotation_index: (n,) rows of `Results` and `Annotations`, -1: none.
-        iou: (n,) as in `rio.results.errors.find_errors`.
-        rarity: (n,) rank of the rarest class involved, 0 the rarest; area: (n,) px².
+        iou: (n,) as in `find_errors`.
+        rarity: (n,) rank of the rarest class involved, 0 the rarest.
+        area: (n,) px², 0 of predictions.
     """
 
-    score: np.ndarray
-    kind: np.ndarray
-    image: np.ndarray
-    class_id: np.ndarray
-    gt_class: np.ndarray
-    own_group: np.ndarray
-    other_group: np.ndarray
-    result_index: np.ndarray
-    annotation_index: np.ndarray
-    iou: np.ndarray
-    rarity: np.ndarray
-    area: np.ndarray
-
-    @classmethod
-    def of(cls, truth: Annotations, matches: pd.DataFrame) -> Entries:
-        """Columns from the rows of `find_errors`."""
+    def __init__(self, truth: Annotations, matches: pd.DataFrame) -> None:
         rows = matches[matches["result_index"] >= 0]
         objects = np.flatnonzero(JudgedPairs.of(truth).ground_truth)
         pointed = rows[rows["kind"].isin(POINTING)]
         best = np.full(truth.num_annotations, -np.inf)
         np.maximum.at(best, pointed["annotation_index"].to_numpy(), pointed["score"].to_numpy())
-        of_object = truth.annotation_class[objects].astype(np.int64)
+
+        def joined(of_predictions: Any, of_objects: Any) -> np.ndarray:
+            return np.concatenate([np.asarray(of_predictions), np.broadcast_to(of_objects, len(objects))])
+
+        self.score = joined(rows["score"], best[objects])
+        self.kind = joined(rows["kind"].cat.codes, KINDS.index("missed"))
+        self.image = joined(rows["image_index"], truth.annotation_image[objects]).astype(np.int64)
+        self.result_index = joined(rows["result_index"], -1)
+        self.annotation_index = joined(rows["annotation_index"], objects)
+        self.iou = joined(rows["iou"], np.nan)
+        self.area = joined(np.zeros(len(rows)), truth.areas[objects])
+        classes = np.append(truth.annotation_class, -1).astype(np.int64)  # annotation -1 has no class
         predicted = category_id_to_class_id(truth.category_ids, rows["category_id"].to_numpy())
-        with_object = rows["annotation_index"].to_numpy()
-        pointed_class = np.full(len(rows), -1)
-        pointed_class[with_object >= 0] = truth.annotation_class[with_object[with_object >= 0]]
-        class_id, gt_class = np.concatenate([predicted, of_object]), np.concatenate([pointed_class, of_object])
-        code = np.array([GROUPS.index(g) for g in truth.frequency.tolist()], np.int8)
-        other = np.where(gt_class >= 0, gt_class, class_id)
-        rank = np.argsort(np.lexsort((truth.image_count, code)))  # the group is the training set's, and comes first
-
-        def joined(column: str, of_objects: Any) -> np.ndarray:
-            return np.concatenate([rows[column].to_numpy(), np.broadcast_to(of_objects, len(objects))])
-
-        return cls(
-            score=joined("score", best[objects]),
-            kind=np.concatenate([rows["kind"].cat.codes.to_numpy(), np.full(len(objects), KINDS.index("missed"))]),
-            image=joined("image_index", truth.annotation_image[objects]).astype(np.int64),
-            class_id=class_id,
-            gt_class=gt_class,
-            own_group=code[class_id],
-            other_group=code[other],
-            result_index=joined("result_index", -1),
-            annotation_index=joined("annotation_index", objects),
-            iou=joined("iou", np.nan),
-            rarity=np.minimum(rank[class_id], rank[other]),
-            area=np.concatenate([np.zeros(len(rows)), truth.areas[objects]]),
-        )
+        self.class_id = joined(predicted, classes[objects])
+        self.gt_class = classes[self.annotation_index]
+        other = np.where(self.gt_class >= 0, self.gt_class, self.class_id)
+        group = np.array([GROUPS.index(g) for g in truth.frequency.tolist()], np.int8)
+        self.own_group, self.other_group = group[self.class_id], group[other]
+        rank = np.argsort(np.lexsort((truth.image_count, group)))  # the group is the training set's, and comes first
+        self.rarity = np.minimum(rank[self.class_id], rank[other])
 
     def active(self, threshold: float) -> np.ndarray:
         """(n,) bool: predictions from the threshold on, and the objects that none of them finds or points at."""
@@ -277,28 +255,22 @@ def made_up_results(annotations: Annotations, seed: int = 0) -> list[dict[str, A
     Rare classes are mistaken and missed more often than frequent ones.
     """
     rng, a = np.random.default_rng(seed), annotations
-    found = {"r": 0.35, "c": 0.6, "f": 0.8}
-    frequent = np.flatnonzero(a.frequency == "f")
-    frequent = frequent if len(frequent) else np.arange(a.num_classes)
+    found, frequent = {"r": 0.35, "c": 0.6, "f": 0.8}, np.flatnonzero(annotations.frequency == "f")
     records = []
     for row in range(a.num_annotations):
         i, k = int(a.annotation_image[row]), int(a.annotation_class[row])
         luck, skill = rng.random(), found[str(a.frequency[k])]
         if luck > skill + 0.3:
             continue
-        named = k if luck < skill else int(rng.choice(frequent))
-        looseness = 0.35 if rng.random() < 0.12 else 0.05
-        for score, class_id, loose in (
-            (rng.beta(6, 2), named, looseness),
-            (rng.beta(1, 7), int(rng.integers(a.num_classes)), 0.2),
-        ):
-            x, y, w, h = a.boxes[row]
-            dx, dy, dw, dh = rng.normal(0, loose, 4)
-            width, height = float(a.image_width[i]), float(a.image_height[i])
-            x0, y0 = float(np.clip(x + dx * w, 0, width - 2)), float(np.clip(y + dy * h, 0, height - 2))
-            x1 = float(np.clip(x0 + w * np.exp(dw), x0 + 2, width))
-            y1 = float(np.clip(y0 + h * np.exp(dh), y0 + 2, height))
-            box = [x0, y0, x1 - x0, y1 - y0]
+        named = k if luck < skill or not len(frequent) else int(rng.choice(frequent))
+        loose = 0.35 if rng.random() < 0.12 else 0.05
+        other = int(rng.integers(a.num_classes))
+        size, (x, y, w, h) = np.array([a.image_width[i], a.image_height[i]], float), a.boxes[row]
+        for score, class_id, noise in ((rng.beta(6, 2), named, loose), (rng.beta(1, 7), other, 0.2)):
+            dx, dy, dw, dh = rng.normal(0, noise, 4)
+            low = np.clip([x + dx * w, y + dy * h], 0, size - 2)
+            high = np.clip(low + [w * np.exp(dw), h * np.exp(dh)], low + 2, size)
+            box = [*low.tolist(), *(high - low).tolist()]
             record = {"image_id": int(a.image_ids[i]), "category_id": int(a.category_ids[class_id]), "bbox": box}
             record["score"] = float(np.clip(score, 0.001, 0.999))
             if a.has_segmentations:
