@@ -1,6 +1,6 @@
-"""Notebook 05 as a web page on this machine, served by voila: ``make app``, or ``python -m rio.widgets.app --run FOLDER``.
+"""Notebook 05 as a web page on this machine, served by voila: `make app`, or `python -m rio.widgets.app --run FOLDER`.
 
-Bound to the loopback interface, opened by a token; nothing is fetched from elsewhere.
+Bound to the loopback interface, opened by a token; fetches nothing from elsewhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from rio.data import names
+from rio.data.names import project_root
 
 NOTEBOOK = "05_inspect_predictions.ipynb"
 
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C.
 
     Args:
-        argv: the words after ``python -m rio.widgets.app``; None takes the process's own.
+        argv: the words after `python -m rio.widgets.app`; None takes the process's own.
 
     Returns:
         Exit code.
@@ -42,20 +42,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--results and --dataset: expected both or neither")
     if args.run is not None and not Path(args.run).expanduser().is_dir():
         parser.error(
-            f"--run {args.run}: expected a run's folder, found none there. `make demo` makes output/demo/rio-seed1"
+            f"--run {args.run}: expected a run's folder, found none there. Fix: `make demo` makes output/demo/rio-seed1"
         )
-    given = {"threshold": args.threshold}
-    given |= {name: _absolute(getattr(args, name)) for name in ("run", "results", "dataset", "train")}
-    source = names.project_root() / "notebooks" / NOTEBOOK
+    source = project_root() / "notebooks" / NOTEBOOK
     if not source.is_file():
-        parser.error(f"{source}: no such notebook. Run this from a clone of the repository")
+        parser.error(f"{source}: no such notebook. Fix: run this from a clone of the repository")
+    given = {name: _absolute(getattr(args, name)) for name in ("run", "results", "dataset", "train")}
+    given = {"threshold": args.threshold} | {name: value for name, value in given.items() if value is not None}
     with tempfile.TemporaryDirectory(prefix="rio-app-") as folder:
-        copy = _copy(source, Path(folder), {name: value for name, value in given.items() if value is not None})
-        return _serve(copy, args.port, args.no_browser)
+        return _serve(_copy(source, Path(folder), given), args.port, args.no_browser)
 
 
 def _absolute(name: str | None) -> str | None:
-    """A path, or both paths of "file.json@images", as seen from anywhere; names of data sets stay."""
+    """A path, or both paths of "file.json@images", absolute; names of data sets stay."""
     if name is None:
         return None
     file, at, images = name.partition(".json@")
@@ -84,12 +83,12 @@ def _serve(notebook: Path, port: int, no_browser: bool) -> int:
         environment[name] = os.pathsep.join([str(folder), *filter(None, [environment.get(name)])])
     command = [
         sys.executable, "-m", "voila", str(notebook), "--token", "--template=rio", "--Voila.ip=127.0.0.1",
-        # What a notebook says when it cannot go on is a sentence; voila alone would say that there was an error.
+        # Show the sentence with which a notebook stops; voila's default only says that there was an error.
         "--VoilaConfiguration.show_tracebacks=True", f"--port={port}", *(["--no-browser"] if no_browser else []),
     ]  # fmt: skip
     process = subprocess.Popen(command, env=environment)
     while True:
-        with contextlib.suppress(KeyboardInterrupt):  # the terminal tells voila too: it ends by itself
+        with contextlib.suppress(KeyboardInterrupt):  # the terminal signals voila too; it ends by itself
             return process.wait()
 
 

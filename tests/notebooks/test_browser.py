@@ -1,6 +1,6 @@
 """The notebooks in a real browser: JupyterLab and voila, a slider moved, a step taken, nothing wrong in the console.
 
-python -m pytest tests/test_browser.py        # needs chromium and playwright; says so and skips where one is missing
+python -m pytest tests/notebooks/test_browser.py  # skips without chromium or playwright
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from rio.data.load import load_annotations
-from tests.support import lab, tiny_shapes
+from tests.support import lab
 
 pytestmark = [
     pytest.mark.browser,
@@ -22,17 +22,16 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def notebooks(tmp_path_factory) -> Path:
+def notebooks(tiny_set, tmp_path_factory) -> Path:
     """Copies of 02 and 05 on the tiny set; the run's results are made up."""
     pytest.importorskip("anywidget")
     from rio.widgets.source import made_up_results
 
     top = tmp_path_factory.mktemp("browser")
-    folder = tiny_shapes.draw(top)
-    names = {split: f"{folder}/{split}.json@{folder}/{split}" for split in ("train", "val")}
+    names = {split: f"{tiny_set}/{split}.json@{tiny_set}/{split}" for split in ("train", "val")}
     run = top / "run"
     run.mkdir()
-    truth = load_annotations(folder / "val.json", image_root=str(folder / "val"))
+    truth = load_annotations(tiny_set / "val.json", image_root=str(tiny_set / "val"))
     (run / "instances_results.json").write_text(json.dumps(made_up_results(truth)))
     (run / "config.yaml").write_text(json.dumps({"DATASETS": {"TRAIN": [names["train"]], "TEST": [names["val"]]}}))
     copies = top / "notebooks"
@@ -137,10 +136,9 @@ def test_inspector_as_a_web_page(notebooks, tmp_path, page):
         use_inspector(page)
 
 
-def test_bad_results_are_a_sentence_on_the_page(notebooks, tmp_path, page):
+def test_bad_results_are_a_sentence_on_the_page(tiny_set, tmp_path, page):
     (tmp_path / "results.json").write_text("[")
-    folder = next(path for path in notebooks.parent.iterdir() if (path / "val.json").is_file())
-    dataset = f"{folder}/val.json@{folder}/val"
+    dataset = f"{tiny_set}/val.json@{tiny_set}/val"
     with lab.app(tmp_path, "--results", str(tmp_path / "results.json"), "--dataset", dataset) as address:
         page.goto(address)
         page.get_by_text("results.json").first.wait_for(timeout=lab.CELL_SECONDS * 1000)
