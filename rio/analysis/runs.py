@@ -78,14 +78,12 @@ class Runs:
         self.evaluations = {key: folder.evaluation() for key, folder in self.folders.items()}
         self.ground_truth = ground_truth or self._dataset("TEST")
         self.training_set = training_set or self._dataset("TRAIN")
-        tables = {key: e.per_category["category_id"].tolist() for key, e in self.evaluations.items()}
-        first = next(iter(tables))
-        for key, ids in tables.items():
-            if ids != tables[first]:
+        for key, evaluation in self.evaluations.items():
+            if evaluation.per_category["category_id"].tolist() != self.category_ids:
                 raise RunsError(
-                    "runs evaluated on different categories cannot be compared: "
-                    f"{self.folders[first].path} has {len(tables[first])}, {self.folders[key].path} has {len(ids)} or "
-                    "others. Fix: open them separately"
+                    f"runs evaluated on different categories cannot be compared: {self.first.path} has "
+                    f"{len(self.category_ids)}, {self.folders[key].path} has {len(evaluation.per_category)} or others. "
+                    "Fix: open them separately"
                 )
 
     def _dataset(self, split: str) -> str | None:
@@ -100,10 +98,20 @@ class Runs:
             )
         if split == "TEST" and not counts:
             raise RunsError(
-                f"{next(iter(self.folders.values())).config_file}: expected DATASETS.{split} with a name, found none. "
-                "Fix: name the data set it was evaluated on: open_runs(..., ground_truth='path/to/val.json@path/to/images')"
+                f"{self.first.config_file}: expected DATASETS.TEST with a name, found none. Fix: name the data set that "
+                "it was evaluated on: open_runs(..., ground_truth='path/to/val.json@path/to/images')"
             )
         return counts.most_common(1)[0][0] if counts else None
+
+    @property
+    def first(self) -> RunFolder:
+        """The first run's folder."""
+        return next(iter(self.folders.values()))
+
+    @property
+    def category_ids(self) -> list[int]:
+        """The categories that all runs were evaluated on."""
+        return next(iter(self.evaluations.values())).per_category["category_id"].tolist()
 
     @property
     def arms(self) -> list[str]:
@@ -133,22 +141,20 @@ class Runs:
     def truth(self) -> Annotations:
         """The ground truth that the runs were evaluated on, with masks."""
         truth, _ = browse(self.ground_truth, segmentations=True)
-        ids = next(iter(self.evaluations.values())).per_category["category_id"].tolist()
-        if truth.category_ids.tolist() != ids:
+        if truth.category_ids.tolist() != self.category_ids:
             raise RunsError(
-                f"the runs were evaluated on {len(ids)} categories, {self.ground_truth} has {truth.num_classes} or "
-                "others. Fix: name the data set they were evaluated on: open_runs(..., ground_truth=...)"
+                f"the runs were evaluated on {len(self.category_ids)} categories, {self.ground_truth} has "
+                f"{truth.num_classes} or others. Fix: name the right data set: open_runs(..., ground_truth=...)"
             )
         return truth
 
     @cached_property
     def image_count(self) -> np.ndarray:
         """(K,) images that hold a category in the training set; in the ground truth without a training set."""
-        table = next(iter(self.evaluations.values())).per_category
         if self.training_set is None:
-            return table["image_count"].to_numpy()
+            return next(iter(self.evaluations.values())).per_category["image_count"].to_numpy()
         train, _ = browse(self.training_set)
-        counts = pd.Series(train.image_count, train.category_ids).reindex(table["category_id"])
+        counts = pd.Series(train.image_count, train.category_ids).reindex(self.category_ids)
         return counts.fillna(0).astype(int).to_numpy()
 
     def by_group(self, iou_type: str = "bbox", *, reported: bool = True) -> pd.DataFrame:
@@ -331,8 +337,8 @@ def find_runs(where: Where) -> dict[tuple[str, str], RunFolder]:
     if not runs:
         raise RunsError(
             f"No finished run found (looked for evaluation.json in {', '.join(looked) or 'no folder at all'} and the "
-            f"folders in it).{' Started but not finished: ' + ', '.join(begun) + '.' if begun else ''} Fix: `make "
-            "demo` trains three on the embedded data set, on a CPU; `python -m rio train` trains one; then run this again."
+            f"folders in it).{' Started but not finished: ' + ', '.join(begun) + '.' if begun else ''} Fix: "
+            "`make demo` trains three on the embedded data set, on a CPU; `python -m rio train` trains one."
         )
     order = {"none": 0, "rfs": 1, "rio": 99}
     return dict(sorted(runs.items(), key=lambda item: (order.get(item[0][0], 50), item[0])))

@@ -49,8 +49,8 @@ class Balance(Arms):
         return theme.status(
             f"threshold {s.repeat_threshold:g} · batches of {s.batch_size} images · the bank stores "
             f"{len(self.target_class_ids()):,} categories with at most {s.max_image_count} images, {s.slots_per_class} "
-            f"slots each, and replays {s.replay_per_class} for each in the batch · {s.rois_per_instance:g} RoIs an object, "
-            f"at most {s.foreground_per_image:g} an image"
+            f"slots each, and replays {s.replay_per_class} for each in the batch · {s.rois_per_instance:g} RoIs an "
+            f"object, at most {s.foreground_per_image:g} an image"
         )
 
 

@@ -84,8 +84,8 @@ def open_dataset(name: str | os.PathLike[str], *, segmentations: bool = False) -
     Args:
         name: "shapes_demo_train" and the like (the embedded sets, drawn if they are missing); detectron2's LVIS names,
             such as "lvis_v1_train", below the folder of data sets; "file.json@images" (LVIS or COCO format); or
-            "file.json", without thumbnails. Broken records of a file given by path are errors; "?skip" at the end leaves
-            them out and says how many.
+            "file.json", without thumbnails. Broken records of a file given by path are errors; "?skip" at the end
+            leaves them out and says how many.
         segmentations: read masks too. Takes longer on large files.
 
     Returns:

@@ -23,7 +23,7 @@ from rio.results.federated import JudgedPairs
 from rio.results.reading import Results, ResultsError, load_results
 from rio.widgets import theme
 
-# Predictions below are not sorted into kinds (an LVIS run keeps 300 per image, most of them near 0). The explanation of a
+# Predictions below are not sorted into kinds (an LVIS run keeps 300 per image, most near 0). The explanation of a
 # missed object still shows them.
 LOWEST_SCORE = 0.05
 
@@ -111,8 +111,8 @@ class Entries:
     """Columns of all predictions (first) and all objects (each can be missed at some threshold), from `find_errors`.
 
     Attributes:
-        score: (n,) a prediction's score; of an object the highest score of a prediction that finds or points at it: it is
-            missed at every threshold above (-inf: at all).
+        score: (n,) a prediction's score; of an object the highest score of a prediction that finds or points at it:
+            it is missed at every threshold above (-inf: at all).
         kind, image: (n,) code into `KINDS`; image index.
         class_id, gt_class: (n,) predicted class (the object's own if missed); the object's class, -1: none.
         own_group, other_group: (n,) codes into `GROUP_NAMES` of these two classes (the same if there is one).

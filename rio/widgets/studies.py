@@ -42,8 +42,8 @@ def open_study(path: str | os.PathLike[str] | None) -> Study:
 class Study:
     """A study's result: what its arms reach, and what each gains over another. Made by `open_study`.
 
-    The views take `iou_type` ("bbox" or "segm") and, where they compare, `pairs`: the (arm, baseline) of each; None: those
-    that the study names. They raise NotebookError if the study has no AP of this kind, or no such arm.
+    The views take `iou_type` ("bbox" or "segm") and, where they compare, `pairs`: the (arm, baseline) of each; None:
+    those that the study names. They raise NotebookError if the study has no AP of this kind, or no such arm.
 
     Attributes:
         result: the raw values; None: no study was named.

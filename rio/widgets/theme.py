@@ -34,7 +34,7 @@ class NotebookError(Exception):
 
 
 def sentences(function: Callable[P, T]) -> Callable[P, T]:
-    """Turn errors that users can fix (of a file, a name, a setting) into a `NotebookError`; bugs keep their traceback."""
+    """Turn errors that users can fix (of a file, name or setting) into a `NotebookError`; bugs keep their traceback."""
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:

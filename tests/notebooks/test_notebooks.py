@@ -113,8 +113,7 @@ def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
     dataset.generate(root / "datasets", spec.SPECS["demo"], workers=1, progress=False)
     names = {"train_name": "shapes_demo_train", "test_name": "shapes_demo_val"}
-    finished_runs.make(root / "runs", root / "datasets" / "shapes_demo", seeds=(1, 2, 3), **names)
-    finished_runs.make(root / "one", root / "datasets" / "shapes_demo", arms=("rio",), **names)
+    finished_runs.make(root / "runs", root / "datasets" / "shapes_demo", seeds=(1, 2), **names)
     study_of(root / "runs").to_json(root / "study.json")
     return root
 
@@ -134,7 +133,7 @@ def study_of(folder):
     return StudyResult(
         name="made_up", role="report", trained_on=["shapes_demo_train"], evaluated_on=["shapes_demo_val"],
         command="python -m rio study made_up.yaml", machine="invented", versions={}, date="",
-        arms={"none": [], "rfs": [], "rio": []}, pairs=[("rfs", "none"), ("rio", "rfs")], seeds=[1, 2, 3],
+        arms={"none": [], "rfs": [], "rio": []}, pairs=[("rfs", "none"), ("rio", "rfs")], seeds=[1, 2],
         categories=categories, runs=runs,
     )  # fmt: skip
 
@@ -225,7 +224,7 @@ def test_04_on_finished_runs_of_several_seeds(execute, world):
     assert result.error is None, result.error
     assert figures(result) == 6
     assert "Resolved gains: rio over rfs +" in outputs(result)
-    assert "3 seeds" in outputs(result, "image/svg+xml") or "recomputed" in outputs(result)
+    assert "recomputed" in outputs(result)
 
 
 def test_04_without_a_study(execute, world):
