@@ -39,29 +39,17 @@ def require(holds: Any, where: str, expected: str, found: Any) -> None:
 
 @dataclass(frozen=True)
 class Study:
-    """What to run.
+    """What to run."""
 
-    Attributes:
-        name: the file's stem.
-        config: path of the base config.
-        arms: name -> [KEY, VALUE, ...] over the base config, as strings.
-        seeds: one run per arm and seed.
-        processes: trainings side by side.
-        gpus: how many GPUs they are dealt over; on a machine without one the CPU is used.
-        comparisons: (arm, baseline) pairs.
-        tune_on: data set that is evaluated on in place of DATASETS.TEST; None: this study reports.
-        file: the study file, relative to the repository where it is in it.
-    """
-
-    name: str
-    config: str
-    arms: dict[str, list[str]]
-    seeds: tuple[int, ...]
-    processes: int
-    gpus: int = 1
-    comparisons: tuple[tuple[str, str], ...] = ()
-    tune_on: str | None = None
-    file: str = ""
+    name: str  # the file's stem
+    config: str  # path of the base config
+    arms: dict[str, list[str]]  # name -> [KEY, VALUE, ...] over the base config
+    seeds: tuple[int, ...]  # one run per arm and seed
+    processes: int  # trainings side by side
+    gpus: int  # that they are dealt over; on a machine without one the CPU is used
+    comparisons: tuple[tuple[str, str], ...]  # (arm, baseline)
+    tune_on: str | None  # data set that is evaluated on in place of DATASETS.TEST; None: this study reports
+    file: str  # the study file, relative to the repository where it is in it
 
     @property
     def tuning_options(self) -> list[str]:

@@ -200,18 +200,14 @@ class Training(RunFolder):
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with FileLock(self.path / ".start.lock"):  # two notebooks may be asked to start the same run
-                if self.pid() is not None:
-                    raise LaunchError(
-                        f"{self.path}: a training is running here (process {self.pid()}). Fix: stop it first"
-                    )
+                if pid := self.pid():
+                    raise LaunchError(f"{self.path}: a training is running here (process {pid}). Fix: stop it first")
                 if (self.path / "last_checkpoint").exists() and "--resume" not in command:
                     raise LaunchError(f"{self.path}: holds a run already. Fix: resume it, or choose another folder")
                 return self._launch(list(command), os.fspath(Path(cwd).absolute()), environment or {})
         except OSError as error:
-            found = error.strerror or error
-            raise LaunchError(
-                f"{self.path}: expected a folder that can be written to, found: {found}. Fix: choose another"
-            ) from error
+            found = f"expected a folder that can be written to, found: {error.strerror or error}"
+            raise LaunchError(f"{self.path}: {found}. Fix: choose another") from error
 
     def _launch(self, command: list[str], cwd: str, environment: Mapping[str, str]) -> int:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("JPY_", "MPLBACKEND"))}
@@ -222,15 +218,9 @@ class Training(RunFolder):
             offset = log.tell()
             log.write(f"$ {shlex.join(command)}\n".encode())
             log.flush()
-            process = subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                cwd=cwd,
-                env=inherited | environment,
-                start_new_session=True,  # no terminal's Ctrl-C reaches it
-            )
+            streams = {"stdout": log, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
+            # In a session of its own no terminal's Ctrl-C reaches it.
+            process = subprocess.Popen(command, cwd=cwd, env=inherited | environment, start_new_session=True, **streams)
         _children[process.pid] = process
         note = {"pid": process.pid, "process_start": process_start(process.pid), "host": socket.gethostname()}
         note |= {"command": command, "cwd": cwd, "started": time.time(), "log_offset": offset, "stopping": False}

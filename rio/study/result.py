@@ -39,46 +39,32 @@ class Category(msgspec.Struct, frozen=True):
 
 
 class RunResult(msgspec.Struct, frozen=True):
-    """One finished training; AP in percent, None where absent.
-
-    Attributes:
-        metrics: {"bbox": {"AP": ..., "AP50": ..., ...}, "segm": {...}}.
-        per_category: {"bbox": AP of each of the study's categories, "segm": ...}.
-        telemetry: scalars of the bank and the RoIs, each the mean over the run's second half.
-    """
+    """One finished training; AP in percent, None where absent."""
 
     arm: str
     seed: int
     iterations: int
     seconds: float
-    metrics: dict[str, dict[str, float | None]]
-    per_category: dict[str, list[float | None]]
-    telemetry: dict[str, float] = {}
+    metrics: dict[str, dict[str, float | None]]  # {"bbox": {"AP": ..., "AP50": ..., ...}, "segm": {...}}
+    per_category: dict[str, list[float | None]]  # {"bbox": AP of each of the study's categories, "segm": ...}
+    telemetry: dict[str, float] = {}  # scalars of the bank and the RoIs, each the mean over the run's second half
 
 
 class StudyResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What a study has measured so far, run by run.
-
-    Attributes:
-        role: "tune": the numbers are for choosing settings and are no result.
-        trained_on, evaluated_on: data sets of the base config; an arm's options may train on another.
-        arms: name -> [KEY, VALUE, ...].
-        pairs: (arm, baseline), "comparisons" in the file.
-        seeds: planned; `runs` has those that are finished.
-    """
+    """What a study has measured so far, run by run."""
 
     format: int = 1
     name: str
-    role: Literal["report", "tune"]
-    trained_on: list[str]
+    role: Literal["report", "tune"]  # "tune": the numbers are for choosing settings and are no result
+    trained_on: list[str]  # data sets of the base config; an arm's options may train on another
     evaluated_on: list[str]
     command: str
     machine: str
     versions: dict[str, str]
     date: str
-    arms: dict[str, list[str]]
-    pairs: list[tuple[str, str]] = msgspec.field(name="comparisons")
-    seeds: list[int]
+    arms: dict[str, list[str]]  # name -> [KEY, VALUE, ...]
+    pairs: list[tuple[str, str]] = msgspec.field(name="comparisons")  # (arm, baseline)
+    seeds: list[int]  # planned; `runs` has those that are finished
     categories: list[Category]
     runs: list[RunResult]
 

@@ -37,19 +37,12 @@ START_SECONDS = 30.0  # from the start of a run to its first iterations; with le
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `run_study` leaves behind.
+    """What `run_study` leaves behind."""
 
-    Attributes:
-        folders: (arm, seed) -> run folder.
-        result: of the runs finished so far.
-        seconds: wall clock of this call.
-        peak_gib: most memory that all processes held together in this call, GiB; None if nothing had to be trained.
-    """
-
-    folders: dict[tuple[str, int], Path]
-    result: StudyResult
-    seconds: float
-    peak_gib: float | None
+    folders: dict[tuple[str, int], Path]  # (arm, seed) -> run folder
+    result: StudyResult  # of the runs finished so far
+    seconds: float  # wall clock of this call
+    peak_gib: float | None  # most memory that all processes held together, GiB; None if nothing had to be trained
 
 
 def run_study(
@@ -120,9 +113,8 @@ def _locked(root: Path) -> Iterator[None]:
             yield
     except Timeout:
         pid = owner.read_text() if owner.exists() else "unknown"
-        raise StudyError(
-            f"{root}: another study (process {pid}) is running here. Fix: wait for it or stop it"
-        ) from None
+        found = f"another study (process {pid}) is running here"
+        raise StudyError(f"{root}: {found}. Fix: wait for it or stop it") from None
 
 
 @contextlib.contextmanager

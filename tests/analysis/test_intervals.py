@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 
@@ -50,32 +48,17 @@ def test_shift_scale_and_sign_of_the_interval():
 
 
 def test_intervals_cover_what_they_say():
-    """Of many made-up sets of categories, about 19 in 20 intervals hold the true difference."""
+    """Of many made-up sets of categories about 19 in 20 intervals hold the true difference; arms that do not differ are
+    seldom called different, though the interval alone would, 1 in 20."""
     rng = np.random.default_rng(3)
     groups = np.array(["r"] * 11 + ["c"] * 40 + ["f"] * 6)
-    hit = {"AP": 0, "APr": 0, "APf": 0}
-    for _ in range(300):
+    hit, wrong = {"AP": 0, "APr": 0, "APf": 0}, 0
+    for _ in range(200):
         gain = rng.normal(2, 6, (1, 57)) + rng.normal(0, 2, (3, 57))  # of the category, and of each seed
         for metric in hit:
             own = (groups == metric[2:]) | (metric == "AP")
             found = paired_difference(gain[:, own], groups[own])
             hit[metric] += found["low"] <= 2 <= found["high"]
-    assert all(273 <= number <= 297 for number in hit.values()), hit  # 91 to 99 %
-
-
-def test_the_verdict_is_seldom_wrong():
-    """Arms that do not differ: seldom called different, though the interval alone would be, 1 in 20."""
-    rng = np.random.default_rng(4)
-    groups = np.array(["r"] * 40)
-    wrong = sum(paired_difference(rng.normal(0, 5, (3, 40)), groups)["resolved"] for _ in range(200))
+        wrong += paired_difference(rng.normal(0, 5, (3, 40)), groups[11:51])["resolved"]
+    assert all(182 <= number <= 198 for number in hit.values()), hit  # 91 to 99 %
     assert wrong <= 14
-
-
-def test_many_categories_take_no_time():
-    rng = np.random.default_rng(5)
-    groups = np.array(["r"] * 337 + ["c"] * 461 + ["f"] * 405)
-    gain = rng.normal(1, 5, (3, 1203))
-    paired_difference(gain, groups)  # draws once; other comparisons take the same draws
-    started = time.process_time()
-    found = paired_difference(gain, groups)
-    assert time.process_time() - started < 1 and found["low"] < found["difference"] < found["high"]

@@ -109,11 +109,8 @@ def test_files_that_are_no_result_are_refused(tmp_path, change, message):
     (tmp_path / "study.json").write_text((tmp_path / "study.json").read_text().replace(old, new))
     with pytest.raises(StudyError, match=message):
         StudyResult.from_json(tmp_path / "study.json")
-
-
-def test_a_result_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such study result"):
-        StudyResult.from_json(tmp_path / "study.json")
+        StudyResult.from_json(tmp_path / "none.json")
 
 
 def test_a_study_without_a_finished_run_can_be_read(tmp_path):
@@ -146,14 +143,10 @@ def test_identical_arms_differ_by_exactly_nothing():
     assert not rows["resolved"].any() and not rows["seeds_agree"].any()
 
 
-def test_one_seed_resolves_nothing():
-    made = _result({("a", 1): [10.0], ("b", 1): [50.0], ("b", 2): [50.0]})
-    row = _row(made)
+def test_one_seed_resolves_nothing_nor_do_seeds_that_disagree():
+    row = _row(_result({("a", 1): [10.0], ("b", 1): [50.0], ("b", 2): [50.0]}))
     assert (row["seeds"], row["difference"], row["low"]) == (1, 40, 40) and row["seeds_agree"]
     assert not row["resolved"], "seed 2 has no partner"
-
-
-def test_seeds_that_disagree_resolve_nothing():
     row = _row(_result({("a", 1): [10.0], ("a", 2): [10.0], ("b", 1): [30.0], ("b", 2): [9.0]}))
     assert row["difference"] == 9.5 and row["low"] > 0 and not row["seeds_agree"] and not row["resolved"]
 

@@ -224,16 +224,10 @@ def test_a_folder_in_use_is_refused(stand_in, study, data, out):
             run_study(plan, out, options=data)
 
 
-@pytest.mark.parametrize(
-    ("given", "shown"),
-    [
-        ("('/a/b/train.json@/a/b/train',)", "('train.json@train',)"),
-        ("~/mine/val.json@mine/val", "val.json@mine/val"),
-        ("configs/studies/x.yaml", "configs/studies/x.yaml"),
-    ],
-)
-def test_paths_lose_their_folders(given, shown):
-    assert collect.without_folders(given) == shown
+def test_paths_lose_their_folders():
+    assert collect.without_folders("('/a/b/train.json@/a/b/train',)") == "('train.json@train',)"
+    assert collect.without_folders("~/mine/val.json@mine/val") == "val.json@mine/val"
+    assert collect.without_folders("configs/studies/x.yaml") == "configs/studies/x.yaml"
 
 
 @pytest.mark.slow
