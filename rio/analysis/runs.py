@@ -98,8 +98,8 @@ class Runs:
             )
         if split == "TEST" and not counts:
             raise RunsError(
-                f"{self.first.config_file}: expected DATASETS.TEST with a name, found none. Fix: name the data set that "
-                "it was evaluated on: open_runs(..., ground_truth='path/to/val.json@path/to/images')"
+                f"{self.first.config_file}: expected DATASETS.TEST with a name, found none. Fix: name the one it was "
+                "evaluated on: open_runs(..., ground_truth='path/to/val.json@path/to/images')"
             )
         return counts.most_common(1)[0][0] if counts else None
 

@@ -269,7 +269,7 @@ def made_up_results(annotations: Annotations, seed: int = 0) -> list[dict[str, A
         for score, class_id, noise in ((rng.beta(6, 2), named, loose), (rng.beta(1, 7), other, 0.2)):
             dx, dy, dw, dh = rng.normal(0, noise, 4)
             low = np.clip([x + dx * w, y + dy * h], 0, size - 2)
-            high = np.clip(low + [w * np.exp(dw), h * np.exp(dh)], low + 2, size)
+            high = np.clip(low + np.exp([dw, dh]) * (w, h), low + 2, size)
             box = [*low.tolist(), *(high - low).tolist()]
             record = {"image_id": int(a.image_ids[i]), "category_id": int(a.category_ids[class_id]), "bbox": box}
             record["score"] = float(np.clip(score, 0.001, 0.999))

@@ -13,7 +13,7 @@ from rio.data.load import load_annotations
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """Three images of 100 x 50 px: cat + dog, two cats, dog + owl + mouse; owl and mouse are rare; an eel has no image."""
+    """Three images of 100 x 50 px: cat + dog, two cats, dog + owl + mouse; owl and mouse are rare; the eel has none."""
     objects = [
         (1, 1, 10, 10),
         (1, 2, 20, 20),

@@ -17,6 +17,7 @@ from rio import plots, widgets
 from rio.shapes import spec
 from rio.widgets import explorer, theme
 from tests.support import tiny_shapes
+from tests.support.refused import refused
 
 EVIL = "<img src=x onerror=alert(1)>"
 
@@ -42,15 +43,6 @@ def own(tmp_path):
     for i in (1, 2, 3):
         cv2.imwrite(f"{tmp_path}/images/{i}.png", np.full((50, 100, 3), 40 * i, np.uint8))
     return f"{tmp_path}/own.json@{tmp_path}/images"
-
-
-def refused(call, *args, **kwargs):
-    with pytest.raises(widgets.NotebookError) as caught:
-        call(*args, **kwargs)
-    text = " ".join(caught.value._render_traceback_())  # what IPython asks for
-    assert text == str(caught.value)
-    assert "\n" not in text and text[-1] in ".?"
-    return text
 
 
 def test_opens_by_path_and_shows_itself(own):

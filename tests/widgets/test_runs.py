@@ -1,4 +1,4 @@
-"""Views of finished runs: curves, tables to copy, and errors in one sentence. The numbers: tests/analysis/test_runs.py."""
+"""Views of finished runs: curves, tables to copy, errors in one sentence. The numbers: tests/analysis/test_runs.py."""
 
 from __future__ import annotations
 
@@ -11,18 +11,12 @@ import pytest
 pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `notebooks`)")
 
 from rio import plots, widgets
+from tests.support.refused import refused
 
 
 @pytest.fixture(scope="module")
 def runs(finished_study):
     return widgets.open_runs(finished_study)
-
-
-def refused(call, *args, **kwargs):
-    with pytest.raises(widgets.NotebookError) as caught:
-        call(*args, **kwargs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_runs_show_themselves(runs):

@@ -13,13 +13,7 @@ from rio import plots, widgets
 from rio.analysis.runs import METRICS
 from rio.study.result import Category, RunResult, StudyResult
 from rio.widgets import studies
-
-
-def refused(call, *args, **kwargs):
-    with pytest.raises(widgets.NotebookError) as caught:
-        call(*args, **kwargs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+from tests.support.refused import refused
 
 
 def rounded(value):

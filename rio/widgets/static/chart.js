@@ -63,7 +63,7 @@ function drawChart(box, spec, options = {}) {
   box.replaceChildren();
   box.drawnWidth = box.clientWidth;
   const width = Math.max(box.clientWidth || 720, 280), height = spec.height || 260;
-  const left = 54, right = 14, top = 12, bottom = spec.x.label ? 40 : 24;
+  const left = 66, right = 14, top = 12, bottom = spec.x.label ? 40 : 24;
   const x = scale(spec.x, left, width - right), y = scale(spec.y, height - bottom, top);
   const root = shape("svg", { width, height, viewBox: `0 0 ${width} ${height}`, class: "rio-chart", role: "img",
     "aria-label": spec.title || spec.y.label || "chart" });
