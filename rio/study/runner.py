@@ -250,11 +250,8 @@ class _Runner:
     def _end(self, run: Run, *, stopped: bool = False) -> None:
         """Take an ended run off the list, keep the time it took in this call and before, and say how it went."""
         self._running.remove(run)
-        file, seconds, code = (
-            run.folder.path / "study_seconds.json",
-            time.monotonic() - run.started,
-            run.folder.exit_code(),
-        )
+        file, code = run.folder.path / "study_seconds.json", run.folder.exit_code()
+        seconds = time.monotonic() - run.started
         with contextlib.suppress(OSError, ValueError, KeyError):
             seconds += float(json.loads(file.read_bytes())["seconds"])
         write_atomically(file, json.dumps({"seconds": round(seconds, 1)}).encode())

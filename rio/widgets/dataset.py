@@ -10,7 +10,7 @@ import pandas as pd
 
 from rio.analysis import distribution
 from rio.data.annotations import GROUP_NAMES, Annotations
-from rio.data.names import browse, find, project_root  # noqa: F401  (the training panel's)
+from rio.data.names import browse
 from rio.widgets import theme
 
 

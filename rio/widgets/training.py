@@ -23,8 +23,8 @@ from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 from rio import plots
+from rio.data import names
 from rio.study.process import ALIVE, LaunchError, Training, train_command
-from rio.widgets import dataset as _data
 from rio.widgets import theme as _theme
 
 REFRESH_SECONDS = 2.0
@@ -49,7 +49,7 @@ TILES = (
 
 def find_configs() -> dict[str, Path]:
     """The project's training configs: name ("shapes/demo") -> file."""
-    root = _data.project_root() / "configs"
+    root = names.project_root() / "configs"
     files = sorted(p for p in root.rglob("*.yaml") if p.parent.name not in ("base", "studies"))
     return {str(p.relative_to(root).with_suffix("")): p for p in files}
 
@@ -134,7 +134,7 @@ class TrainingPanel(ipywidgets.VBox):
     ):
         self._configs, given = find_configs(), os.fspath(config)
         if given not in self._configs:
-            self._configs = {given: _data.find(given), **self._configs}
+            self._configs = {given: names.find(given), **self._configs}
         gpus = count_gpus()
 
         def made(kind: type[ipywidgets.Widget], width: int, **words: Any) -> Any:
@@ -186,7 +186,7 @@ class TrainingPanel(ipywidgets.VBox):
         self._trouble = ""
         self._drawn: tuple[Any, ...] = ()
         self.watching: asyncio.Task | None = None
-        self.run = Training(_data.find(self.output_dir.value))
+        self.run = Training(names.find(self.output_dir.value))
         for control in (*controls, *self.data.values()):
             control.observe(self._on_setting, "value")
         stop = lambda: self.run.stop(at_once=self.run.state() == "stopping")  # noqa: E731
@@ -217,7 +217,7 @@ class TrainingPanel(ipywidgets.VBox):
             _short(self.run.path),
             num_gpus=self.num_gpus.value,
             seed=self.seed.value,
-            data={key: _short(_data.find(value)) for key, value in given.items()},
+            data={key: _short(names.find(value)) for key, value in given.items()},
             options=options,
         )
 
@@ -250,7 +250,7 @@ class TrainingPanel(ipywidgets.VBox):
         return self._trouble or self.run.explain()
 
     def _start(self) -> None:
-        self.run.start(self.words(), cwd=_data.project_root())
+        self.run.start(self.words(), cwd=names.project_root())
 
     def _try(self, action: Callable[[], Any]) -> None:
         """Do it; an error becomes a sentence on the panel."""
@@ -263,7 +263,7 @@ class TrainingPanel(ipywidgets.VBox):
         self._watch()
 
     def _on_setting(self, _change: Any = None) -> None:
-        folder = _data.find(self.output_dir.value.strip() or ".")
+        folder = names.find(self.output_dir.value.strip() or ".")
         if folder != self.run.path:
             self.run, self._drawn = Training(folder), ()
         text = describe_config(self._configs[self.config.value])
@@ -271,7 +271,7 @@ class TrainingPanel(ipywidgets.VBox):
         self._try(self._show_command)
 
     def _show_command(self) -> None:
-        text = html.escape(f"cd {shlex.quote(str(_data.project_root()))}\n{shlex.join(self.words())}")
+        text = html.escape(f"cd {shlex.quote(str(names.project_root()))}\n{shlex.join(self.words())}")
         self.command.value = f'<div class="rio-view"><div class="rio-command">{text}</div></div>'
 
     # -------------------------------------------------------------- what is shown
@@ -349,5 +349,5 @@ class TrainingPanel(ipywidgets.VBox):
 
 def _short(path: Path) -> str:
     """Relative to the repository, where the training runs, if it is inside; otherwise absolute."""
-    path, root = path.absolute(), _data.project_root()
+    path, root = path.absolute(), names.project_root()
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
