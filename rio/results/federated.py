@@ -8,14 +8,13 @@ ground truth, and makes its category not exhaustively annotated in its image.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from rio.data.annotations import Annotations, index_of
+from rio.results.reading import Results
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +23,10 @@ class JudgedPairs:
 
     Attributes:
         num_classes: K.
-        ground_truth: (A,) bool, the annotations that are ground truth (an area above 0; in COCO format no
-            crowd region).
+        ground_truth: (A,) bool, the annotations that are ground truth (an area above 0; in COCO format no crowd
+            region).
         positive: sorted unique int64 keys with ground truth.
-        negative: sorted unique int64 keys verified to be absent; None where every pair is verified (COCO
-            format).
+        negative: sorted unique int64 keys verified to be absent; None where every pair is verified (COCO format).
         not_exhaustive: sorted unique int64 keys in which unmatched predictions are ignored.
     """
 
@@ -40,14 +38,14 @@ class JudgedPairs:
 
     @classmethod
     def of(cls, annotations: Annotations) -> JudgedPairs:
-        """Reads the verified pairs off the ground truth."""
+        """Reads the judged pairs off the ground truth."""
         num_classes = len(annotations.category_ids)
         keys = annotations.annotation_image.astype(np.int64) * num_classes + annotations.annotation_class
         ground_truth = (annotations.areas > 0) & (annotations.areas < np.inf)
         if annotations.federated:
-            # LVIS knows no crowd regions: the official code takes every annotation as an object
-            negative = _keys_of_lists(annotations, annotations.neg_category_ids)
-            not_exhaustive = _keys_of_lists(annotations, annotations.not_exhaustive_category_ids)
+            # LVIS knows no crowd regions: the official code takes every annotation as an object.
+            negative = _listed(annotations, annotations.neg_ids, annotations.neg_offsets)
+            not_exhaustive = _listed(annotations, annotations.not_exhaustive_ids, annotations.not_exhaustive_offsets)
         else:
             negative, not_exhaustive = None, np.unique(keys[annotations.iscrowd])
             ground_truth &= ~annotations.iscrowd
@@ -59,9 +57,7 @@ class JudgedPairs:
 
     def is_judged(self, keys: np.ndarray) -> np.ndarray:
         """(N,) bool: predictions of these pairs enter the evaluation at all."""
-        if self.negative is None:
-            return np.ones(len(keys), bool)
-        return is_in(keys, self._judged)
+        return np.ones(len(keys), bool) if self.negative is None else is_in(keys, self._judged)
 
     @cached_property
     def _judged(self) -> np.ndarray:
@@ -72,8 +68,16 @@ class JudgedPairs:
         return self.is_judged(keys) & ~is_in(keys, self.not_exhaustive)
 
 
+def _listed(annotations: Annotations, ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """The keys of all images' lists of category ids."""
+    image_index = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    class_ids = index_of(annotations.category_ids, ids)
+    known = class_ids >= 0  # an id the file does not declare can have no prediction either
+    return np.unique(image_index[known] * len(annotations.category_ids) + class_ids[known])
+
+
 def is_in(keys: np.ndarray, ascending: np.ndarray) -> np.ndarray:
-    """`np.isin`, which sorts `ascending` anew or makes a table of it: worth it for many keys only."""
+    """`np.isin`, which sorts `ascending` or makes a table of it each time: worth it for many keys only."""
     if len(keys) > 1 << 16:
         return np.isin(keys, ascending)
     if not len(ascending):
@@ -81,10 +85,59 @@ def is_in(keys: np.ndarray, ascending: np.ndarray) -> np.ndarray:
     return ascending.take(np.searchsorted(ascending, keys), mode="clip") == keys
 
 
-def _keys_of_lists(annotations: Annotations, lists: Sequence[Sequence[int]]) -> np.ndarray:
-    lengths = np.fromiter(map(len, lists), np.int64, len(lists))
-    ids = np.fromiter(itertools.chain.from_iterable(lists), np.int64, int(lengths.sum()))
-    image_index = np.repeat(np.arange(len(lists)), lengths)
-    class_ids = index_of(annotations.category_ids, ids)
-    known = class_ids >= 0  # an id the file does not declare can have no prediction either
-    return np.unique(image_index[known] * len(annotations.category_ids) + class_ids[known])
+@dataclass
+class Prepared:
+    """Both sides as an engine gets them. Ids: image_index + 1, class_id + 1."""
+
+    rows: np.ndarray  # (n,) rows of the results that are judged, grouped by image, else in the file's order
+    areas: np.ndarray  # (n,) float64, of these
+    negative: list[list[int]]
+    not_exhaustive: list[list[int]]
+    counts: dict[str, int]  # of predictions that are judged, and that are not for which reason
+
+
+def prepare(annotations: Annotations, judged: JudgedPairs, results: Results, iou_type: str, max_dets: int) -> Prepared:
+    """The official package's order of steps: cap, then area, then federation."""
+    rows = results.capped(max_dets)
+    counts = {"judged": 0, "over_max_dets": len(results) - len(rows)}
+    # A mask's area for "segm" whether or not there is a bbox (detectron2 strips the bbox for that reason); for "bbox"
+    # width * height, unless the records carry masks only.
+    if iou_type == "bbox" and results.has_boxes:
+        areas = results.boxes[rows, 2] * results.boxes[rows, 3]
+    else:
+        areas = np.empty(0) if results.mask_areas is None else results.mask_areas[rows]
+    keep = (areas > 0) & (areas < np.inf)
+    keys = judged.keys(results.image_index[rows], results.class_id[rows])
+    verified = judged.is_judged(keys)
+    counts |= {"without_area": int((verified & ~keep).sum()), "unverified": int((~verified).sum())}
+    keep &= verified
+    rows, areas, keys = rows[keep], areas[keep], keys[keep]
+    counts["judged"] = len(rows)
+    # Only pairs with predictions matter: full lists would be images x categories long for COCO-format data.
+    predicted = np.unique(keys)
+    negative = predicted if judged.negative is None else np.intersect1d(predicted, judged.negative)
+    not_exhaustive = np.intersect1d(predicted, judged.not_exhaustive)
+    return Prepared(
+        rows, areas, keys_to_lists(annotations, negative), keys_to_lists(annotations, not_exhaustive), counts
+    )
+
+
+def keys_to_lists(annotations: Annotations, keys: np.ndarray) -> list[list[int]]:
+    """Keys as one list per image of 1-based class numbers (what both engines are given for category ids)."""
+    num_images, num_classes = len(annotations.image_ids), len(annotations.category_ids)
+    offsets = np.searchsorted(keys, np.arange(num_images + 1) * num_classes).tolist()
+    numbers = (keys % num_classes + 1).tolist() if num_classes else []
+    return [numbers[offsets[i] : offsets[i + 1]] for i in range(num_images)]
+
+
+def records(
+    annotations: Annotations, negative: list[list[int]], not_exhaustive: list[list[int]]
+) -> tuple[list[dict], list[dict]]:
+    """Image and category records for an engine."""
+    sides = zip(annotations.image_width.tolist(), annotations.image_height.tolist(), strict=True)
+    images = [
+        {"id": i + 1, "width": w, "height": h, "neg_category_ids": neg, "not_exhaustive_category_ids": nel}
+        for i, ((w, h), neg, nel) in enumerate(zip(sides, negative, not_exhaustive, strict=True))
+    ]
+    groups = enumerate(annotations.frequency.tolist())
+    return images, [{"id": k + 1, "name": str(k), "frequency": group} for k, group in groups]

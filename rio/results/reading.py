@@ -1,11 +1,8 @@
-"""Results JSON -> columns, checked against the ground truth; which are judged; what their masks overlap.
+"""Results files -> columns, checked against the ground truth they belong to.
 
-A result record is a dict with `image_id`, `category_id`, `score` and a `bbox` (XYWH, pixels), a
-`segmentation` (a COCO RLE of the image's size), or both.
-
-A large file is read by several processes, a part of it each. A mask is needed only to find which objects it
-overlaps: a handful of numbers. So for an evaluation the masks of a file are checked and compared piece by
-piece, and never held (`read_once`).
+A record is {image_id, category_id, score} with a `bbox` (XYWH, pixels), a `segmentation` (a COCO RLE of the image's
+size), or both. A file is decoded 1 MB at a time, and each piece becomes checked columns before the next one is read:
+millions of boxes need little more memory than their columns.
 """
 
 from __future__ import annotations
@@ -14,53 +11,68 @@ import contextlib
 import io
 import itertools
 import json
-import logging
-import math
 import os
-import pickle
 import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NoReturn, Protocol, TypedDict
 
+import hotcoco
 import msgspec
 import numpy as np
 
 from rio.data.annotations import Annotations, index_of
-from rio.data.files import write_atomically
 from rio.data.masks import rle_counts
-from rio.data.reading import without_collection
-from rio.results.federated import JudgedPairs
+from rio.data.reading import explain_json, reject_type, without_collection
 
-LEAST_IOU = 0.5  # of the protocol's thresholds: who overlaps less never matches
-
-# A piece at a time: its Python objects are in the processor's cache until they are columns, and free again.
-_CHUNK_BYTES = 1 << 20
-_RECORDS_CHUNK = 1024
-_RLE_CHUNK = 512
-_PAIRS_FOR_C = 256  # of masks; with one library for all, the overlaps take a sixth longer
-# A process more for each of these: it starts in half a second, and reads as much in one or two.
-_BYTES_A_PROCESS = 1 << 27
-_MAX_PROCESSES = 16
-_HEAD_START_BYTES = 1 << 25  # what the first process reads until the others have started
+PIECE_BYTES = 1 << 19  # its Python objects stay in the processor's cache until they are columns
+PIECE_RECORDS = 512
 
 
 class ResultsError(ValueError):
-    """Results that cannot be evaluated; the message says where, what was expected, found, and what to do."""
+    """Results that cannot be evaluated; the message names file, record, key, what was expected and found, and the fix."""
 
 
-def results_error(source: str, where: str, expected: str, found: str, remedy: str) -> ResultsError:
-    return ResultsError(f"{source}: {where}: expected {expected}, found {found}. {remedy}")
+def results_error(source: str, where: str, expected: str, found: str, fix: str) -> ResultsError:
+    return ResultsError(f"{source}: {where}: expected {expected}, found {found}. Fix: {fix}.")
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Results: JSON or dicts -> columns
-# ------------------------------------------------------------------------------------------------------------
+_FIXES = {
+    "": "a results file is a list of {image_id, category_id, score, bbox and/or segmentation}; a ground-truth file "
+    "is an object",
+    "image_id": "write ids of the ground truth that is evaluated on; these results may belong to another data set",
+    "category_id": "write ids of the ground truth that is evaluated on, not 0-based class ids",
+    "score": "leave such predictions out; a NaN score comes from a diverged model",
+    "bbox": "write boxes as [x, y, width, height] in pixels, not as corners, and leave those that are not finite out",
+    "segmentation": "encode masks with pycocotools.mask.encode at the size of their image, and decode the counts to str",
+    "both": "give every record the same keys, or evaluate the two kinds apart",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Rles(Sequence[dict[str, Any]]):
+    """N run-length encoded masks, each {"size": [height, width], "counts": str} when it is asked for.
+
+    Attributes:
+        counts: (B,) uint8, COCO's compressed run lengths of all masks, one after the other.
+        offsets: (N + 1,) int64, where those of each mask begin.
+        sizes: (N, 2) int32, height and width in pixels.
+    """
+
+    counts: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        size = self.sizes[row].tolist()  # an IndexError past the end
+        return {"size": size, "counts": str(self.counts[self.offsets[row] : self.offsets[row + 1]], "ascii")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +88,7 @@ class Results:
         scores: (N,) float64, finite.
         boxes: (N, 4) float64 XYWH, pixels; the masks' bounding boxes where the records carry no `bbox`.
         has_boxes: whether the records carry `bbox`.
-        rles: N dicts {"size": (height, width), "counts": str}, or None where the records carry no
-            `segmentation`.
+        rles: N masks, or None where the records carry no `segmentation`.
         mask_areas: (N,) float64 pixels, or None.
         num_images: number of images of the ground truth.
     """
@@ -88,7 +99,7 @@ class Results:
     scores: np.ndarray
     boxes: np.ndarray
     has_boxes: bool
-    rles: list[dict[str, Any]] | None
+    rles: Rles | None
     mask_areas: np.ndarray | None
     num_images: int
 
@@ -99,8 +110,7 @@ class Results:
     def _by_image(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows grouped by image in the file's order, and (I + 1,) offsets."""
         order = np.arange(len(self))
-        # Results are nearly always in the images' order already.
-        if len(self) and (np.diff(self.image_index) < 0).any():
+        if (np.diff(self.image_index) < 0).any():  # results are nearly always in the images' order already
             order = np.argsort(self.image_index, kind="stable")
         return order, np.searchsorted(self.image_index[order], np.arange(self.num_images + 1))
 
@@ -113,17 +123,70 @@ class Results:
     def capped(self, max_dets: int) -> np.ndarray:
         """Rows among the `max_dets` highest-scoring ones of their image (-1: all), grouped by image."""
         order, offsets = self._by_image
-        over = np.flatnonzero(np.diff(offsets) > max_dets) if max_dets >= 0 else []
+        over = np.flatnonzero(np.diff(offsets) > max_dets) if max_dets >= 0 else np.empty(0, np.int64)
         if not len(over):
             return order
-        keep = np.ones(len(order), bool)
-        for image in over.tolist():
-            rows = order[offsets[image] : offsets[image + 1]]
-            lowest = np.argsort(-self.scores[rows], kind="stable")[max_dets:]
-            keep[offsets[image] + lowest] = False
-        return order[keep]
+        left_out = np.concatenate([self.of_image(image)[max_dets:] for image in over.tolist()])
+        keep = np.ones(len(self), bool)
+        keep[left_out] = False
+        return order[keep[order]]
 
 
+class MaskTaker(Protocol):
+    """Takes masks as they are read, so that they are never held all at once: of each, a few overlaps remain."""
+
+    keeps_boxes: bool  # whether `Results.boxes` are needed as well
+
+    def wants(self, image_index: np.ndarray, class_id: np.ndarray) -> np.ndarray:
+        """(n,) bool: whether a mask of that image and class is needed; others are not decoded."""
+
+    def add(
+        self, rows: np.ndarray, image_index: np.ndarray, class_id: np.ndarray, rles: list[dict], areas: np.ndarray
+    ) -> None:
+        """Takes n masks, `rows` of the results."""
+
+
+@without_collection()
+def load_results(
+    results: str | os.PathLike[str] | Sequence[dict[str, Any]] | Results,
+    annotations: Annotations,
+    *,
+    taker: MaskTaker | None = None,
+) -> Results:
+    """Reads results and checks them against their ground truth.
+
+    Args:
+        results: path of a COCO-style results JSON, a list of such records (numbers may be NumPy's, RLE counts bytes), or
+            `Results` (returned as they are).
+        annotations: the ground truth; gives the known image and category ids.
+        taker: is given the masks, which are then not kept (`Results.rles` is None).
+
+    Returns:
+        Results; may be empty.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ResultsError: not a list of records, a key is missing or of the wrong type, an unknown image or category id, a
+            score or box that is not finite, a mask of another size than its image. Names the first record at fault.
+    """
+    if isinstance(results, Results):
+        if results.num_images != len(annotations.image_ids):
+            expected, found = f"results loaded for {annotations.path}", "results loaded for another ground truth"
+            raise results_error(results.source, "results", expected, found, "load them again with load_results")
+        return results
+    if isinstance(results, (str, os.PathLike)):
+        columns = _Columns(annotations, str(results), taker)
+        _read_file(Path(results), columns)
+    else:
+        columns = _Columns(annotations, "results", taker)
+        if not isinstance(results, Sequence):
+            raise columns.error(None, "a list of records", type(results).__name__)
+        for start in range(0, len(results), PIECE_RECORDS):
+            columns.add(_records(results[start : start + PIECE_RECORDS], columns))
+    return columns.results()
+
+
+_Id = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _Side = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 _Run = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 
@@ -134,874 +197,273 @@ class _Rle(TypedDict):
 
 
 class _Record(msgspec.Struct, gc=False):
-    image_id: int
-    category_id: int
+    image_id: _Id
+    category_id: _Id
     score: float
     bbox: tuple[float, float, float, float] | None = None
     segmentation: _Rle | None = None
 
 
-@dataclass
-class _Columns:
-    """What is collected from the records, chunk by chunk, before it is checked."""
-
-    image_ids: list[np.ndarray] = field(default_factory=list)
-    category_ids: list[np.ndarray] = field(default_factory=list)
-    scores: list[np.ndarray] = field(default_factory=list)
-    boxes: list[np.ndarray] = field(default_factory=list)
-    rles: list[dict[str, Any]] = field(default_factory=list)
-    num_records: int = 0
-    has_boxes: bool = False
-    has_masks: bool = False
-    masks: _MaskReader | None = None  # is given the RLEs in the place of `rles`
-
-    def extend(self, part: _Columns, of_masks: _OfMasks | None) -> None:
-        """Takes what another process read from the next part of the file."""
-        if (part.has_boxes, part.has_masks) != (self.has_boxes, self.has_masks):
-            raise ValueError("some records have a bbox or a segmentation and some have none")
-        for name in ("image_ids", "category_ids", "scores", "boxes"):
-            getattr(self, name).extend(getattr(part, name))
-        if of_masks is not None:
-            self.masks.extend(of_masks, self.num_records)
-        self.num_records += part.num_records
+_decode = msgspec.json.Decoder(list[_Record]).decode
+_FAULTS = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError)  # UnicodeDecodeError is a ValueError
 
 
-@without_collection()
-def load_results(
-    results: str | os.PathLike[str] | Sequence[dict[str, Any]] | Results,
-    annotations: Annotations,
-    *,
-    processes: int | None = None,
-) -> Results:
-    """Reads results and checks them against their ground truth.
-
-    A file is decoded in pieces of 1 MB straight into columns, so that a file of millions of boxes needs
-    little more memory than its columns.
-
-    Args:
-        results: path of a COCO-style results JSON, a list of such records, or `Results` (returned as they
-            are).
-        annotations: the ground truth; gives the known image and category ids.
-        processes: how many read a file of boxes; None: one for each 128 MB, but 16 and one a core at most.
-
-    Returns:
-        Results; may be empty.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ResultsError: not a list of records, a key is missing or of the wrong type, an unknown image or
-            category id, a score or box that is not finite, a mask of another size than its image. Names the
-            first record at fault.
-    """
-    if isinstance(results, Results):
-        if results.num_images != len(annotations.image_ids):
-            raise results_error(
-                results.source,
-                "results",
-                f"results loaded for {annotations.path}",
-                "results loaded for another ground truth",
-                "Load them again with load_results.",
-            )
-        return results
-    if isinstance(results, (str, os.PathLike)):
-        source = str(results)
-        columns = _columns_of_file(Path(results), processes=processes)
-    else:
-        source = "results"
-        if not isinstance(results, Sequence):
-            found = type(results).__name__
-            raise results_error(source, "top level", "a list of records", found, _LIST_REMEDY)
-        columns = _columns_of_dicts(results, source)
-    return _checked(columns, annotations, source)
-
-
-_LIST_REMEDY = (
-    "A results file is a list of {image_id, category_id, score, bbox and/or segmentation}; a ground-truth file is none."
-)
-
-
-def _columns_of_file(
-    path: Path, masks: Callable[[], _MaskReader] | None = None, processes: int | None = None
-) -> _Columns:
-    """The columns of a file; `masks` makes who is given the RLEs, which are then not kept."""
+def _read_file(path: Path, columns: _Columns) -> None:
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such results file. Expected the JSON that `python -m rio eval` or "
-            "detectron2's evaluator wrote (instances_results.json)."
+            f"{path}: no such results file. Expected the JSON that `python -m rio eval` or detectron2's evaluator wrote "
+            "(instances_results.json)."
         )
     with path.open("rb") as file:
-        has_masks = b'"segmentation"' in file.read(1 << 16)
-    parts = _parts(path, _processes(path, processes))
-    # RLEs that are kept stay in one process: they would take longer to the first than from the file.
-    if len(parts) > 1 and not (has_masks and masks is None):
-        columns = _read_in_parallel(path, parts, masks if has_masks else None)
-        if columns is not None:
-            return columns
-    columns = _Columns(masks=masks and masks())
-    piece = b""
-    try:
-        with path.open("rb") as file:
-            for piece in _pieces(file, range(path.stat().st_size)):
-                _collect_structs(columns, _DECODER.decode(piece))
-        return columns
-    except _FAULTS as error:
-        # A piece ends where one record ends and the next begins, as far as the text shows. A string
-        # that holds "},{" fools that, so the whole file is tried before anybody is blamed.
-        first_record = columns.num_records
-        columns = _Columns(masks=masks and masks())
-        with contextlib.suppress(Exception):
-            _collect_structs(columns, _DECODER.decode(path.read_bytes()))
-            return columns
-        raise _explain_json(str(path), piece, first_record, error) from None
+        for start, piece in _pieces(file):
+            try:
+                columns.add(_records_of_json(piece, columns))
+            except _NotJSON:  # a string that holds "},{" fools `_pieces`: try the rest in one piece
+                file.seek(start)
+                try:
+                    columns.add(_records_of_json((b"[" if start else b"") + file.read(), columns))
+                except _NotJSON as error:
+                    raise columns.error(None, *error.args) from None
+                return
 
 
-_DECODER = msgspec.json.Decoder(list[_Record])
-# What broken content leads to; UnicodeDecodeError and ResultsError are ValueErrors.
-_FAULTS = (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError)
+class _NotJSON(Exception):
+    """Expected, found, fix."""
 
 
-def _pieces(file: io.BufferedIOBase, part: range) -> Iterator[bytes]:
-    """A part of a JSON list of objects, by `_parts` or all of it, as shorter lists of the same objects."""
-    has_end = part.stop == file.seek(0, os.SEEK_END)
-    file.seek(part.start)
-    buffer, left = b"[" if part.start else b"", len(part)
-    while left and (block := file.read(min(_CHUNK_BYTES, left))):
+def _pieces(file: io.BufferedIOBase) -> Iterator[tuple[int, bytes]]:
+    """A JSON list of objects as shorter lists of the same objects, with where each begins in the file."""
+    start, buffer = 0, b""
+    while block := file.read(PIECE_BYTES):
         buffer += block
-        left -= len(block)
-        start = len(buffer) if left else 0
-        while (start := buffer.rfind(b"{", 0, start)) > 0:
-            boundary = re.search(rb"\}\s*,\s*$", buffer[max(0, start - 64) : start])
+        end = len(buffer)
+        while (end := buffer.rfind(b"{", 0, end)) > 0:
+            before = max(0, end - 64)
+            boundary = re.search(rb"\}\s*,\s*$", buffer[before:end])
             if boundary is not None:
-                end = max(0, start - 64) + boundary.start() + 1
-                yield buffer[:end] + b"]"
-                buffer = b"[" + buffer[start:]
+                yield start, (b"[" if start else b"") + buffer[: before + boundary.start() + 1] + b"]"
+                start, buffer = start + end, buffer[end:]
                 break
-    yield buffer if has_end else buffer + b"]"
+    yield start, (b"[" if start else b"") + buffer
 
 
-# ------------------------------------------------------------------------------------------------------------
-# A large file: several processes
-# ------------------------------------------------------------------------------------------------------------
-
-
-def _processes(path: Path, processes: int | None) -> int:
-    if processes is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(path.stat().st_size // _BYTES_A_PROCESS, cores, _MAX_PROCESSES)
-    if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
-        raise ValueError(f"processes: expected a positive integer or None, found {processes!r}.")
-    return processes
-
-
-def _parts(path: Path, count: int) -> list[range]:
-    """The bytes of a file of records in at most `count` parts, the first of them longer by the head start.
-
-    A part begins with a record and ends with one, but for the file's own first and last brackets.
-    """
-    size = path.stat().st_size
-    head_start = min(_HEAD_START_BYTES, size // 4)
-    begins, ends = [0], []
-    with path.open("rb") as file:
-        for number in range(1, count):
-            at = file.seek(max(head_start + (size - head_start) * number // count, begins[-1]))
-            between = re.search(rb"\}(\s*,\s*)\{", file.read(_CHUNK_BYTES))
-            if between is not None:
-                ends.append(at + between.start(1))
-                begins.append(at + between.end(1))
-    return [range(begin, end) for begin, end in zip(begins, [*ends, size], strict=True)]
-
-
-def _read_in_parallel(path: Path, parts: list[range], masks: Callable[[], _MaskReader] | None) -> _Columns | None:
-    """The columns of a file, its first part read here; None where anything is wrong: what, is not said."""
-    job = pickle.dumps((path, masks and masks()), protocol=5)
-    with contextlib.ExitStack() as stack:
+def _records_of_json(text: bytes, columns: _Columns) -> list[_Record]:
+    with contextlib.suppress(*_FAULTS):
+        return _decode(text)
+    try:
+        records = json.loads(text)  # reads NaN and Infinity, which Python's own json.dump writes and which are not JSON
+    except (ValueError, RecursionError):
         try:
-            workers = [stack.enter_context(_Worker(part)) for part in parts[1:]]
-            for worker in workers:
-                worker.begin(job)
-            columns = _read_part(path, parts[0], masks and masks())
-            for worker in workers:
-                columns.extend(*worker.result())
-            return columns
-        except _FAULTS:
-            return None
-        except (OSError, EOFError, pickle.UnpicklingError) as error:
-            logging.getLogger(__name__).warning(
-                "%s: a process that read a part of it failed (%s: %s). One process reads it all now.",
-                path,
-                type(error).__name__,
-                error,
-            )
-            return None
-
-
-def _read_part(path: Path, part: range, masks: _MaskReader | None) -> _Columns:
-    columns = _Columns(masks=masks)
-    with path.open("rb") as file:
-        for piece in _pieces(file, part):
-            _collect_structs(columns, _DECODER.decode(piece))
-    return columns
-
-
-class _Worker:
-    """A process that reads one part of a file.
-
-    `multiprocessing` would do, but not in a script without `if __name__ == "__main__"`, which it runs anew.
-    """
-
-    def __init__(self, part: range) -> None:
-        code = f"import sys; sys.path[:] = {sys.path!r}; from rio.results.reading import _work; _work()"
-        self.part = part
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the first process, which ends this one
-        )
-
-    def __enter__(self) -> _Worker:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.process.kill()
-        self.process.stdout.close()
-        with contextlib.suppress(OSError):  # a job that was not read
-            self.process.stdin.close()
-        self.process.wait()
-
-    def begin(self, job: bytes) -> None:
-        pickle.dump(self.part, self.process.stdin)
-        self.process.stdin.write(job)
-        self.process.stdin.close()
-
-    def result(self) -> tuple[_Columns, _OfMasks | None]:
-        answer = pickle.load(self.process.stdout)
-        if answer is None:
-            raise ValueError(f"in bytes {self.part.start} to {self.part.stop}")
-        return answer
-
-
-def _work() -> None:
-    """The other end of `_Worker`: a job from standard input, what it read or None to standard output."""
-    pipe = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # nothing that is printed gets into the answer
-    part, (path, masks) = pickle.load(sys.stdin.buffer), pickle.load(sys.stdin.buffer)
-    try:
-        with without_collection():
-            columns = _read_part(path, part, masks)
-        columns.masks = None  # the ground truth stays here
-        answer = columns, masks and masks.taken()
-    except _FAULTS:
-        answer = None
-    with pipe:
-        pickle.dump(answer, pipe, protocol=5)
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Records -> columns
-# ------------------------------------------------------------------------------------------------------------
-
-
-_IMAGE_ID, _CATEGORY_ID, _SCORE, _BBOX, _SEGMENTATION = map(attrgetter, _Record.__struct_fields__)
-
-
-def _collect_structs(columns: _Columns, records: list[_Record]) -> None:
-    if not records:
-        return
-    if columns.num_records == 0:
-        columns.has_boxes, columns.has_masks = (
-            value is not None for value in (records[0].bbox, records[0].segmentation)
-        )
-    if not (columns.has_boxes or columns.has_masks):
-        raise ValueError("neither a bbox nor a segmentation")
-    n = len(records)
-    # Without a look at each record in Python: both are of a type that is never empty, so true where they are.
-    if not columns.has_boxes and any(map(_BBOX, records)):
-        raise ValueError("a bbox after records without")
-    if not columns.has_masks and any(map(_SEGMENTATION, records)):
-        raise ValueError("a segmentation after records without")
-    columns.image_ids.append(np.fromiter(map(_IMAGE_ID, records), np.int64, n))
-    columns.category_ids.append(np.fromiter(map(_CATEGORY_ID, records), np.int64, n))
-    columns.scores.append(np.fromiter(map(_SCORE, records), np.float64, n))
-    if columns.has_boxes:  # one without a bbox is a TypeError: None is nothing to iterate over
-        sides = itertools.chain.from_iterable(map(_BBOX, records))
-        columns.boxes.append(np.fromiter(sides, np.float64, 4 * n).reshape(n, 4))
-    if columns.has_masks:
-        rles = list(map(_SEGMENTATION, records))
-        if None in rles:
-            raise ValueError("no segmentation after records with one")
-        if columns.masks is None:
-            columns.rles.extend(rles)
-        else:
-            columns.masks.read(columns, rles)
-    columns.num_records += n
-
-
-def _columns_of_dicts(records: Sequence[dict[str, Any]], source: str) -> _Columns:
-    columns = _Columns()
-    try:
-        for start in range(0, len(records), _RECORDS_CHUNK):
-            _collect_structs(columns, msgspec.convert(records[start : start + _RECORDS_CHUNK], list[_Record]))
-        return columns
-    except (msgspec.ValidationError, TypeError, ValueError, OverflowError, RecursionError):
-        pass  # a real fault, or merely numpy numbers and bytes: look at each record
-    for index, record in enumerate(records):
-        fault = _fault_of(record)
-        if fault is not None:
-            raise results_error(source, f"record {index}, {fault[0]}", *fault[1:])
-        for key in ("bbox", "segmentation"):
-            expected = records[0].get(key) is not None
-            if (record.get(key) is not None) != expected:
-                raise _mixed_error(source, index, key, expected)
-    columns = _Columns()
-    _collect_structs(columns, [_plain(record) for record in records])
-    return columns
-
-
-def _plain(record: dict[str, Any]) -> _Record:
-    box, rle = record.get("bbox"), record.get("segmentation")
-    if rle is not None:
-        counts = rle["counts"]
-        rle = {"size": tuple(rle["size"]), "counts": counts.decode("latin-1") if isinstance(counts, bytes) else counts}
-    return _Record(record["image_id"], record["category_id"], record["score"], None if box is None else tuple(box), rle)
-
-
-def _mixed_error(source: str, index: int, key: str, expected: bool) -> ResultsError:
-    found = ("no " if expected else "a ") + key
-    return results_error(
-        source,
-        f"record {index}, key '{key}'",
-        f"{'a' if expected else 'no'} {key}, as in record 0",
-        found,
-        "Give every record the same keys, or evaluate the two kinds apart.",
-    )
-
-
-def _is_number(value: Any, kinds: tuple[type, ...] = (int, float, np.integer, np.floating)) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, (bool, np.bool_))
-
-
-def _is_finite(value: Any) -> bool:
-    try:
-        return _is_number(value) and math.isfinite(value)
-    except OverflowError:  # an integer of hundreds of digits
-        return False
-
-
-def _fault_of(record: Any) -> tuple[str, str, str, str] | None:
-    """The first thing wrong with one record: (key, expected, found, remedy), or None."""
-
-    def shown(value: Any) -> str:
-        try:
-            text = repr(value)
-        except ValueError:  # an integer of thousands of digits
-            text = "a huge number"
-        return text if len(text) <= 60 else text[:57] + "..."
-
-    if not isinstance(record, dict):
-        return "the record", "an object", shown(record), _LIST_REMEDY
-    for key in ("image_id", "category_id"):
-        value = record.get(key, None)
-        if not _is_number(value, (int, np.integer)) or not -(2**63) <= value < 2**63:
-            found = "nothing" if key not in record else shown(value)
-            return f"key '{key}'", "an integer", found, f"Write the {key} of the ground-truth file."
-    score = record.get("score")
-    if not _is_finite(score):
-        found = "nothing" if "score" not in record else shown(score)
-        return (
-            "key 'score'",
-            "a finite number",
-            found,
-            "A NaN score comes from a diverged model; leave such predictions out.",
-        )
-    box, mask = record.get("bbox"), record.get("segmentation")
-    if box is None and mask is None:
-        return ("keys 'bbox' and 'segmentation'", "at least one of them", "neither", "Write boxes (XYWH) or RLE masks.")
-    if box is not None:
-        if not isinstance(box, (list, tuple, np.ndarray)) or len(box) != 4:
-            return ("key 'bbox'", "four numbers [x, y, width, height]", shown(box), "Write boxes as XYWH in pixels.")
-        if not all(_is_finite(v) for v in box):
-            return ("key 'bbox'", "four finite numbers", shown(box), "Leave predictions without a finite box out.")
-    if mask is not None:
-        remedy = "Encode masks with pycocotools.mask.encode and decode the counts to str."
-        if not isinstance(mask, dict) or "size" not in mask or "counts" not in mask:
-            return "key 'segmentation'", "an RLE object {size, counts}", shown(mask), remedy
-        size, counts = mask["size"], mask["counts"]
-        if (
-            not isinstance(size, (list, tuple))
-            or len(size) != 2
-            or not all(_is_number(v, (int, np.integer)) and 0 <= v < 2**31 for v in size)
-        ):
-            return "key 'segmentation.size'", "[height, width]", shown(size), remedy
-        if isinstance(counts, list):
-            if not all(_is_number(v, (int, np.integer)) and 0 <= v < 2**32 for v in counts):
-                return "key 'segmentation.counts'", "non-negative integers", shown(counts), remedy
-        elif not isinstance(counts, (str, bytes)):
-            return "key 'segmentation.counts'", "a string", shown(counts), remedy
-    return None
-
-
-def _explain_json(source: str, piece: bytes, first_record: int, error: Exception) -> ResultsError:
-    """Turns a failed decode into the record and key at fault; slow and thorough, as it runs once."""
-    if not piece.strip():
-        return results_error(
-            source,
-            "top level",
-            "a list of records",
-            "an empty file",
-            "The run that wrote it was cut off; evaluate again.",
-        )
-    try:
-        # json accepts NaN and Infinity, which Python's own json.dump writes and which are no JSON.
-        records = json.loads(piece)
-    except (ValueError, RecursionError) as cause:
-        where = f"after record {first_record - 1}" if first_record else "top level"
-        return results_error(
-            source,
-            where,
-            "JSON",
-            f"text that is none ({type(cause).__name__}: {cause})",
-            "The file is truncated or not a results file; write it again.",
-        )
+            records = msgspec.json.decode(text)
+        except _FAULTS as error:
+            raise _NotJSON(*explain_json(text, error)) from None
     if not isinstance(records, list):
         found = (
             f"an object with the keys {sorted(records)[:5]}" if isinstance(records, dict) else type(records).__name__
         )
-        return results_error(source, "top level", "a list of records", found, _LIST_REMEDY)
-    for index, record in enumerate(records):
-        fault = _fault_of(record)
-        if fault is not None:
-            return results_error(source, f"record {first_record + index}, {fault[0]}", *fault[1:])
-    if not first_record:
-        for index, record in enumerate(records):
-            for key in ("bbox", "segmentation"):
-                expected = records[0].get(key) is not None
-                if (record.get(key) is not None) != expected:
-                    return _mixed_error(source, index, key, expected)
-    return results_error(
-        source,
-        f"records {first_record} to {first_record + len(records) - 1}",
-        "records that all have the same keys and types",
-        str(error),
-        _LIST_REMEDY,
-    )
+        raise columns.error(None, "a list of records", found)
+    return _records(records, columns)
 
 
-def _checked(columns: _Columns, annotations: Annotations, source: str) -> Results:
-    n = columns.num_records
-
-    def joined(parts: list[np.ndarray], dtype: type, width: int = 0) -> np.ndarray:
-        column = np.concatenate(parts) if parts else np.empty((0, width) if width else 0, dtype)
-        parts.clear()  # millions of boxes are not held twice
-        return column
-
-    image_ids, category_ids = joined(columns.image_ids, np.int64), joined(columns.category_ids, np.int64)
-    scores, boxes = joined(columns.scores, np.float64), joined(columns.boxes, np.float64, 4)
-    _require(
-        np.isfinite(scores),
-        source,
-        "key 'score'",
-        "a finite number",
-        scores,
-        "A NaN score comes from a diverged model; leave such predictions out.",
-    )
-    # Both are ascending (Annotations).
-    image_index = index_of(annotations.image_ids, image_ids)
-    class_id = index_of(annotations.category_ids, category_ids)
-    for key, index, ids, known in (
-        ("image_id", image_index, image_ids, annotations.image_ids),
-        ("category_id", class_id, category_ids, annotations.category_ids),
-    ):
-        _require(
-            index >= 0,
-            source,
-            f"key '{key}'",
-            f"one of the {len(known)} ids in {annotations.path}",
-            ids,
-            "These are results for another data set, or 0-based class ids were written; evaluate them with "
-            "the ground truth they were made for.",
-        )
-    # Rows one by one only where the whole is not right at once: a tenth of the time.
-    if not np.isfinite(boxes).all():
-        _require(
-            np.isfinite(boxes).all(1),
-            source,
-            "key 'bbox'",
-            "four finite numbers",
-            boxes,
-            "Leave predictions without a finite box out.",
-        )
-    if not (boxes[:, 2:] >= 0).all():
-        # Two negative sides have a positive area and would be evaluated; one negative side is dropped later.
-        _require(
-            (boxes[:, 2:] >= 0).any(1),
-            source,
-            "key 'bbox'",
-            "a width and height of at least 0",
-            boxes,
-            "Write boxes as [x, y, width, height], not as corners.",
-        )
-    image_index, class_id = image_index.astype(np.int32), class_id.astype(np.int32)
-    rles = mask_areas = None
-    has_boxes = columns.has_boxes or not n
-    if columns.has_masks and columns.masks is not None:
-        mask_areas = joined(columns.masks.areas, np.float64)
-    elif columns.has_masks:
-        rles = columns.rles
-        mask_areas = _check_masks(rles, 0, image_index, annotations, source)
-        if not has_boxes:
-            boxes = _boxes_of_masks(rles)
-    return Results(
-        source, image_index, class_id, scores, boxes, has_boxes, rles, mask_areas, len(annotations.image_ids)
-    )
-
-
-def _require(good: np.ndarray, source: str, key: str, expected: str, values: np.ndarray, remedy: str) -> None:
-    if good.all():
-        return
-    first = int(np.argmin(good))
-    found = f"{values[first].tolist()!r} (and {int((~good).sum()) - 1} more like it)"
-    raise results_error(source, f"record {first}, {key}", expected, found, remedy)
-
-
-def _check_masks(
-    rles: list[dict[str, Any]], first: int, image_index: np.ndarray, annotations: Annotations, source: str
-) -> np.ndarray:
-    """Checks that every RLE describes exactly its image's pixels; returns the masks' areas (n,) float64.
-
-    The C and Rust decoders trust the runs: a mask of another size gives wrong overlaps in silence, or worse.
-    Runs given as numbers are put into COCO's string in place. `first` is the first one's record.
-    """
-    import hotcoco
-
-    n = len(rles)
-    remedy = "Masks must be encoded at the size of their image; were they made for resized images?"
-    heights, widths = annotations.image_height[image_index], annotations.image_width[image_index]
-    sizes = list(zip(heights.tolist(), widths.tolist(), strict=True))
-    if (found := [rle["size"] for rle in rles]) != sizes:
-        row = next(row for row in range(n) if found[row] != sizes[row])
-        raise results_error(
-            source,
-            f"record {first + row}, key 'segmentation.size'",
-            f"{list(sizes[row])} [height, width]",
-            str(list(found[row])),
-            remedy,
-        )
-    all_pixels = heights.astype(np.float64) * widths
-    areas = np.empty(n)
-    for start in range(0, n, _RLE_CHUNK):
-        part = rles[start : start + _RLE_CHUNK]
-        strings = [rle["counts"] for rle in part]
-        if list in set(map(type, strings)):
-            for offset, counts in enumerate(strings):
-                if isinstance(counts, list):
-                    where = f"record {first + start + offset}"
-                    rles[start + offset] = part[offset] = _compressed(part[offset], where, source)
-                    strings[offset] = part[offset]["counts"]
-        pixels = all_pixels[start : start + len(part)]
-        totals, refused = _rle_totals(strings), "text that is none"
+def _records(records: Sequence[Any], columns: _Columns) -> list[_Record]:
+    with contextlib.suppress(*_FAULTS):
+        return msgspec.convert(records, list[_Record])
+    found = []  # a real fault, or merely NumPy's numbers and bytes: look at each record
+    for row, record in enumerate(records):
         try:
-            areas[start : start + len(part)] = hotcoco.mask.area(part)
-        except ValueError as error:  # runs that are negative or beyond the image
-            totals, refused = None, str(error)
-        if totals is None or (totals != pixels).any():
-            for offset, counts in enumerate(strings):
-                where = f"record {first + start + offset}, key 'segmentation.counts'"
-                try:
-                    total = int(rle_counts(counts).sum())
-                except ValueError as error:
-                    raise results_error(source, where, "an RLE string", str(error), remedy) from None
-                if total != pixels[offset]:
-                    raise results_error(
-                        source, where, f"runs of {pixels[offset]:.0f} pixels in all", str(total), remedy
-                    )
-            where = f"records {first + start} to {first + start + len(part) - 1}, key 'segmentation.counts'"
-            raise results_error(source, where, "RLE strings", refused, remedy)
-    return areas
+            found.append(msgspec.convert(_plain(record), _Record))
+        except _FAULTS as error:
+            reject_type(error, str(row), columns.reject)
+    return found
 
 
-def _boxes_of_masks(rles: list[dict[str, Any]]) -> np.ndarray:
-    """(n, 4) float64 XYWH."""
-    import hotcoco
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and arrays, tuples and bytes as JSON has them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
-    return hotcoco.mask.toBbox(rles) if rles else np.empty((0, 4))
 
+class _Columns:
+    """What the records read so far hold; checked."""
 
-def _compressed(rle: dict[str, Any], where: str, source: str) -> dict[str, Any]:
-    import hotcoco
+    def __init__(self, annotations: Annotations, source: str, taker: MaskTaker | None) -> None:
+        self.annotations, self.source, self.taker = annotations, source, taker
+        self.sizes = np.stack([annotations.image_height, annotations.image_width], axis=1).astype(np.int32)
+        self.count, self.has_boxes, self.has_masks = 0, True, False
+        self.bytes: defaultdict[str, bytearray] = defaultdict(bytearray)  # which grow in place; arrays would be copied
 
-    height, width = rle["size"]
-    if min(rle["counts"], default=0) < 0:
-        raise results_error(
-            source,
-            f"{where}, key 'segmentation.counts'",
-            "non-negative integers",
-            str(min(rle["counts"])),
-            "Encode masks with pycocotools.mask.encode and decode the counts to str.",
+    def error(self, row: int | None, *words: str) -> ResultsError:
+        """`row` of the piece being read, None: of no record; then key (of a record), expected, found, perhaps a fix."""
+        if row is None:
+            where, key = f"after record {self.count - 1}" if self.count else "top level", ""
+        else:
+            key, *words = words
+            where = f"record {self.count + row}, key '{key}'"
+        expected, found, fix = (*words, _FIXES.get(re.split(r"\W", key)[0], _FIXES[""]))[:3]
+        return results_error(self.source, where, expected, found, fix)
+
+    def reject(self, kind: str, row: str, key: str, expected: str, found: str) -> NoReturn:
+        """For `reject_type`."""
+        raise self.error(int(row), key, expected, found)
+
+    def require(self, good: np.ndarray, key: str, expected: str, values: np.ndarray) -> None:
+        if not good.all():
+            row = int(np.argmin(good))
+            raise self.error(row, key, expected, repr(values[row].tolist()))
+
+    def add(self, records: list[_Record]) -> None:
+        """Checks the next n records and takes them over."""
+        if not records:
+            return
+        n = len(records)
+        if not self.count:
+            self.has_boxes, self.has_masks = records[0].bbox is not None, records[0].segmentation is not None
+            if not (self.has_boxes or self.has_masks):
+                raise self.error(0, "bbox", "a bbox or a segmentation", "neither")
+        for key, expected in (("bbox", self.has_boxes), ("segmentation", self.has_masks)):
+            values = map(attrgetter(key), records)  # neither type is ever empty, so true where it is there
+            if not all(values) if expected else any(values):
+                row = next(row for row, record in enumerate(records) if (getattr(record, key) is not None) != expected)
+                words = (f"a {key}", f"no {key}")
+                raise self.error(row, key, words[not expected] + ", as in record 0", words[expected], _FIXES["both"])
+        scores = np.fromiter(map(attrgetter("score"), records), np.float64, n)
+        self.require(np.isfinite(scores), "score", "a finite number", scores)
+        part = {"scores": scores}
+        for key, name, known in (
+            ("image_id", "image_index", self.annotations.image_ids),
+            ("category_id", "class_id", self.annotations.category_ids),
+        ):
+            ids = np.fromiter(map(attrgetter(key), records), np.int64, n)
+            index = index_of(known, ids)
+            self.require(index >= 0, key, f"one of the {len(known)} ids in {self.annotations.path}", ids)
+            part[name] = index.astype(np.int32)
+        if self.has_boxes:
+            sides = np.fromiter(
+                itertools.chain.from_iterable(map(attrgetter("bbox"), records)), np.float64, 4 * n
+            ).reshape(n, 4)
+            if not np.isfinite(sides).all():
+                self.require(np.isfinite(sides).all(1), "bbox", "four finite numbers", sides)
+            if not (sides[:, 2:] >= 0).all():
+                # Two negative sides have a positive area and would be evaluated; one negative side is dropped later.
+                self.require((sides[:, 2:] >= 0).any(1), "bbox", "a width and height of at least 0", sides)
+            part["boxes"] = sides
+        if self.has_masks:
+            part |= self._masks(list(map(attrgetter("segmentation"), records)), part["image_index"], part["class_id"])
+            if self.taker is not None and not self.taker.keeps_boxes:
+                part.pop("boxes")
+        for name, values in part.items():
+            self.bytes[name] += memoryview(values)
+        self.count += n
+
+    def _masks(
+        self, rles: list[dict[str, Any]], image_index: np.ndarray, class_id: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Checks the next n masks and takes them over, or hands them on."""
+        n, columns = len(rles), {}
+        sizes = np.fromiter(itertools.chain.from_iterable(map(itemgetter("size"), rles)), np.int32, 2 * n).reshape(n, 2)
+        if (sizes != self.sizes[image_index]).any():
+            row = int((sizes != self.sizes[image_index]).any(1).argmax())
+            expected = f"{self.sizes[image_index[row]].tolist()} [height, width]"
+            raise self.error(row, "segmentation.size", expected, str(sizes[row].tolist()))
+        rows = np.arange(n)
+        if self.taker is not None and self.has_boxes:  # else a mask says where a prediction is, wanted or not
+            rows = np.flatnonzero(self.taker.wants(image_index, class_id))
+            rles = [rles[row] for row in rows.tolist()]
+        areas = np.ones(n)
+        areas[rows] = self._measured(rles, rows)
+        if not self.has_boxes:
+            columns["boxes"] = hotcoco.mask.toBbox(rles)
+        if self.taker is not None:
+            self.taker.add(self.count + rows, image_index[rows], class_id[rows], rles, areas[rows])
+        else:
+            strings = list(map(itemgetter("counts"), rles))
+            self.bytes["counts"] += "".join(strings).encode("ascii")
+            columns |= {"lengths": np.fromiter(map(len, strings), np.int64, n), "sizes": sizes}
+        return columns | {"areas": areas}
+
+    def _measured(self, rles: list[dict[str, Any]], rows: np.ndarray) -> np.ndarray:
+        """Areas of some masks (n,) float64; checks that each describes exactly its image's pixels.
+
+        The C and Rust decoders trust the runs: a mask of another size gives wrong overlaps in silence, or worse. Runs
+        given as numbers are put into COCO's string in place.
+        """
+        pixels = [rle["size"][0] * rle["size"][1] for rle in rles]
+        try:
+            for i, rle in enumerate(rles):
+                if isinstance(rle["counts"], list) and sum(rle["counts"]) == pixels[i]:
+                    counts = hotcoco.mask.frPyObjects(rle, *rle["size"])["counts"].decode("ascii")
+                    rles[i] = {"size": rle["size"], "counts": counts}
+            if rle_totals(list(map(itemgetter("counts"), rles))).tolist() == pixels:
+                return hotcoco.mask.area(rles)
+            problem = "other totals"
+        except (ValueError, TypeError) as error:  # runs that are negative or beyond the image
+            problem = str(error)
+        for row, rle, total in zip(rows.tolist(), rles, pixels, strict=True):
+            try:
+                found = str(int(rle_counts(rle["counts"]).sum()))
+            except ValueError as error:
+                found = str(error)
+            if found != str(total):
+                raise self.error(row, "segmentation.counts", f"runs of {total} pixels in all", found)
+        raise self.error(int(rows[0]), "segmentation.counts", "RLE strings", problem)
+
+    def results(self) -> Results:
+        def column(name: str, dtype: type) -> np.ndarray:
+            return np.frombuffer(self.bytes[name], dtype)
+
+        rles = None
+        if self.has_masks and self.taker is None:
+            offsets = np.concatenate([[0], np.cumsum(column("lengths", np.int64))])
+            rles = Rles(column("counts", np.uint8), offsets, column("sizes", np.int32).reshape(-1, 2))
+        return Results(
+            self.source,
+            column("image_index", np.int32),
+            column("class_id", np.int32),
+            column("scores", np.float64),
+            column("boxes", np.float64).reshape(-1, 4),
+            self.has_boxes,
+            rles,
+            column("areas", np.float64) if self.has_masks else None,
+            len(self.annotations.image_ids),
         )
-    if sum(rle["counts"]) != height * width:
-        raise results_error(
-            source,
-            f"{where}, key 'segmentation.counts'",
-            f"runs of {height * width} pixels in all",
-            str(sum(rle["counts"])),
-            "Masks must be encoded at the size of their image.",
-        )
-    packed = hotcoco.mask.frPyObjects({"size": [height, width], "counts": rle["counts"]}, height, width)
-    return {"size": (height, width), "counts": packed["counts"].decode("ascii")}
 
 
-def _rle_totals(strings: Sequence[str]) -> np.ndarray | None:
-    """How many pixels each compressed COCO RLE describes, without decoding it: (n,) int64; None: not RLEs.
+def rle_totals(strings: Sequence[str]) -> np.ndarray:
+    """How many pixels each compressed COCO RLE describes, without decoding it: (n,) int64.
 
-    All strings at once; `annotations.rle_counts` reads one of them, and describes the format. A total is
-    right where no run is negative, which is not seen here.
+    All strings at once; `rio.data.masks.rle_counts` reads one of them, and describes the format. A total is right where
+    no run is negative, which is not seen here.
 
-    >>> _rle_totals(["042", "04"])  # an image of six pixels; a mask that stops short
+    Raises:
+        ValueError: one of them is not an RLE.
+
+    >>> rle_totals(["042", "04"])  # an image of six pixels; a mask that stops short
     array([6, 4])
     """
     lengths = np.fromiter(map(len, strings), np.int64, len(strings))
-    try:
-        text = np.frombuffer("".join(strings).encode("ascii"), np.uint8)
-    except UnicodeEncodeError:
-        return None
-    digits = text - np.uint8(48)  # wraps round below "0"
+    digits = np.frombuffer("".join(strings).encode("ascii"), np.uint8) - np.uint8(48)  # wraps round below "0"
     string_ends = np.cumsum(lengths) - 1
-    if not len(strings) or lengths.min() == 0 or digits.max() > 63 or (digits[string_ends] & 32).any():
-        return None
+    if lengths.min(initial=1) == 0 or digits.max(initial=0) > 63 or (digits[string_ends] & 32).any():
+        raise ValueError("not an RLE string")
     run_ends = np.flatnonzero(digits < 32)  # 32: more digits follow
     size = np.diff(run_ends, prepend=-1)
-    if size.max() > 7:
-        return None
+    if size.max(initial=0) > 7:
+        raise ValueError("a run length of more than 7 characters")
     value = (digits[run_ends] ^ 16).astype(np.int64) - 16  # the highest digit, of two's complement
     place, longer = 1, np.flatnonzero(size > 1)
     while len(longer):
         value[longer] = value[longer] << 5 | digits[run_ends[longer] - place] & 31
         place += 1
         longer = longer[size[longer] > place]
-    # From the fourth run on, a run is written as its difference from the run two before. So a number counts
-    # once for its own run and once for every second one after it; the first run's is no other's base.
+    # From the fourth run on, a run is written as its difference from the run two before. So a number counts once for
+    # its own run and once for every second one after it; the first run's is no other's base.
     last = np.searchsorted(run_ends, string_ends)
-    first = np.concatenate([[0], last[:-1] + 1])
+    first = np.concatenate([[0], last[:-1] + 1])[: len(last)]
     times = ((np.repeat(last, last - first + 1) - np.arange(len(value))) >> 1) + 1
     times[first] = 1
     return np.add.reduceat(value * times, first)
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Masks: overlaps as the file is read
-# ------------------------------------------------------------------------------------------------------------
-
-
-class MaskOverlaps:
-    """Which predictions overlap which objects of their image and class by at least `LEAST_IOU`."""
-
-    def __init__(self, annotations: Annotations, verified: JudgedPairs) -> None:
-        self.annotations, self.verified = annotations, verified
-        objects = np.flatnonzero(verified.ground_truth)
-        keys = verified.keys(annotations.annotation_image[objects], annotations.annotation_class[objects])
-        order = np.argsort(keys, kind="stable")
-        self.objects, self.keys = objects[order], keys[order]
-        self.masks: dict[int, list[dict[str, Any]]] = {}  # of an image and class, by its first object
-        self.found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-
-    def add(
-        self,
-        rows: np.ndarray,
-        image_index: np.ndarray,
-        class_id: np.ndarray,
-        rles: Sequence[dict[str, Any]],
-        areas: np.ndarray,
-    ) -> None:
-        """Compares the next n predictions, `rows` of the results, with the ground truth."""
-        import hotcoco
-        from pycocotools import mask as coco_mask
-
-        keys = self.verified.keys(image_index, class_id)
-        order = np.argsort(keys, kind="stable")
-        order = order[areas[order] > 0]
-        keys = keys[order]
-        begins = np.flatnonzero(np.diff(keys, prepend=-1))
-        ends = np.append(begins[1:], len(keys))
-        lows, highs = (np.searchsorted(self.keys, keys[begins], side) for side in ("left", "right"))
-        there = lows < highs
-        begins, ends, lows, highs = (array[there] for array in (begins, ends, lows, highs))
-        ordered = [rles[i] for i in order.tolist()]
-        ious = [np.empty(0)]
-        for begin, end, low, high in zip(*map(np.ndarray.tolist, (begins, ends, lows, highs)), strict=True):
-            truth = self._masks_of(low, high)
-            # The same numbers from both. The engine is faster to call, C to walk the runs (which are checked).
-            library = coco_mask if (end - begin) * (high - low) > _PAIRS_FOR_C else hotcoco.mask
-            ious.append(library.iou(ordered[begin:end], truth, [0] * len(truth)).ravel(order="F"))
-        # Of all groups at once: which are close, and of whom.
-        flat = np.concatenate(ious)
-        close = np.flatnonzero(flat >= LEAST_IOU)
-        pairs = (ends - begins) * (highs - lows)
-        firsts = np.cumsum(pairs) - pairs
-        group = np.searchsorted(firsts, close, side="right") - 1
-        of_object, of_row = np.divmod(close - firsts[group], (ends - begins)[group])
-        objects = self.objects[lows[group] + of_object]
-        self.found.append((rows[order[begins[group] + of_row]], objects, flat[close]))
-
-    def _masks_of(self, low: int, high: int) -> list[dict[str, Any]]:
-        if low not in self.masks:
-            self.masks[low] = [self._mask(a) for a in self.objects[low:high].tolist()]
-        return self.masks[low]
-
-    def _mask(self, index: int) -> dict[str, Any]:
-        import hotcoco
-        from pycocotools import mask as coco_mask
-
-        image = self.annotations.annotation_image[index]
-        size = int(self.annotations.image_height[image]), int(self.annotations.image_width[image])
-        polygons = self.annotations.polygons(index)
-        if not polygons:
-            return hotcoco.mask.frPyObjects(segmentation_of(self.annotations, index), *size)
-        masks = coco_mask.frPyObjects(polygons, *size)
-        return masks[0] if len(masks) == 1 else coco_mask.merge(masks)
-
-    def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(m,) rows of the results, (m,) annotation indices, (m,) float64 IoUs."""
-        none = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
-        columns = tuple(np.concatenate(parts) for parts in zip(none, *self.found, strict=True))
-        self.masks, self.found = {}, [columns]
-        return columns
-
-
-# What one `_MaskReader` hands to another: its `areas`, and the `found` of its `MaskOverlaps`.
-_OfMasks = tuple[list[np.ndarray], list[tuple[np.ndarray, np.ndarray, np.ndarray]]]
-
-
-class _MaskReader:
-    """Checks, measures and compares masks as they are read, for `_columns_of_file`.
-
-    Where a prediction is not judged, as its category was not looked for in the image, only the size is looked
-    at of a mask beside a box: it has no part in the evaluation.
-    """
-
-    def __init__(
-        self,
-        annotations: Annotations,
-        verified: JudgedPairs,
-        source: str,
-        overlaps: MaskOverlaps | None,
-        *,
-        keep_boxes: bool,
-    ) -> None:
-        self.annotations, self.verified = annotations, verified
-        self.source, self.overlaps, self.keep_boxes = source, overlaps, keep_boxes
-        self.areas: list[np.ndarray] = []
-
-    def read(self, columns: _Columns, rles: list[dict[str, Any]]) -> None:
-        """Takes the masks of the records whose ids are the last ones in `columns`."""
-        image_index = self._index(columns.image_ids[-1], self.annotations.image_ids)
-        class_id = self._index(columns.category_ids[-1], self.annotations.category_ids)
-        first = columns.num_records
-        if columns.has_boxes:  # else a mask says where a prediction is, also of those that are not judged
-            judged = np.flatnonzero(self.verified.is_judged(self.verified.keys(image_index, class_id)))
-            rles = [rles[row] for row in judged.tolist()]
-            image_index, class_id = image_index[judged], class_id[judged]
-        else:
-            judged = np.arange(len(rles))
-        if columns.has_boxes and not self.keep_boxes:
-            boxes = columns.boxes.pop()
-            if not (np.isfinite(boxes).all() and (boxes[:, 2:] >= 0).any(1).all()):
-                raise ResultsError("a box")
-        measured = _check_masks(rles, first, image_index, self.annotations, self.source)
-        areas = np.ones(len(columns.image_ids[-1]))
-        areas[judged] = measured
-        self.areas.append(areas)
-        if not columns.has_boxes:
-            columns.boxes.append(_boxes_of_masks(rles))
-        if self.overlaps is not None:
-            self.overlaps.add(first + judged, image_index, class_id, rles, measured)
-
-    def taken(self) -> _OfMasks:
-        """The areas, and which overlap which objects."""
-        return self.areas, self.overlaps.found if self.overlaps is not None else []
-
-    def extend(self, of_masks: _OfMasks, first: int) -> None:
-        """Adds what another reader has `taken` from the records after the `first` ones."""
-        areas, found = of_masks
-        self.areas.extend(areas)
-        if self.overlaps is not None:
-            self.overlaps.found.extend((first + rows, objects, ious) for rows, objects, ious in found)
-
-    @staticmethod
-    def _index(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
-        index = index_of(known, ids)
-        if (index < 0).any():
-            raise ResultsError("an unknown id")
-        return index
-
-
-def read_once(
-    path: str | os.PathLike[str],
-    annotations: Annotations,
-    verified: JudgedPairs,
-    iou_types: Sequence[str],
-    processes: int | None = None,
-) -> tuple[Results | None, MaskOverlaps | None]:
-    """A file's results without their masks, and what these overlap; (None, None) where anything is wrong.
-
-    What is wrong, `load_results` says, which reads all before it judges. Boxes are checked, and left out
-    unless asked for.
-    """
-    compares = "segm" in iou_types and annotations.has_segmentations
-
-    def reader() -> _MaskReader:
-        overlaps = MaskOverlaps(annotations, verified) if compares else None
-        return _MaskReader(annotations, verified, str(path), overlaps, keep_boxes="bbox" in iou_types)
-
-    try:
-        columns = _columns_of_file(Path(path), reader, processes)
-        return _checked(columns, annotations, str(path)), columns.masks and columns.masks.overlaps
-    except ResultsError:
-        return None, None
-
-
-def segmentation_of(annotations: Annotations, index: int) -> Any:
-    segmentation = annotations.segmentation(index)
-    if segmentation is None:
-        raise ValueError(
-            f"{annotations.path}: annotation {int(annotations.annotation_ids[index])}, key 'segmentation': "
-            "expected polygons or an RLE, found nothing. Evaluate boxes only with iou_types=('bbox',), or "
-            "load the annotations with segmentations=True."
-        )
-    return segmentation
-
-
-# ----------------------------------------------------------------------------------------------------------
-# Writing
-# ----------------------------------------------------------------------------------------------------------
-
-
-def results_to_json(path: str | os.PathLike[str], results: Sequence[dict[str, Any]]) -> None:
-    """Writes result records as a results file, atomically. RLE counts may be bytes or str, numbers may be
-    NumPy's.
-
-    Raises:
-        ResultsError: a record that `load_results` would refuse by itself; nothing is written then.
-    """
-    for index, record in enumerate(results):
-        fault = _fault_of(record)
-        if fault is not None:
-            raise results_error("results", f"record {index}, {fault[0]}", *fault[1:])
-
-    def plain(record: dict[str, Any]) -> dict[str, Any]:
-        out = {
-            "image_id": int(record["image_id"]),
-            "category_id": int(record["category_id"]),
-            "score": float(record["score"]),
-        }
-        if record.get("bbox") is not None:
-            out["bbox"] = [float(v) for v in record["bbox"]]
-        if (rle := record.get("segmentation")) is not None:
-            counts = rle["counts"]
-            out["segmentation"] = {
-                "size": [int(v) for v in rle["size"]],
-                "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
-            }
-        return out
-
-    write_atomically(Path(path), msgspec.json.encode([plain(r) for r in results]))

@@ -16,7 +16,6 @@ from pycocotools import mask as coco_mask
 from rio.data.annotations import Annotations
 from rio.data.load import load_annotations
 from rio.results.evaluation import evaluate
-from rio.results.reading import results_to_json
 
 # Chance that an object of a group is found.
 FOUND = {
@@ -66,7 +65,7 @@ def make(
             }
             (folder / "config.yaml").write_text(yaml.safe_dump(config))
             results = invented(val, FOUND[arm], np.random.default_rng(seed), masks=masks)
-            results_to_json(folder / "instances_results.json", results)
+            (folder / "instances_results.json").write_text(json.dumps(results))
             evaluate(val, folder / "instances_results.json", iou_types=None).to_json(folder / "evaluation.json")
             rows = [
                 {

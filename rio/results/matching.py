@@ -1,0 +1,265 @@
+"""Masks: which overlap, who gets which object, and the precision that follows, to the last bit of the official `lvis`.
+
+D predictions, A annotations, K classes, T = 10 IoU thresholds, R = 101 recall thresholds, 4 area ranges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import hotcoco
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from rio.data.annotations import Annotations
+from rio.results.federated import JudgedPairs, Prepared, is_in
+from rio.results.reading import Results
+
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
+AREA_LABELS = ("all", "small", "medium", "large")
+AREA_RANGES = ((0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10))  # square pixels
+LEAST_IOU = IOU_THRESHOLDS[0]  # pairs below this IoU can never match
+_T = len(IOU_THRESHOLDS)
+PAIRS_FOR_C = 256  # of masks; with one library for all, the overlaps take a sixth longer
+
+# The protocol decides everything once for each threshold and area range. Here these 40 decisions are the bits of one
+# number: bit `area range * 10 + threshold`.
+_ALL_BITS = np.uint64((1 << (len(AREA_LABELS) * _T)) - 1)
+
+
+class MaskOverlaps:
+    """Which predictions overlap which objects of their image and class by at least `LEAST_IOU`."""
+
+    def __init__(self, annotations: Annotations, judged: JudgedPairs, iou_types: Sequence[str]) -> None:
+        self.annotations, self.judged = annotations, judged
+        self.keeps_boxes, self._compares = "bbox" in iou_types, "segm" in iou_types
+        objects = np.flatnonzero(judged.ground_truth)
+        keys = judged.keys(annotations.annotation_image[objects], annotations.annotation_class[objects])
+        order = np.argsort(keys, kind="stable")
+        self._objects, self._keys = objects[order], keys[order]
+        self._masks: dict[int, list[dict[str, Any]]] = {}  # of an image and class, by its first object
+        self._found: list[tuple[np.ndarray, ...]] = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
+
+    def wants(self, image_index: np.ndarray, class_id: np.ndarray) -> np.ndarray:
+        """(n,) bool: whether a mask of that image and class has a part in the evaluation."""
+        return self.judged.is_judged(self.judged.keys(image_index, class_id))
+
+    def add(
+        self,
+        rows: np.ndarray,
+        image_index: np.ndarray,
+        class_id: np.ndarray,
+        rles: Sequence[dict[str, Any]],
+        areas: np.ndarray,
+    ) -> None:
+        """Compares the next n predictions, `rows` of the results, with the ground truth."""
+        if not self._compares:
+            return
+        keys = self.judged.keys(image_index, class_id)
+        order = np.argsort(keys, kind="stable")
+        order = order[areas[order] > 0]
+        keys = keys[order]
+        begins = np.flatnonzero(np.diff(keys, prepend=-1))
+        ends = np.append(begins[1:], len(keys))
+        lows, highs = (np.searchsorted(self._keys, keys[begins], side) for side in ("left", "right"))
+        begins, ends, lows, highs = (column[lows < highs] for column in (begins, ends, lows, highs))
+        ordered = [rles[i] for i in order.tolist()]
+        ious = [np.empty(0)]
+        for begin, end, low, high in zip(*map(np.ndarray.tolist, (begins, ends, lows, highs)), strict=True):
+            truth = self._masks_of(low, high)
+            # The same numbers from both. hotcoco is faster to call, pycocotools to walk the runs (which are checked).
+            library = coco_mask if (end - begin) * (high - low) > PAIRS_FOR_C else hotcoco.mask
+            ious.append(library.iou(ordered[begin:end], truth, [0] * len(truth)).ravel(order="F"))
+        # Of all groups at once: which pairs are close, and whose they are.
+        flat = np.concatenate(ious)
+        close = np.flatnonzero(flat >= LEAST_IOU)
+        pairs = (ends - begins) * (highs - lows)
+        firsts = np.cumsum(pairs) - pairs
+        group = np.searchsorted(firsts, close, side="right") - 1
+        of_object, of_row = np.divmod(close - firsts[group], (ends - begins)[group])
+        objects = self._objects[lows[group] + of_object]
+        self._found.append((rows[order[begins[group] + of_row]], objects, flat[close]))
+
+    def columns(self) -> tuple[np.ndarray, ...]:
+        """(m,) rows of the results, (m,) annotation indices, (m,) float64 IoUs."""
+        self._masks = {}
+        return tuple(map(np.concatenate, zip(*self._found, strict=True)))
+
+    def _masks_of(self, low: int, high: int) -> list[dict[str, Any]]:
+        if low not in self._masks:
+            self._masks[low] = [self._mask(index) for index in self._objects[low:high].tolist()]
+        return self._masks[low]
+
+    def _mask(self, index: int) -> dict[str, Any]:
+        image = self.annotations.annotation_image[index]
+        size = int(self.annotations.image_height[image]), int(self.annotations.image_width[image])
+        segmentation = segmentation_of(self.annotations, index)
+        if isinstance(segmentation, dict):
+            return hotcoco.mask.frPyObjects(segmentation, *size)
+        masks = coco_mask.frPyObjects(segmentation, *size)
+        return masks[0] if len(masks) == 1 else coco_mask.merge(masks)
+
+
+def segmentation_of(annotations: Annotations, index: int) -> Any:
+    """An annotation's mask as in the file; a ValueError where there is none."""
+    segmentation = annotations.segmentation(index)
+    if segmentation is None:
+        raise ValueError(
+            f"{annotations.path}: annotation {int(annotations.annotation_ids[index])}, key 'segmentation': expected "
+            "polygons or an RLE, found nothing. Fix: evaluate boxes only with iou_types=('bbox',), or load the "
+            "annotations with segmentations=True."
+        )
+    return segmentation
+
+
+def mask_precision(
+    annotations: Annotations, judged: JudgedPairs, results: Results, prepared: Prepared, overlaps: MaskOverlaps
+) -> np.ndarray:
+    """The precision array (T, R, K, area ranges) by the official package's rules and arithmetic."""
+    # The order in which predictions count: by class, by score, ties by image, then by place in the file.
+    order = np.lexsort((-results.scores[prepared.rows], results.class_id[prepared.rows]))
+    rows = prepared.rows[order]
+    position = np.full(len(results), -1)
+    position[rows] = np.arange(len(rows))
+    found, objects, ious = overlaps.columns()
+    takes_part = position[found] >= 0
+    found, objects, ious = position[found[takes_part]], objects[takes_part], ious[takes_part]
+    inside = _bits_of_areas(annotations.areas)
+    matched, ignored = _match(len(rows), found, objects, ious, inside, annotations, judged)
+    class_id = results.class_id[rows]
+    excused = ~_bits_of_areas(prepared.areas[order]) & _ALL_BITS
+    excused[is_in(judged.keys(results.image_index[rows], class_id), judged.not_exhaustive)] = _ALL_BITS
+    ignored |= ~matched & excused
+    num_objects = np.zeros((len(AREA_LABELS), len(annotations.category_ids)), np.int64)
+    for number, counts in enumerate(num_objects):
+        counted = judged.ground_truth & (inside >> np.uint64(number * _T) & 1).astype(bool)
+        counts[:] = np.bincount(annotations.annotation_class[counted], minlength=len(counts))
+    return _accumulate(class_id, matched & ~ignored, ~matched & ~ignored & _ALL_BITS, num_objects)
+
+
+def _bits_of_areas(areas: np.ndarray) -> np.ndarray:
+    """(n,) uint64: for each area range that an area is in, all thresholds' bits."""
+    bits = np.zeros(len(areas), np.uint64)
+    for number, (low, high) in enumerate(AREA_RANGES):
+        bits[(areas >= low) & (areas <= high)] |= np.uint64(((1 << _T) - 1) << (number * _T))
+    return bits
+
+
+def _bits_of_ious(ious: np.ndarray) -> np.ndarray:
+    """(n,) uint64: for each threshold that an IoU reaches, all area ranges' bits."""
+    reached = [sum(((1 << n) - 1) << (area * _T) for area in range(len(AREA_LABELS))) for n in range(_T + 1)]
+    return np.array(reached, np.uint64)[np.searchsorted(IOU_THRESHOLDS, ious, side="right")]
+
+
+def _match(
+    count: int,
+    position: np.ndarray,
+    objects: np.ndarray,
+    ious: np.ndarray,
+    inside: np.ndarray,
+    annotations: Annotations,
+    judged: JudgedPairs,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The official package's greedy matching, of all images and classes side by side.
+
+    Predictions choose one after the other, by score: of the objects left that overlap enough, one inside the area
+    range if there is any, then the closest, the last of equal ones.
+
+    Args:
+        count: D, predictions.
+        position: (m,) which prediction, 0..D-1 in the order in which they choose,
+        objects: (m,) overlaps which annotation,
+        ious: (m,) by how much.
+        inside: (A,) uint64, the bits of the area ranges that an annotation is in.
+
+    Returns:
+        (D,) uint64, where a prediction has its object; (D,) uint64, where that is one outside the area range.
+    """
+    matched, ignored = np.zeros(count, np.uint64), np.zeros(count, np.uint64)
+    order = np.lexsort((-objects, -ious, position))  # a prediction's first choice first
+    position, objects, enough = position[order], objects[order], _bits_of_ious(ious[order])
+    first = np.flatnonzero(np.diff(position, prepend=-1))
+    choices = np.diff(first, append=len(position))
+    # The predictions of an image and class wait for each other: the n-th ones of all choose in round n.
+    its = objects[first]
+    keys = judged.keys(annotations.annotation_image[its], annotations.annotation_class[its])
+    by_key = np.argsort(keys, kind="stable")
+    begins = np.flatnonzero(np.diff(keys[by_key], prepend=-1))
+    rounds = np.empty(len(first), np.int64)
+    rounds[by_key] = np.arange(len(first)) - np.repeat(begins, np.diff(begins, append=len(first)))
+    by_round = np.argsort(rounds, kind="stable")
+    taken = np.zeros(len(annotations.annotation_ids), np.uint64)
+    for turn in np.split(by_round, np.flatnonzero(np.diff(rounds[by_round])) + 1):
+        for wanted in (inside, ~inside):
+            chooses, choice = turn, 0
+            while len(chooses):
+                at = first[chooses] + choice
+                who, what = position[at], objects[at]
+                has = enough[at] & wanted[what] & ~taken[what] & ~matched[who]
+                taken[what] |= has
+                matched[who] |= has
+                if wanted is not inside:
+                    ignored[who] |= has
+                choice += 1
+                chooses = chooses[choices[chooses] > choice]
+    return matched, ignored
+
+
+def _accumulate(class_id: np.ndarray, right: np.ndarray, wrong: np.ndarray, num_objects: np.ndarray) -> np.ndarray:
+    """Precision at the recall thresholds, (T, R, K, area ranges); -1 for a class without objects.
+
+    The precision at a recall is the highest at that recall or above it. It is highest right behind a true positive,
+    so only these are looked at.
+
+    Args:
+        class_id: (D,) ascending; within a class the predictions' order.
+        right: (D,) uint64, where a prediction is a true positive.
+        wrong: (D,) uint64, where it is a false one.
+        num_objects: (area ranges, K).
+    """
+    num_classes = num_objects.shape[1]
+    # Area range by area range, as they are made and as they are averaged later.
+    precision = np.full((len(AREA_LABELS), _T, len(RECALL_THRESHOLDS), num_classes), -1.0)
+    class_begins = np.searchsorted(class_id, np.arange(num_classes + 1))
+    for area, total in enumerate(num_objects):
+        there = np.flatnonzero(total)
+        place = np.cumsum(total > 0) - 1  # of a class among those
+        needed = objects_needed(total)
+        its_right, its_wrong = ((bits >> np.uint64(area * _T)).astype(np.uint16) for bits in (right, wrong))
+        for threshold in range(_T):
+            bit = np.uint16(1 << threshold)
+            at = np.flatnonzero(its_right & bit)
+            first = np.searchsorted(at, class_begins)  # true positives before each class
+            found = np.diff(first)
+            classes = np.flatnonzero(found)
+            if not len(classes):
+                precision[area, threshold][:, there] = 0.0
+                continue
+            num_right = np.arange(1, len(at) + 1) - np.repeat(first[:-1], found)
+            num_wrong = np.concatenate([[0], np.cumsum((its_wrong & bit) != 0, dtype=np.int64)])
+            num_wrong = num_wrong[at] - np.repeat(num_wrong[class_begins[:-1]], found)
+            values = num_right / ((num_wrong + num_right).astype(np.float64) + np.spacing(1))
+            # From one recall threshold to the next the highest, then from each one on the highest.
+            begins = first[classes, None] + np.minimum(needed[classes], found[classes, None]) - 1
+            highest = np.maximum.reduceat(values, begins.ravel()).reshape(begins.shape)
+            highest = np.maximum.accumulate(highest[:, ::-1], axis=1)[:, ::-1]
+            of_class = np.zeros((len(there), len(RECALL_THRESHOLDS)))
+            of_class[place[classes]] = np.where(needed[classes] <= found[classes, None], highest, 0.0)
+            precision[area, threshold][:, there] = of_class.T
+    return np.moveaxis(precision, 0, -1)
+
+
+def objects_needed(total: np.ndarray) -> np.ndarray:
+    """(K, R) int64: how many of (K,) objects make a recall of at least each threshold; 1 or more.
+
+    >>> objects_needed(np.array([3]))[0, [0, 33, 34, 100]]
+    array([1, 1, 2, 3])
+    """
+    objects = np.maximum(total, 1)[:, None]
+    needed = np.ceil(RECALL_THRESHOLDS * objects)
+    # Where rounding took it one too far up or down: recall is a quotient, compared as such.
+    needed -= (needed - 1) / objects >= RECALL_THRESHOLDS
+    needed += needed / objects < RECALL_THRESHOLDS
+    return np.maximum(needed, 1).astype(np.int64)

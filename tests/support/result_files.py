@@ -1,0 +1,72 @@
+"""Ground truth and results to read and evaluate, written record by record."""
+
+from __future__ import annotations
+
+import json
+
+from pycocotools import mask as coco_mask
+
+WIDTH, HEIGHT = 120, 90
+
+
+def image(number, negative=(), not_exhaustive=(), **more):
+    return {
+        "id": number,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "coco_url": f"http://x/val2017/{number:012d}.jpg",
+        "neg_category_ids": list(negative),
+        "not_exhaustive_category_ids": list(not_exhaustive),
+        **more,
+    }
+
+
+def category(number, frequency="f"):
+    return {"id": number, "name": f"class {number}", "frequency": frequency, "image_count": 1, "instance_count": 1}
+
+
+def thing(number, image_id, category_id, box, **more):
+    x, y, w, h = box
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": list(box),
+        "area": w * h,
+        "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+        **more,
+    }
+
+
+def prediction(image_id, category_id, score, box, **more):
+    return {"image_id": image_id, "category_id": category_id, "score": score, "bbox": list(box), **more}
+
+
+def rle(box, width=WIDTH, height=HEIGHT):
+    x, y, w, h = box
+    out = coco_mask.frPyObjects([[x, y, x + w, y, x + w, y + h, x, y + h]], height, width)[0]
+    return {"size": [height, width], "counts": out["counts"].decode()}
+
+
+def write(path, content):
+    path.write_text(json.dumps(content))
+    return path
+
+
+def lvis_file(folder, images, categories, annotations, name="gt.json"):
+    return write(folder / name, {"images": images, "categories": categories, "annotations": annotations})
+
+
+def coco_file(folder, annotations, categories=(1, 2), images=(1, 2)):
+    return write(
+        folder / "coco.json",
+        {
+            "images": [{"id": i, "width": WIDTH, "height": HEIGHT, "file_name": f"{i}.jpg"} for i in images],
+            "categories": [{"id": c, "name": str(c)} for c in categories],
+            "annotations": annotations,
+        },
+    )
+
+
+GOOD = prediction(5, 8, 0.5, [1, 2, 3, 4])
+MASK = {"image_id": 5, "category_id": 8, "score": 0.5, "segmentation": rle([1, 2, 30, 40])}
