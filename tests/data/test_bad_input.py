@@ -259,7 +259,7 @@ REFUSED: dict[str, tuple[Callable[[Place], Any], list[str]]] = {
         lambda p: p.results([*result(), {k: v for k, v in result(segmentation={"size": [50, 100], "counts": [5000]})[0].items() if k != "bbox"}]),
         ["record 1", "same keys"],
     ),
-    "results nested without end": (lambda p: p.results("[" * 10**5), ["results.json", "truncated or not a results file"]),
+    "results nested without end": (lambda p: p.results("[" * 10**5), ["results.json", "nesting too deep"]),
     "no results file": (lambda p: p.command("eval", "--results", "r.json", "--gt", write(p.folder / "g.json", coco())), ["r.json", "no such"]),
     # Settings
     "config key misspelt": (lambda p: p.train("SOLVER.MAX_ITR", 1), ["SOLVER.MAX_ITR", "SOLVER.MAX_ITER"]),
