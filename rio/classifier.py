@@ -32,9 +32,7 @@ class CosineClassifier(nn.Module):
         super().__init__()
         for name, value in {"in_features": in_features, "num_outputs": num_outputs, "scale": scale}.items():
             if not 0 < value < math.inf:
-                raise ValueError(
-                    f"{name}: expected a number > 0, found {value}. Fix: see MODEL.RIO.COSINE_SCALE, FC_DIM"
-                )
+                raise ValueError(f"{name}: expected a number > 0, found {value}. Fix: see COSINE_SCALE and FC_DIM")
         self.in_features, self.num_outputs, self.scale = in_features, num_outputs, float(scale)
         self.weight_g = nn.Parameter(torch.empty(num_outputs, 1))
         self.weight_v = nn.Parameter(torch.empty(num_outputs, in_features))

@@ -10,9 +10,7 @@ one ``nonzero`` in ``sample`` and one in ``write``.
 
 With ``sync`` each rank appends the writes of all ranks in the order in which one process would meet them. The
 training sampler deals image p of a global batch to rank p modulo P, so that order is: first image of rank 0, of rank
-1, ..., second image of rank 0, .... Given the same RoIs the bank is bit for bit the one-process bank. What still
-depends on P: which proposals become RoIs, the rounding of summed gradients, and which images share a batch
-under DATALOADER.ASPECT_RATIO_GROUPING.
+1, ..., second image of rank 0, .... Given the same RoIs the bank is bit for bit the one-process bank.
 """
 
 from __future__ import annotations

@@ -47,9 +47,6 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
         class_frequency: frequency group of each of the K classes, one letter r, c or f per class, for the
             telemetry; "" = not known.
         **kwargs: of detectron2's ``FastRCNNOutputLayers``.
-
-    Raises:
-        ValueError: names the argument, what was expected and what was found.
     """
 
     @configurable  # type: ignore[untyped-decorator]
@@ -67,36 +64,28 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         super().__init__(input_shape, **kwargs)
-        width, number = self.bbox_pred.in_features, self.num_classes
-        _check(classifier in ("cosine", "linear"), "classifier", "'cosine' or 'linear'", classifier)
-        known = len(replay_losses) > 0 and set(replay_losses) <= {"cls", "box"}
-        _check(known, "replay_losses", "one or both of 'cls', 'box'", replay_losses)
-        if memory_bank is not None:
-            given = memory_bank
-            _check(
-                given.feature_dim == width,
-                "memory_bank",
-                f"feature_dim {width}, the box head's width",
-                given.feature_dim,
-            )
-            _check(given.num_classes == number, "memory_bank", f"num_classes {number}", given.num_classes)
-        fits = len(class_frequency) in (0, number) and set(class_frequency) <= set(telemetry.FREQUENCY_GROUPS)
-        _check(fits, "class_frequency (MODEL.RIO.CLASS_FREQUENCY)", f"{number} letters r, c or f", class_frequency)
+        width, number, cls_or_box = self.bbox_pred.in_features, self.num_classes, {"cls", "box"}
+        bank_of = None if memory_bank is None else (memory_bank.feature_dim, memory_bank.num_classes)
+        for name, good, expected, found in (
+            ("classifier", classifier in ("cosine", "linear"), "'cosine' or 'linear'", classifier),
+            ("replay_losses", cls_or_box >= {*replay_losses} > set(), "one or both of 'cls', 'box'", replay_losses),
+            ("memory_bank", bank_of in (None, (width, number)), f"feature_dim {width}, num_classes {number}", bank_of),
+        ):
+            if not good:
+                raise ValueError(f"{name}: expected {expected}, found {found}. Fix: correct the argument or its key")
         if classifier == "cosine":
             self.cls_score = CosineClassifier(width, number + 1, cosine_scale)
         self.memory_bank, self.replay_losses = memory_bank, tuple(replay_losses)
         self.replay_max_per_foreground, self.bank_start_iter = replay_max_per_foreground, bank_start_iter
-        # class_id + 1 -> r, c, f = 0, 1, 2; 3 = none of them. The shift gives "ignore" (-1) a place.
-        groups = (
-            torch.tensor([3, *map(telemetry.FREQUENCY_GROUPS.index, class_frequency), 3]) if class_frequency else None
-        )
+        groups = telemetry.frequency_groups(class_frequency, number)
         self.register_buffer("frequency_group", groups, persistent=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec, stage: int = 0) -> dict[str, Any]:
         rio, bank, number = cfg.MODEL.RIO, None, cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        advice = "0 means that of the training set: let the trainer resolve it, or take the config.yaml of a run"
-        _check(number >= 1, "MODEL.ROI_HEADS.NUM_CLASSES", "the number of classes", number, advice)
+        if number < 1:
+            text = "0 means that of the training set: let the trainer resolve it, or take the config.yaml of a run"
+            raise ValueError(f"MODEL.ROI_HEADS.NUM_CLASSES: expected at least 1, found {number}. Fix: {text}")
         if rio.BANK_ENABLED:
             bank = MemoryBank(
                 num_classes=number,
@@ -261,8 +250,3 @@ class RIOCascadeROIHeads(CascadeROIHeads):  # type: ignore[misc]
                 matched = pairwise_iou(target.gt_boxes, own.proposal_boxes).max(dim=0).indices
                 own.gt_object_ids = target.gt_object_ids[matched]
         return proposals
-
-
-def _check(good: bool, what: str, expected: str, found: object, fix: str = "correct the argument or its key") -> None:
-    if not good:
-        raise ValueError(f"{what}: expected {expected}, found {found}. Fix: {fix}")

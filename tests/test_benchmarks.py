@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_gpu_benchmark_runs_in_small(gpu, tmp_path, capsys):
         assert row["times_plain_fp32"] == pytest.approx(first["plain_ms"] / row["rio_ms"])
     assert np.isfinite([found["loss"][key][when] for key in ("first", "best") for when in ("begin", "end")]).all()
     parts = found["profile"]["parts"]
-    assert set(parts) == {name for name, _, _ in gpu._parts(arm(gpu, "rio", gpu.Setting("fp32")))}
+    assert set(parts) == {name for name, _, _ in gpu.parts_of(arm(gpu, "rio", gpu.Setting("fp32")))}
     assert all(part["host_ms"] > 0 for part in parts.values())
     assert torch.get_float32_matmul_precision() == precision
     bench_set = found["bench_set"]
@@ -74,6 +75,15 @@ def test_gpu_benchmark_runs_in_small(gpu, tmp_path, capsys):
     assert bench_set["rio: time by plain's"] == pytest.approx(bench_set["plain: images_s"] / bench_set["rio: images_s"])
     assert bench_set["loader_images_s"] > 0
     assert "RIO/plain" in capsys.readouterr().out
+
+
+def test_gpu_profile_takes_both_entries_of_a_name(gpu):
+    def event(host, device):
+        return SimpleNamespace(key="part: box head", cpu_time_total=host, device_time_total=device)
+
+    other = SimpleNamespace(key="aten::mm", cpu_time_total=9.0, device_time_total=9.0)
+    for events in ([event(4e3, 0), other, event(0, 6e3)], [event(0, 6e3), event(4e3, 2e3)]):
+        assert gpu.part_times(events, steps=2) == {"box head": {"host_ms": 2.0, "device_ms": 3.0}}
 
 
 def arm(gpu, kind, setting):
@@ -103,7 +113,7 @@ def test_gpu_loss_is_the_same_for_the_same_arm(gpu):
     """Two arms start alike and see alike images; the loss of two settings can be compared."""
     losses = []
     for _ in range(2):
-        with gpu._numbers(gpu.Setting("")):
+        with gpu.numbers(gpu.Setting("")):
             one = arm(gpu, "rio", gpu.Setting(""))
             torch.manual_seed(0)
             losses.append([float(one.step()) for _ in range(2)])

@@ -613,7 +613,7 @@ def test_errors_name_the_key():
         (dict(classifier="cos"), "classifier"),
         (dict(replay_losses=()), "replay_losses"),
         (dict(replay_losses=("mask",)), "replay_losses"),
-        (dict(class_frequency="rc"), "expected 3 letters .* found rc"),
+        (dict(class_frequency="rc"), "expected 3 letters .* found 2: 'rc'"),
         (dict(class_frequency="rcx"), "CLASS_FREQUENCY"),
         (dict(memory_bank=MemoryBank(num_classes=3, class_ids=[0], feature_dim=5)), "feature_dim 4"),
         (dict(memory_bank=MemoryBank(num_classes=4, class_ids=[0], feature_dim=4)), "num_classes 3"),

@@ -31,6 +31,22 @@ LOG_PERIOD = 20  # steps; the period of detectron2's writers, for each of their 
 FREQUENCY_GROUPS = "".join(GROUP_NAMES)
 
 
+def frequency_groups(letters: str, num_classes: int) -> Tensor | None:
+    """(K + 2,) int64, class_id + 1 -> r, c, f = 0, 1, 2, or 3 = none of them; the shift gives "ignore" (-1) a place.
+
+    Args:
+        letters: the frequency group of each class; "" = not known.
+        num_classes: K.
+
+    Raises:
+        ValueError: other letters, or another number of them.
+    """
+    if len(letters) not in (0, num_classes) or not set(letters) <= set(FREQUENCY_GROUPS):
+        expected, found = f"{num_classes} letters r, c or f", f"{len(letters)}: {letters[:40]!r}"
+        raise ValueError(f"class_frequency: expected {expected}, found {found}. Fix: correct MODEL.RIO.CLASS_FREQUENCY")
+    return torch.tensor([3, *map(FREQUENCY_GROUPS.index, letters), 3]) if letters else None
+
+
 def is_log_step() -> bool:
     """Whether the writers take this step's scalars."""
     return bool((get_event_storage().iter + 1) % LOG_PERIOD == 0)
@@ -49,7 +65,7 @@ def log(
     Args:
         gt_classes: (R,) int64 of the step's own RoIs.
         num_classes: K.
-        frequency_group: (K + 2,) int64, class_id + 1 -> r, c, f = 0, 1, 2, or 3; None = not known.
+        frequency_group: (K + 2,) of ``frequency_groups``.
         bank: after the step's write.
         features: (R, D) of the step's own RoIs; only with a bank.
         replay: what was sampled; None if replay has not begun.
