@@ -74,7 +74,7 @@ def test_gpu_benchmark_runs_in_small(gpu, tmp_path, capsys):
     assert bench_set["images"] == 2 and bench_set["arms"]["plain"] == "fp32"
     assert bench_set["rio: time by plain's"] == pytest.approx(bench_set["plain: images_s"] / bench_set["rio: images_s"])
     assert bench_set["loader_images_s"] > 0
-    assert "RIO/plain" in capsys.readouterr().out
+    assert "rio_by_plain" in capsys.readouterr().out
 
 
 def test_gpu_profile_takes_both_entries_of_a_name(gpu):

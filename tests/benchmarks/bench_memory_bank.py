@@ -208,26 +208,20 @@ def run(scale: float = 1.0) -> list[dict[str, Any]]:
     rois, rounds = max(round(ROIS * scale), 4 * (ROIS_A_TARGET + 1)), max(round(12 * scale), 1)
     banks = {"bank": full_bank("cpu"), "variants": full_bank("cpu", **VARIANTS)}
     branch, rows = BoxBranch("cpu", rois, banks), []
+    empty = dict.fromkeys(("ours_peak_gib", "peer_peak_gib", "memory_ratio"))
 
     def row(what: str, seconds: float, reach: str, met: bool | None, peer_s: float | None = None) -> None:
-        rows.append(
-            {
-                "what": what, "peer": "without a bank" if peer_s else "", "ours_cpu_s": seconds,
-                "peer_cpu_s": peer_s, "cpu_ratio": peer_s / seconds if peer_s else None,
-                "ours_peak_gib": None, "peer_peak_gib": None, "memory_ratio": None, "reach": reach, "met": met,
-            }
-        )  # fmt: skip
+        found = {"what": what, "peer": "without a bank" if peer_s else "", "ours_cpu_s": seconds, "peer_cpu_s": peer_s}
+        rows.append(found | {"cpu_ratio": peer_s / seconds if peer_s else None, "reach": reach, "met": met} | empty)
 
     times = branch.times(rounds)
     step = times["step"]
     for name, title in (("bank", "memory bank"), ("variants", "the same, all variants of replay on")):
         share = times[name] / step
-        size = f"{IMAGES} x {rois} RoIs, {NUM_CLASSES:,} classes"
-        what = f"{title}: box branch with replay, {size}: {share:+.1%}"
+        what = f"{title}: box branch with replay, {IMAGES} x {rois} RoIs, {NUM_CLASSES:,} classes: {share:+.1%}"
         row(what, step * (1 + share), "2 % more", share <= 0.02, step)
-    for name, changes in (
-        ("", {}), (", after other work", {"work_between": True}), (", all variants on", VARIANTS),
-    ):  # fmt: skip
+    changed = {"": {}, ", after other work": {"work_between": True}, ", all variants on": VARIANTS}
+    for name, changes in changed.items():
         seconds = sum(bank_alone("cpu", rounds=max(round(200 * scale), 3), **changes)) / 1e3
         reach, met = ("", None) if changes else ("1 ms", seconds <= 1e-3)
         row(f"sample and write alone, {IMAGES} x {ROIS} RoIs, D {WIDTH}{name}", seconds, reach, met)
@@ -246,16 +240,11 @@ def main() -> None:
     device = arguments.device
     where = "CPU, one thread" if device == "cpu" else torch.cuda.get_device_name()
     print(f"{where}; torch {torch.__version__}; {IMAGES} x {ROIS} RoIs, D {WIDTH}, {NUM_CLASSES} classes")
-    variants = {
-        "newest": {},
-        "newest, float16": {"storage_dtype": torch.float16},
-        "newest, capped": {"max_per_foreground": 0.3},
-        "random": {"replay_order": "random"},
-        "all variants": VARIANTS,
-    }
+    half, capped, randomly = {"storage_dtype": torch.float16}, {"max_per_foreground": 0.3}, {"replay_order": "random"}
+    variants = {"newest": {}, "float16": half, "capped": capped, "random": randomly, "all variants": VARIANTS}
     for name, changes in variants.items():
         sampled, written = bank_alone(device, **changes)
-        print(f"bank alone, {name:16s} sample {sampled:.2f} + write {written:.2f} = {sampled + written:.2f} ms")
+        print(f"bank alone, {name:12s} sample {sampled:.2f} + write {written:.2f} = {sampled + written:.2f} ms")
     if device != "cpu":
         print(f"synchronisations a step: {synchronisations(device)}")
     branch = BoxBranch(device, ROIS, {"bank": full_bank(device)})

@@ -4,17 +4,17 @@
     python -m tests.benchmarks.gpu --device cpu --tiny      # seconds, and no result: that the benchmark runs
 
 It needs a CUDA device (16 GiB should do), no weights and no network. R50-FPN Mask R-CNN of configs/lvis_v1 at 800 px
-trains on random images of LVIS's sizes with random objects: 1,203 classes, a bank on 553. Weights are random, normalised
-on one batch as trained ones are. What does not begin within the minutes is left out, and reported. The parts:
+trains on random images of LVIS's sizes: 1,203 classes, a bank on 553. What does not begin within the minutes is left
+out, and reported. The parts:
 
-1. `bank`: milliseconds and synchronisations of the bank alone.
-2. `speed`: for each setting images/s and peak memory of plain and of RIO, and the median of their paired ratios: the two
-   take turns, a few steps each, on the same images.
+1. `bank`: milliseconds and synchronisations of the bank by itself.
+2. `speed`: for each setting images/s and peak memory of plain and of RIO, and the median of their paired ratios: the
+   two take turns, a few steps each, on the same images.
 3. `loss`: after the same iterations on the same images, plain fp32 settings and the best ones.
 4. `profile`: where a step of RIO goes under the best settings.
 5. `synchronisations`: how often a step makes the host wait.
-6. `bench_set`: whole iterations of configs/shapes/bench.yaml (drawn on first use), loader included; plain, RIO, RIO under
-   the best settings; and how many images/s the loader alone gives.
+6. `bench_set`: whole iterations of configs/shapes/bench.yaml (drawn on first use), loader included, for plain, RIO and
+   RIO under the best settings; and how many images/s the loader gives.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ from detectron2.solver import build_optimizer
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
-import rio.roi_heads  # noqa: F401  (registers the heads)
+import rio.engine.backbone
+import rio.roi_heads  # noqa: F401  (both register modules)
 from rio.config import load_config
 from rio.engine.loader import build_training_loader
 from rio.engine.setup import setup_training
@@ -257,18 +258,10 @@ class Task:
         return Arm(config(kind, self.size, self.device), setting, itertools.cycle(batches))
 
     def milliseconds(self, work: Callable[[], Any]) -> float:
-        """Of the GPU's clock from the first to the last kernel, waits included; on a CPU wall time."""
-        if not self.cuda:
-            start = time.perf_counter()
-            work()
-            return 1e3 * (time.perf_counter() - start)
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        first.record()
+        """Until the last kernel has ended; on a CPU of its time."""
+        start = bench_memory_bank.clock(self.device)
         work()
-        last.record()
-        torch.cuda.synchronize()
-        return first.elapsed_time(last)
+        return 1e3 * (bench_memory_bank.clock(self.device) - start)
 
     def peak(self, work: Callable[[], Any], before: int) -> float | None:
         """GiB allocated at most during `work`, beyond what was before the model was there."""
@@ -293,8 +286,6 @@ def bank(task: Task) -> dict[str, Any]:
 
 def speed(task: Task, chosen: list[Setting]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    titles = f"\nimages/s{'':10s} {'plain':>8s} {'RIO':>8s} {'RIO/plain':>9s} {'x plain fp32':>12s}"
-    print(f"{titles} {'GiB plain':>9s} {'GiB RIO':>9s}")
     for setting in chosen:
         if rows and time.monotonic() > task.ends:
             print(f"{setting.name:18s} left out: the minutes are over")
@@ -309,7 +300,7 @@ def speed(task: Task, chosen: list[Setting]) -> list[dict[str, Any]]:
             times = {kind: [] for kind in arms}
             for number in range(task.rounds):
                 for kind in ("plain", "rio") if number % 2 else ("rio", "plain"):
-                    ms = task.milliseconds(lambda kind=kind: _steps(arms[kind], task.block))
+                    ms = task.milliseconds(lambda arm=arms[kind]: _steps(arm, task.block))
                     times[kind].append(ms / task.block)
         for kind, found in times.items():
             row[f"{kind}_ms"] = statistics.median(found)
@@ -319,7 +310,7 @@ def speed(task: Task, chosen: list[Setting]) -> list[dict[str, Any]]:
         row["rio_by_plain_quartiles"] = [float(q) for q in np.quantile(ratios, (0.25, 0.75))]
         rows.append(row)
         row["times_plain_fp32"] = rows[0]["plain_ms"] / row["rio_ms"]
-        print(_speed_line(row), flush=True)
+        print(json.dumps(row), flush=True)
         arms.clear()
         task.free()
     fastest = min(rows, key=lambda row: row["rio_ms"])["setting"]
@@ -330,12 +321,6 @@ def speed(task: Task, chosen: list[Setting]) -> list[dict[str, Any]]:
 def _steps(arm: Arm, number: int) -> None:
     for _ in range(number):
         arm.step()
-
-
-def _speed_line(row: dict[str, Any]) -> str:
-    peaks = "".join(f" {row[key] or float('nan'):9.2f}" for key in ("plain_peak_gib", "rio_peak_gib"))
-    speeds = f"{row['setting']:18s} {row['plain_images_s']:8.1f} {row['rio_images_s']:8.1f}"
-    return f"{speeds} {row['rio_by_plain']:9.4f} {row['times_plain_fp32']:12.2f}{peaks}"
 
 
 def loss(task: Task, first: Setting) -> dict[str, Any]:
@@ -473,12 +458,11 @@ def bench_set(task: Task, first: Setting) -> dict[str, Any]:
 
 
 def _loader_alone(loader: Iterable[list[dict[str, Any]]], images: int, task: Task) -> float:
-    batches = iter(loader)
-    for _ in range(task.warm_up):
-        next(batches)
-    start, steps = time.perf_counter(), task.rounds * task.block
-    for _ in range(steps):
-        next(batches)
+    """Images/s of the loader."""
+    batches, steps = iter(loader), task.rounds * task.block
+    list(itertools.islice(batches, task.warm_up))
+    start = time.perf_counter()
+    list(itertools.islice(batches, steps))
     seconds = time.perf_counter() - start
     batches.close()
     return images * steps / seconds
