@@ -24,25 +24,15 @@ _METHOD = {NONE: "none", BANK: "none", RFS: "rfs", IRFS: "irfs", CLASS_AWARE: "c
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the arms have in common.
+    """What the arms have in common; most are config keys of the same name."""
 
-    Attributes:
-        repeat_threshold: DATALOADER.REPEAT_THRESHOLD, image frequency below which a category is repeated, in (0, 1].
-        batch_size: images that share a bank in a step (SOLVER.IMS_PER_BATCH with one bank for all GPUs).
-        slots_per_class: MODEL.RIO.SLOTS_PER_CLASS.
-        replay_per_class: MODEL.RIO.REPLAY_PER_CLASS.
-        max_image_count: MODEL.RIO.BANK_MAX_IMAGE_COUNT; categories with at most this many images are replayed.
-        rois_per_instance: RoIs matched to an object, on average; runs log it.
-        foreground_per_image: most foreground RoIs of an image (BATCH_SIZE_PER_IMAGE * POSITIVE_FRACTION).
-    """
-
-    repeat_threshold: float
-    batch_size: int = 16
+    repeat_threshold: float  # categories of a lower image frequency are repeated, (0, 1]
+    batch_size: int = 16  # images that share a bank in a step (SOLVER.IMS_PER_BATCH with one bank for all GPUs)
     slots_per_class: int = 60
     replay_per_class: int = 20
-    max_image_count: int = 30
-    rois_per_instance: float = 8.0
-    foreground_per_image: float = 128.0
+    max_image_count: int = 30  # categories with at most this many images are replayed (BANK_MAX_IMAGE_COUNT)
+    rois_per_instance: float = 8.0  # RoIs matched to an object, on average; runs log it
+    foreground_per_image: float = 128.0  # most foreground RoIs (BATCH_SIZE_PER_IMAGE * POSITIVE_FRACTION)
 
     @classmethod
     def usual(cls, num_images: int, *, embedded: bool = False) -> Settings:
@@ -82,30 +72,25 @@ class Arms:
         self.annotations = annotations
         cached = functools.lru_cache(maxsize=24)
         self._factors = cached(functools.partial(image_repeat_factors, annotations))
-        self._exposures = cached(self._exposures_of)
+        self._exposures = cached(
+            lambda method, threshold, rois, foreground: balance.exposures(
+                annotations, self._factors(method, threshold), rois_per_instance=rois, foreground_per_image=foreground
+            )
+        )
         self.compare()  # bad settings fail here, not in the middle of a notebook
-
-    def _exposures_of(self, method: str, threshold: float, rois: float, foreground: float) -> pd.DataFrame:
-        factors = self._factors(method, threshold)
-        options = {"rois_per_instance": rois, "foreground_per_image": foreground}
-        return balance.exposures(self.annotations, factors, **options)
 
     def factors(self, arm: str, settings: Settings | None = None) -> np.ndarray:
         """(I,) expected showings of every image in an epoch."""
-        return self._factors(*self._method(arm, settings or self.settings))
+        return self._factors(*_method(arm, settings or self.settings))
 
     def epoch_length(self, arm: str, settings: Settings | None = None) -> float:
         """Expected showings of all images in an epoch."""
         return float(self.factors(arm, settings).sum(dtype=np.float64))
 
-    def _method(self, arm: str, settings: Settings) -> tuple[str, float]:
-        method = _METHOD[arm]
-        return method, settings.repeat_threshold if method in ("rfs", "irfs") else 0.5
-
     def table(self, arm: str, settings: Settings | None = None) -> pd.DataFrame:
         """Expected exposures of every category in an epoch, see `balance.exposures` and `balance.with_replay`."""
         s = settings or self.settings
-        table = self._exposures(*self._method(arm, s), s.rois_per_instance, s.foreground_per_image)
+        table = self._exposures(*_method(arm, s), s.rois_per_instance, s.foreground_per_image)
         if arm not in WITH_BANK:
             return table
         return balance.with_replay(
@@ -162,11 +147,10 @@ class Arms:
         return table.assign(suggested=suggested, current=table["repeat_threshold"] == self.settings.repeat_threshold)
 
     def check(self, arm: str = RFS_BANK, *, epochs: int | None = None, seed: int = 0) -> pd.DataFrame:
-        """Run the sampler, and a memory bank behind it, and count what the arithmetic only expects.
+        """Run the sampler, and a real `MemoryBank` behind it, and count what the arithmetic only expects.
 
-        The sampler's own epochs are cut into batches. Each batch's objects bring their RoIs' classes to a real
-        `MemoryBank`, which replays and is written to as in training (its features are one number wide). One epoch
-        before those counted fills the bank. Loads torch for arms with a bank.
+        Each batch brings the classes of its objects' RoIs to the bank, which replays and is written to as in training
+        (features are one number wide). The epoch before those counted fills it. Loads torch for arms with a bank.
 
         Args:
             arm: one of `ARMS`.
@@ -220,6 +204,12 @@ class Arms:
             boxes = torch.zeros(len(classes), 4)
             bank.write(torch.zeros(len(classes), 1), boxes, boxes, classes)
         return total / max(steps, 1) * epoch_length / s.batch_size
+
+
+def _method(arm: str, settings: Settings) -> tuple[str, float]:
+    """The sampler of an arm, and its threshold (any for samplers that have none)."""
+    method = _METHOD[arm]
+    return method, settings.repeat_threshold if method in ("rfs", "irfs") else 0.5
 
 
 def disagreement(check: pd.DataFrame) -> pd.DataFrame:

@@ -75,6 +75,7 @@ class Runs:
 
     def __init__(self, where: Where, *, ground_truth: str | None = None, training_set: str | None = None) -> None:
         self.folders = find_runs(where)
+        self.first = next(iter(self.folders.values()))
         self.evaluations = {key: folder.evaluation() for key, folder in self.folders.items()}
         self.ground_truth = ground_truth or self._dataset("TEST")
         self.training_set = training_set or self._dataset("TRAIN")
@@ -102,11 +103,6 @@ class Runs:
                 "evaluated on: open_runs(..., ground_truth='path/to/val.json@path/to/images')"
             )
         return counts.most_common(1)[0][0] if counts else None
-
-    @property
-    def first(self) -> RunFolder:
-        """The first run's folder."""
-        return next(iter(self.folders.values()))
 
     @property
     def category_ids(self) -> list[int]:
@@ -258,10 +254,8 @@ class Runs:
     def errors(self, *, score_threshold: float = 0.05) -> pd.DataFrame:
         """What became of the objects of each frequency group, and which kinds of wrong predictions there are.
 
-        An object counts once, under the best that happened to it: `correct`; `classification`, a box that fits with
-        another class; `localisation`, the class with a box that is off; `missed`. A wrong prediction counts under the
-        group of the predicted category; those of categories that are not verified in their image are left out, as LVIS
-        leaves them out.
+        An object counts once, under the best that happened to it. A wrong prediction counts under the group of the
+        predicted category; those of categories that are not verified in their image are left out, as in LVIS.
 
         Args:
             score_threshold: lowest score of a prediction that counts, 0..1.

@@ -250,10 +250,7 @@ def _source(dataset: str, train: str | None, results: Any, title: str, lowest_sc
 
 
 def made_up_results(annotations: Annotations, seed: int = 0) -> list[dict[str, Any]]:
-    """LVIS result records, disturbed out of a ground truth: for demonstration and tests, never a model's.
-
-    Rare classes are mistaken and missed more often than frequent ones.
-    """
+    """LVIS results made from the ground truth, for demonstration and tests; rare classes are missed more often."""
     rng, a = np.random.default_rng(seed), annotations
     found, frequent = {"r": 0.35, "c": 0.6, "f": 0.8}, np.flatnonzero(annotations.frequency == "f")
     records = []
