@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -116,78 +115,73 @@ def find_errors(
     g_boxes, g_classes = annotations.boxes[objects], annotations.annotation_class[objects]
     counts = verified.counts_if_unmatched(verified.keys(results.image_index[rows], p_classes))
 
-    # Image by image only what needs the matrix of IoUs; an image without objects leaves no overlap.
-    overlaps = _Overlaps.none(len(rows))
+    # For each prediction the object it claims, and the highest IoU with an object of its class and of another one; the
+    # objects are rows of `objects`, -1: none.
+    claimed, same, other = (np.full(len(rows), -1) for _ in range(3))
+    claimed_iou, same_iou, other_iou = (np.zeros(len(rows)) for _ in range(3))
     missed_ious = np.zeros(len(objects))
     for image in range(num_images):
         p, g = slice(*p_offsets[image : image + 2]), slice(*g_offsets[image : image + 2])
         if p.start == p.stop or g.start == g.stop:
-            continue
+            continue  # no overlap
         iou = box_iou(p_boxes[p], g_boxes[g])
-        same = p_classes[p, None] == g_classes[None, g]
-        overlaps.take(p, g.start, iou, same, iou_threshold)
-        missed_ious[g] = iou.max(0)
-    kinds, partners, ious = _kinds(overlaps, counts, iou_threshold, background_threshold)
-    missed = np.ones(len(objects), bool)
-    missed[partners[np.isin(kinds, _FINDS)]] = False
-    return _frame(annotations, results, rows, objects, kinds, partners, ious, missed, missed_ious)
-
-
-_FINDS = tuple(_CODE[kind] for kind in ("correct", "classification", "localisation"))
-
-
-@dataclass(frozen=True, eq=False)
-class _Overlaps:
-    """What is left of the IoU matrices: (D,) arrays over the predictions of all images.
-
-    Objects are rows of `find_errors`'s objects, -1: none. same / other: with objects of the predicted class, of
-    another; the first of the highest where several are alike.
-    """
-
-    claimed: np.ndarray
-    claimed_iou: np.ndarray
-    best_same: np.ndarray
-    same: np.ndarray
-    best_other: np.ndarray
-    other: np.ndarray
-
-    @classmethod
-    def none(cls, number: int) -> _Overlaps:
-        objects, ious = (lambda: np.full(number, -1, np.int64)), (lambda: np.zeros(number))
-        return cls(objects(), ious(), ious(), objects(), ious(), objects())
-
-    def take(self, p: slice, first_object: int, iou: np.ndarray, same: np.ndarray, found: float) -> None:
-        """The rows `p` from one image: iou (D, G), same (D, G) whether of the same class."""
-        row = np.arange(len(iou))
-        claimed = _claims(iou, same & (iou >= found))
-        self.claimed[p] = np.where(claimed >= 0, claimed + first_object, -1)
-        self.claimed_iou[p] = iou[row, claimed]
-        for overlap, best, column in (
-            (np.where(same, iou, 0.0), self.best_same, self.same),
-            (np.where(same, 0.0, iou), self.best_other, self.other),
+        of_class = p_classes[p, None] == g_classes[None, g]
+        in_class, beyond = np.where(of_class, iou, 0.0), np.where(of_class, 0.0, iou)
+        for overlap, chosen, partner, values in (
+            (iou, _claims(iou, of_class & (iou >= iou_threshold)), claimed, claimed_iou),
+            (in_class, in_class.argmax(1), same, same_iou),
+            (beyond, beyond.argmax(1), other, other_iou),
         ):
-            highest = overlap.argmax(1)
-            best[p], column[p] = overlap[row, highest], highest + first_object
+            partner[p] = np.where(chosen >= 0, chosen + g.start, -1)
+            values[p] = overlap[np.arange(len(overlap)), chosen]
+        missed_ious[g] = iou.max(0)
 
+    best, none = np.maximum(same_iou, other_iou), np.full(len(rows), -1)
+    near = (same_iou >= background_threshold) & (same_iou < iou_threshold) & (same_iou > 0)
+    names, conditions, partners, ious = zip(
+        # The first that holds: kind, where, object, IoU.
+        ("correct", claimed >= 0, claimed, claimed_iou),
+        ("unverified", ~counts, none, best),
+        ("localisation", near, same, same_iou),
+        ("classification", other_iou >= iou_threshold, other, other_iou),
+        ("duplicate", same_iou >= iou_threshold, same, same_iou),
+        ("background", best <= background_threshold, none, best),
+        strict=True,
+    )
+    kinds = np.select(conditions, [_CODE[name] for name in names], _CODE["both"]).astype(np.int8)
+    partner, iou = np.select(conditions, partners, other), np.select(conditions, ious, other_iou)
 
-def _kinds(
-    overlaps: _Overlaps, counts: np.ndarray, found: float, background: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Kind codes (D,), the object claimed or pointed at (D,), -1: none, and the IoU (D,)."""
-    o = overlaps
-    best = np.maximum(o.best_same, o.best_other)
-    no_object = np.full(len(best), -1)
-    cases = [  # the first that holds: kind, where, object, IoU
-        ("correct", o.claimed >= 0, o.claimed, o.claimed_iou),
-        ("unverified", ~counts, no_object, best),
-        ("localisation", (o.best_same >= background) & (o.best_same < found) & (o.best_same > 0), o.same, o.best_same),
-        ("classification", o.best_other >= found, o.other, o.best_other),
-        ("duplicate", o.best_same >= found, o.same, o.best_same),
-        ("background", best <= background, no_object, best),
-    ]
-    names, conditions, objects, ious = zip(*cases, strict=True)
-    kind = np.select(conditions, [_CODE[name] for name in names], _CODE["both"]).astype(np.int8)
-    return kind, np.select(conditions, objects, o.other), np.select(conditions, ious, o.best_other)
+    is_missed = np.ones(len(objects), bool)
+    is_missed[partner[np.isin(kinds, [_CODE[kind] for kind in ("correct", "classification", "localisation")])]] = False
+    lost = np.flatnonzero(is_missed)
+    nothing = np.full(len(lost), -1)
+    partner = np.concatenate([partner, lost])
+    points = partner >= 0
+    annotation_index = np.where(points, objects[partner] if len(objects) else -1, -1)
+    image_index = np.concatenate([results.image_index[rows], annotations.annotation_image[objects[lost]]])
+    class_id = np.concatenate([p_classes, g_classes[lost]])
+
+    def of_object(values: np.ndarray) -> np.ndarray:
+        return np.where(points, values[annotation_index] if len(values) else -1, -1)
+
+    frame = pd.DataFrame(
+        {
+            "image_id": annotations.image_ids[image_index],
+            "image_index": image_index.astype(np.int64),
+            "annotation_id": of_object(annotations.annotation_ids),
+            "category_id": annotations.category_ids[class_id],
+            "name": pd.Categorical.from_codes(class_id, annotations.category_names),
+            "frequency": pd.Categorical(annotations.frequency[class_id].astype(object), list(GROUP_NAMES)),
+            "score": np.concatenate([results.scores[rows], np.full(len(lost), np.nan)]),
+            "iou": np.concatenate([iou, missed_ious[lost]]),
+            "kind": pd.Categorical.from_codes(np.concatenate([kinds, np.full(len(lost), _CODE["missed"])]), KINDS),
+            "gt_category_id": of_object(annotations.category_ids[annotations.annotation_class]),
+            "result_index": np.concatenate([rows, nothing]),
+            "annotation_index": annotation_index,
+        }
+    )
+    # Predictions are sorted by image and score, missed objects by image: a stable sort joins them.
+    return frame.iloc[np.argsort(image_index, kind="stable")].reset_index(drop=True)
 
 
 def _claims(iou: np.ndarray, candidates: np.ndarray) -> np.ndarray:
@@ -208,48 +202,3 @@ def _claims(iou: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     if best >= 0:
         claimed[row_now] = best
     return claimed
-
-
-def _frame(
-    annotations: Annotations,
-    results: Results,
-    rows: np.ndarray,
-    objects: np.ndarray,
-    kinds: np.ndarray,
-    partners: np.ndarray,
-    ious: np.ndarray,
-    missed: np.ndarray,
-    missed_ious: np.ndarray,
-) -> pd.DataFrame:
-    lost = np.flatnonzero(missed)
-    partner = np.concatenate([partners, lost])
-    annotation_index = np.full(len(partner), -1, np.int64)
-    annotation_index[partner >= 0] = objects[partner[partner >= 0]]
-    image_index = np.concatenate([results.image_index[rows], annotations.annotation_image[objects[lost]]])
-    class_id = np.concatenate([results.class_id[rows], annotations.annotation_class[objects[lost]]])
-
-    def of_object(values: np.ndarray) -> np.ndarray:
-        out = np.full(len(partner), -1, np.int64)
-        out[partner >= 0] = values[annotation_index[partner >= 0]]
-        return out
-
-    frame = pd.DataFrame(
-        {
-            "image_id": annotations.image_ids[image_index],
-            "image_index": image_index.astype(np.int64),
-            "annotation_id": of_object(annotations.annotation_ids),
-            "category_id": annotations.category_ids[class_id],
-            "name": pd.Categorical.from_codes(class_id, annotations.category_names),
-            "frequency": pd.Categorical(annotations.frequency[class_id].astype(object), list(GROUP_NAMES)),
-            "score": np.concatenate([results.scores[rows], np.full(len(lost), np.nan)]),
-            "iou": np.concatenate([ious, missed_ious[lost]]),
-            "kind": pd.Categorical.from_codes(
-                np.concatenate([kinds, np.full(len(lost), _CODE["missed"], np.int8)]), KINDS
-            ),
-            "gt_category_id": of_object(annotations.category_ids[annotations.annotation_class]),
-            "result_index": np.concatenate([rows, np.full(len(lost), -1, np.int64)]),
-            "annotation_index": annotation_index,
-        }
-    )
-    # Predictions come in order of image and score, missed objects of image: a stable sort joins them.
-    return frame.iloc[np.argsort(image_index, kind="stable")].reset_index(drop=True)

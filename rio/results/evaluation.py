@@ -1,8 +1,8 @@
 """Results -> AP table, by category and by frequency group: the LVIS protocol, equal to the official `lvis` to the bit.
 
-hotcoco is the engine for boxes. It differs from the official package in what it accepts silently and in the order in
-which it caps and filters, so `rio.results.federated` prepares both sides and hands over plain arrays. Masks are compared
-while their file is read (`rio.results.matching`). `backend="lvis"` is the official package itself.
+hotcoco is the engine for boxes. It differs from the official package in what it accepts silently and in the order of
+its steps, so `rio.results.federated` prepares both sides and hands over plain arrays. Masks are compared while their
+file is read (`rio.results.matching`). `backend="lvis"` is the official package itself.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def evaluate(
         Evaluation, in percent; NaN where there is no ground truth to judge by.
 
     Raises:
-        ResultsError: results that cannot be evaluated (see `load_results`); empty ones; "segm" asked for but no masks in
-            them (pass `iou_types=("bbox",)`).
+        ResultsError: results that cannot be evaluated (see `load_results`); empty ones; "segm" asked for but no masks
+            in them (pass `iou_types=("bbox",)`).
         ValueError: an unknown IoU type or backend.
     """
     if not isinstance(annotations, Annotations):
@@ -81,8 +81,8 @@ def evaluate(
     unknown_groups = set(np.unique(annotations.frequency).tolist()) - GROUP_NAMES.keys()
     if unknown_groups:
         raise ValueError(
-            f"{annotations.path}: categories, key 'frequency': expected 'r', 'c' or 'f', found {sorted(unknown_groups)}. "
-            "Fix: correct the file, or leave the key out to have groups derived."
+            f"{annotations.path}: categories, key 'frequency': expected 'r', 'c' or 'f', found "
+            f"{sorted(unknown_groups)}. Fix: correct the file, or leave the key out to have groups derived."
         )
     judged = JudgedPairs.of(annotations)
     overlaps = MaskOverlaps(annotations, judged, iou_types or IOU_TYPES)

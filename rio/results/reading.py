@@ -26,53 +26,32 @@ import msgspec
 import numpy as np
 
 from rio.data.annotations import Annotations, index_of
-from rio.data.masks import rle_counts
+from rio.data.masks import RLE, fault_of
 from rio.data.reading import explain_json, reject_type, without_collection
+from rio.results.rles import Rles, rle_totals
 
 PIECE_BYTES = 1 << 19  # its Python objects stay in the processor's cache until they are columns
 PIECE_RECORDS = 512
 
 
 class ResultsError(ValueError):
-    """Results that cannot be evaluated; the message names file, record, key, what was expected and found, and the fix."""
+    """Results that cannot be evaluated; the message names file, record, key, expected, found and fix."""
 
 
 def results_error(source: str, where: str, expected: str, found: str, fix: str) -> ResultsError:
     return ResultsError(f"{source}: {where}: expected {expected}, found {found}. Fix: {fix}.")
 
 
+_LIST = "a list of records"
 _FIXES = {
-    "": "a results file is a list of {image_id, category_id, score, bbox and/or segmentation}; a ground-truth file "
-    "is an object",
+    "": "give a list of {image_id, category_id, score, bbox and/or segmentation}, not a ground-truth file",
     "image_id": "write ids of the ground truth that is evaluated on; these results may belong to another data set",
     "category_id": "write ids of the ground truth that is evaluated on, not 0-based class ids",
     "score": "leave such predictions out; a NaN score comes from a diverged model",
     "bbox": "write boxes as [x, y, width, height] in pixels, not as corners, and leave those that are not finite out",
-    "segmentation": "encode masks with pycocotools.mask.encode at the size of their image, and decode the counts to str",
+    "segmentation": "encode masks by pycocotools.mask.encode at the size of their image, and decode the counts to str",
     "both": "give every record the same keys, or evaluate the two kinds apart",
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Rles(Sequence[dict[str, Any]]):
-    """N run-length encoded masks, each {"size": [height, width], "counts": str} when it is asked for.
-
-    Attributes:
-        counts: (B,) uint8, COCO's compressed run lengths of all masks, one after the other.
-        offsets: (N + 1,) int64, where those of each mask begin.
-        sizes: (N, 2) int32, height and width in pixels.
-    """
-
-    counts: np.ndarray
-    offsets: np.ndarray
-    sizes: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        size = self.sizes[row].tolist()  # an IndexError past the end
-        return {"size": size, "counts": str(self.counts[self.offsets[row] : self.offsets[row + 1]], "ascii")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,8 +135,8 @@ def load_results(
     """Reads results and checks them against their ground truth.
 
     Args:
-        results: path of a COCO-style results JSON, a list of such records (numbers may be NumPy's, RLE counts bytes), or
-            `Results` (returned as they are).
+        results: path of a COCO-style results JSON, a list of such records (with NumPy's numbers and RLE counts as
+            bytes, too), or `Results` (returned as they are).
         annotations: the ground truth; gives the known image and category ids.
         taker: is given the masks, which are then not kept (`Results.rles` is None).
 
@@ -180,7 +159,7 @@ def load_results(
     else:
         columns = _Columns(annotations, "results", taker)
         if not isinstance(results, Sequence):
-            raise columns.error(None, "a list of records", type(results).__name__)
+            raise columns.error(None, _LIST, type(results).__name__)
         for start in range(0, len(results), PIECE_RECORDS):
             columns.add(_records(results[start : start + PIECE_RECORDS], columns))
     return columns.results()
@@ -211,8 +190,8 @@ _FAULTS = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError)  # U
 def _read_file(path: Path, columns: _Columns) -> None:
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such results file. Expected the JSON that `python -m rio eval` or detectron2's evaluator wrote "
-            "(instances_results.json)."
+            f"{path}: no such results file. Expected the instances_results.json that `python -m rio eval` or "
+            "detectron2's evaluator wrote."
         )
     with path.open("rb") as file:
         for start, piece in _pieces(file):
@@ -258,10 +237,9 @@ def _records_of_json(text: bytes, columns: _Columns) -> list[_Record]:
         except _FAULTS as error:
             raise _NotJSON(*explain_json(text, error)) from None
     if not isinstance(records, list):
-        found = (
-            f"an object with the keys {sorted(records)[:5]}" if isinstance(records, dict) else type(records).__name__
-        )
-        raise columns.error(None, "a list of records", found)
+        is_object = isinstance(records, dict)
+        found = f"an object with the keys {sorted(records)[:5]}" if is_object else type(records).__name__
+        raise columns.error(None, _LIST, found)
     return _records(records, columns)
 
 
@@ -286,6 +264,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("latin-1")
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+
+
+_DTYPES = {"image_index": np.int32, "class_id": np.int32, "scores": np.float64, "boxes": np.float64}
+_DTYPES |= {"areas": np.float64, "lengths": np.int64, "sizes": np.int32, "counts": np.uint8}
 
 
 class _Columns:
@@ -343,9 +325,8 @@ class _Columns:
             self.require(index >= 0, key, f"one of the {len(known)} ids in {self.annotations.path}", ids)
             part[name] = index.astype(np.int32)
         if self.has_boxes:
-            sides = np.fromiter(
-                itertools.chain.from_iterable(map(attrgetter("bbox"), records)), np.float64, 4 * n
-            ).reshape(n, 4)
+            values = itertools.chain.from_iterable(map(attrgetter("bbox"), records))
+            sides = np.fromiter(values, np.float64, 4 * n).reshape(n, 4)
             if not np.isfinite(sides).all():
                 self.require(np.isfinite(sides).all(1), "bbox", "four finite numbers", sides)
             if not (sides[:, 2:] >= 0).all():
@@ -360,12 +341,11 @@ class _Columns:
             self.bytes[name] += memoryview(values)
         self.count += n
 
-    def _masks(
-        self, rles: list[dict[str, Any]], image_index: np.ndarray, class_id: np.ndarray
-    ) -> dict[str, np.ndarray]:
+    def _masks(self, rles: list[dict], image_index: np.ndarray, class_id: np.ndarray) -> dict[str, np.ndarray]:
         """Checks the next n masks and takes them over, or hands them on."""
         n, columns = len(rles), {}
-        sizes = np.fromiter(itertools.chain.from_iterable(map(itemgetter("size"), rles)), np.int32, 2 * n).reshape(n, 2)
+        values = itertools.chain.from_iterable(map(itemgetter("size"), rles))
+        sizes = np.fromiter(values, np.int32, 2 * n).reshape(n, 2)
         if (sizes != self.sizes[image_index]).any():
             row = int((sizes != self.sizes[image_index]).any(1).argmax())
             expected = f"{self.sizes[image_index[row]].tolist()} [height, width]"
@@ -400,70 +380,20 @@ class _Columns:
                     rles[i] = {"size": rle["size"], "counts": counts}
             if rle_totals(list(map(itemgetter("counts"), rles))).tolist() == pixels:
                 return hotcoco.mask.area(rles)
-            problem = "other totals"
-        except (ValueError, TypeError) as error:  # runs that are negative or beyond the image
-            problem = str(error)
-        for row, rle, total in zip(rows.tolist(), rles, pixels, strict=True):
-            try:
-                found = str(int(rle_counts(rle["counts"]).sum()))
-            except ValueError as error:
-                found = str(error)
-            if found != str(total):
-                raise self.error(row, "segmentation.counts", f"runs of {total} pixels in all", found)
-        raise self.error(int(rows[0]), "segmentation.counts", "RLE strings", problem)
+        except (ValueError, TypeError):  # runs that are negative or beyond the image
+            pass
+        for row, rle in zip(rows.tolist(), rles, strict=True):
+            if fault := fault_of(RLE(**rle), *rle["size"]):
+                raise self.error(row, *fault[1:4])
+        raise self.error(int(rows[0]), "segmentation.counts", "RLEs", "some that hotcoco does not read")
 
     def results(self) -> Results:
-        def column(name: str, dtype: type) -> np.ndarray:
-            return np.frombuffer(self.bytes[name], dtype)
-
+        columns = {name: np.frombuffer(self.bytes[name], dtype) for name, dtype in _DTYPES.items()}
+        image_index, class_id, scores, boxes, areas, lengths, sizes, counts = columns.values()
         rles = None
         if self.has_masks and self.taker is None:
-            offsets = np.concatenate([[0], np.cumsum(column("lengths", np.int64))])
-            rles = Rles(column("counts", np.uint8), offsets, column("sizes", np.int32).reshape(-1, 2))
+            rles = Rles(counts, np.concatenate([[0], np.cumsum(lengths)]), sizes.reshape(-1, 2))
         return Results(
-            self.source,
-            column("image_index", np.int32),
-            column("class_id", np.int32),
-            column("scores", np.float64),
-            column("boxes", np.float64).reshape(-1, 4),
-            self.has_boxes,
-            rles,
-            column("areas", np.float64) if self.has_masks else None,
-            len(self.annotations.image_ids),
-        )
-
-
-def rle_totals(strings: Sequence[str]) -> np.ndarray:
-    """How many pixels each compressed COCO RLE describes, without decoding it: (n,) int64.
-
-    All strings at once; `rio.data.masks.rle_counts` reads one of them, and describes the format. A total is right where
-    no run is negative, which is not seen here.
-
-    Raises:
-        ValueError: one of them is not an RLE.
-
-    >>> rle_totals(["042", "04"])  # an image of six pixels; a mask that stops short
-    array([6, 4])
-    """
-    lengths = np.fromiter(map(len, strings), np.int64, len(strings))
-    digits = np.frombuffer("".join(strings).encode("ascii"), np.uint8) - np.uint8(48)  # wraps round below "0"
-    string_ends = np.cumsum(lengths) - 1
-    if lengths.min(initial=1) == 0 or digits.max(initial=0) > 63 or (digits[string_ends] & 32).any():
-        raise ValueError("not an RLE string")
-    run_ends = np.flatnonzero(digits < 32)  # 32: more digits follow
-    size = np.diff(run_ends, prepend=-1)
-    if size.max(initial=0) > 7:
-        raise ValueError("a run length of more than 7 characters")
-    value = (digits[run_ends] ^ 16).astype(np.int64) - 16  # the highest digit, of two's complement
-    place, longer = 1, np.flatnonzero(size > 1)
-    while len(longer):
-        value[longer] = value[longer] << 5 | digits[run_ends[longer] - place] & 31
-        place += 1
-        longer = longer[size[longer] > place]
-    # From the fourth run on, a run is written as its difference from the run two before. So a number counts once for
-    # its own run and once for every second one after it; the first run's is no other's base.
-    last = np.searchsorted(run_ends, string_ends)
-    first = np.concatenate([[0], last[:-1] + 1])[: len(last)]
-    times = ((np.repeat(last, last - first + 1) - np.arange(len(value))) >> 1) + 1
-    times[first] = 1
-    return np.add.reduceat(value * times, first)
+            self.source, image_index, class_id, scores, boxes.reshape(-1, 4), self.has_boxes,
+            rles, areas if self.has_masks else None, len(self.sizes),
+        )  # fmt: skip

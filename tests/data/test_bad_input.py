@@ -253,7 +253,7 @@ REFUSED: dict[str, tuple[Callable[[Place], Any], list[str]]] = {
         lambda p: p.results(result(segmentation={"size": [5, 5], "counts": [25]})), ["record 0", "[50, 100]", "[5, 5]"],
     ),
     "results with masks of gigapixels": (
-        lambda p: p.results(result(segmentation={"size": [50, 100], "counts": [2**32 - 1] * 9})), ["record 0", "5000 pixels"],
+        lambda p: p.results(result(segmentation={"size": [50, 100], "counts": [2**32 - 1] * 9})), ["record 0", "5000 px"],
     ),
     "results half with boxes": (
         lambda p: p.results([*result(), {k: v for k, v in result(segmentation={"size": [50, 100], "counts": [5000]})[0].items() if k != "bbox"}]),

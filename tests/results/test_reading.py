@@ -14,7 +14,8 @@ from rio.data.load import load_annotations
 from rio.data.masks import rle_counts
 from rio.results import reading
 from rio.results.evaluation import evaluate
-from rio.results.reading import ResultsError, load_results, rle_totals
+from rio.results.reading import ResultsError, load_results
+from rio.results.rles import rle_totals
 from tests.support.result_files import (
     GOOD,
     HEIGHT,
@@ -74,7 +75,7 @@ BAD = {
     ),
     "mask too short": (
         [MASK, {**MASK, "segmentation": {"size": [HEIGHT, WIDTH], "counts": "01"}}],
-        r"record 1, key 'segmentation.counts'.*10800 pixels.*found 1",
+        r"record 1, key 'segmentation.counts'.*10800 px.*found 1",
     ),
     "mask too long": ([{**MASK, "segmentation": {"size": [HEIGHT, WIDTH], "counts": "PPPPP1"}}], r"counts'.*10800"),
     "counts no RLE": ([{**MASK, "segmentation": {"size": [HEIGHT, WIDTH], "counts": "\u00e4~"}}], r"counts'.*ASCII"),
