@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +15,7 @@ pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `
 import nbformat
 from nbmake.nb_run import NotebookRun
 
-from rio.results.evaluation import Evaluation
 from rio.shapes import dataset, spec
-from rio.study.result import Category, RunResult, StudyResult
 from tests.support import finished_runs, tiny_shapes
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
@@ -114,32 +111,7 @@ def world(tmp_path_factory):
     dataset.generate(root / "datasets", spec.SPECS["demo"], workers=1, progress=False)
     names = {"train_name": "shapes_demo_train", "test_name": "shapes_demo_val"}
     finished_runs.make(root / "runs", root / "datasets" / "shapes_demo", seeds=(1, 2), **names)
-    study_of(root / "runs").to_json(root / "study.json")
     return root
-
-
-def study_of(folder):
-    """Finished runs as the one file that a study leaves of them."""
-    runs, categories = [], []
-    for run in sorted(folder.iterdir()):
-        arm, _, seed = run.name.rpartition("-seed")
-        found = Evaluation.from_json(run / "evaluation.json")
-        table = found.per_category
-        keys = ("category_id", "name", "frequency", "image_count")
-        categories = [Category(*row) for row in zip(*(table[key].tolist() for key in keys), strict=True)]
-        values = {kind: [finite(v) for v in table[f"AP_{kind}"]] for kind in found.metrics}
-        metrics = {kind: {m: finite(v) for m, v in own.items()} for kind, own in found.metrics.items()}
-        runs.append(RunResult(arm, int(seed), 40, 1.0, metrics, values))
-    return StudyResult(
-        name="made_up", role="report", trained_on=["shapes_demo_train"], evaluated_on=["shapes_demo_val"],
-        command="python -m rio study made_up.yaml", machine="invented", versions={}, date="",
-        arms={"none": [], "rfs": [], "rio": []}, pairs=[("rfs", "none"), ("rio", "rfs")], seeds=[1, 2],
-        categories=categories, runs=runs,
-    )  # fmt: skip
-
-
-def finite(value):
-    return None if math.isnan(value) else float(value)
 
 
 @pytest.fixture
@@ -220,10 +192,10 @@ def test_03_trains(execute, tiny_set, tmp_path):
 
 
 def test_04_on_finished_runs_of_several_seeds(execute, world):
-    result = execute("04", runs_folder=str(world / "runs"), study_file=str(world / "study.json"))
+    result = execute("04", runs_folder=str(world / "runs"))  # with the study that lies in the repository
     assert result.error is None, result.error
     assert figures(result) == 6
-    assert "Resolved gains: rio over rfs +" in outputs(result)
+    assert "Resolved gains: rfs_cosine over rfs_linear +" in outputs(result)
     assert "recomputed" in outputs(result)
 
 
