@@ -108,7 +108,8 @@ def invented(val: Annotations, found: dict[str, float], rng: np.random.Generator
             polygons = val.segmentation(row) if row is not None else None
             x, y, w, h = box
             outline = polygons if isinstance(polygons, list) else [[x, y, x + w, y, x + w, y + h, x, y + h]]
-            record["segmentation"] = coco_mask.merge(coco_mask.frPyObjects(outline, *size))
+            rle = coco_mask.merge(coco_mask.frPyObjects(outline, *size))
+            record["segmentation"] = rle | {"counts": rle["counts"].decode()}
         results.append(record)
 
     for row in range(val.num_annotations):
