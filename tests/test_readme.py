@@ -32,4 +32,4 @@ def test_the_example_runs(tiny_set):
     example = re.search(r"```python\n(.*?)```", readme.README.read_text(encoding="utf-8"), re.DOTALL)[1]
     names: dict = {}
     exec(example.replace("shapes_demo_train", f"{tiny_set}/train.json@{tiny_set}/train"), names)
-    assert len(names["data"].table) == names["columns"].num_categories and names["bank"].num_target_classes == 2
+    assert len(names["data"].table) == names["columns"].num_classes and names["bank"].num_target_classes == 2
