@@ -55,9 +55,8 @@ def own(catalogs, tmp_path) -> str:
     data = coco()
     (tmp_path / "pictures").mkdir()
     for image in data["images"]:
-        Image.new("RGB", (image["width"], image["height"]), (90, 120, 60)).save(
-            tmp_path / "pictures" / image["file_name"]
-        )
+        picture = Image.new("RGB", (image["width"], image["height"]), (90, 120, 60))
+        picture.save(tmp_path / "pictures" / image["file_name"])
     write(tmp_path / "set.json", data)
     return "set.json@pictures"
 
@@ -221,28 +220,22 @@ def test_target_classes(own, tmp_path):
 # ------------------------------------------------------------------------------------------------- real files
 
 
-def test_records_equal_detectron2s_on_lvis(shared_dir, catalogs, tmp_path):
-    source = shared_dir / "data" / "lvis_val_100.json"
-    path = make_lvis(tmp_path / "datasets", "lvis_v0.5_val.json", json.loads(source.read_text()))
-    image_root = os.path.join("datasets", "coco/")
-    theirs = load_lvis_json(str(path), image_root, None)
-    resolve("lvis_v0.5_val")
-    ours = DatasetCatalog.get("lvis_v0.5_val")
-    assert len(ours) == len(theirs) == 100
-    for mine, their in zip(ours, theirs, strict=True):
-        assert list(mine) == list(their) and mine == their
-        assert [list(a) for a in mine["annotations"]] == [list(a) for a in their["annotations"]]
-
-
 def like_load_lvis_json(ours: Records, theirs: list[dict]) -> bool:
     """Values, and the order of keys, record by record; theirs may hold images and annotations in any order."""
     theirs = sorted(theirs, key=lambda record: record["image_id"])
-    pairs = list(zip(ours, theirs, strict=True))
     return all(
         list(mine) == list(their) and mine == their
         and [list(a) for a in mine["annotations"]] == [list(a) for a in their["annotations"]]
-        for mine, their in pairs
+        for mine, their in zip(ours, theirs, strict=True)
     )  # fmt: skip
+
+
+def test_records_equal_detectron2s_on_lvis(shared_dir, catalogs, tmp_path):
+    source = shared_dir / "data" / "lvis_val_100.json"
+    path = make_lvis(tmp_path / "datasets", "lvis_v0.5_val.json", json.loads(source.read_text()))
+    ours = DatasetCatalog.get(resolve("lvis_v0.5_val"))
+    assert len(ours) == 100
+    assert like_load_lvis_json(ours, load_lvis_json(str(path), os.path.join("datasets", "coco/"), None))
 
 
 @pytest.fixture
@@ -271,11 +264,9 @@ def test_records_equal_detectron2s_on_the_embedded_kind_of_set(catalogs, tiny_ca
 
 def test_records_equal_detectron2s_on_a_file_like_lvis_v1(catalogs, tiny_cache, tmp_path):
     # Several pieces of the file, images in no order, polygons of LVIS's lengths.
-    path = lvis_size.generate(tmp_path / "train.json", scale=0.002, tail=lvis_size.log_linear_tail())
-    assert (
-        path.read_bytes()
-        == lvis_size.generate(tmp_path / "again.json", scale=0.002, tail=lvis_size.log_linear_tail()).read_bytes()
-    )
+    tail = lvis_size.log_linear_tail()
+    path, again = (lvis_size.generate(tmp_path / f"{n}.json", scale=0.002, tail=tail) for n in "ab")
+    assert path.read_bytes() == again.read_bytes()
     theirs = load_lvis_json(str(path), "images/")
     for _ in range(2):
         annotations = load_annotations(path, image_root="images/")

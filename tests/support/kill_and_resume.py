@@ -1,12 +1,11 @@
-"""Kill a training at random moments, resume it, and hold its end to that of an uninterrupted one.
+"""Kill a training at random moments, resume it, and compare its end with that of an uninterrupted one.
 
     python -m tests.support.kill_and_resume --points 20
 
-Every kill is SIGKILL to a process of its own, at a random moment, whatever it does then: starting, a step,
-writing a checkpoint, evaluating. Each resumption loads its images with another number of worker processes. A
-run that ends before the points are used up is compared, and another one is begun. Compared bit for bit:
-weights, bank, optimizer, schedule (all of model_final.pth), the detections of the last evaluation. A second
-uninterrupted run has to agree as well: same seed, same weights.
+Every kill is SIGKILL to a process of its own, at a random moment: starting, a step, writing a checkpoint, evaluating.
+Each resumption loads its images with another number of worker processes. A run that ends before the points are used up
+is compared, and another one begins. Compared bit for bit: all of model_final.pth and the detections of the last
+evaluation. A second uninterrupted run must agree too.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ class Run:
             *tiny_shapes.data_flags(data), *tiny_shapes.model_options(iterations),
             "SOLVER.CHECKPOINT_PERIOD", "2", "DATALOADER.NUM_WORKERS", str(workers), "SEED", "7",
         ]  # fmt: skip
-        self.pid = os.fork()
+        self.folder, self.pid = folder, os.fork()
         if self.pid == 0:
             code = 1
             try:
@@ -85,7 +84,7 @@ class Run:
                 os._exit(code)
 
     def wait(self, seconds: float = 600.0) -> int | None:
-        """The exit code; None where it still runs after so many seconds."""
+        """The exit code; None where it still runs after that time."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -93,6 +92,11 @@ class Run:
                 return os.waitstatus_to_exitcode(status)
             time.sleep(0.01)
         return None
+
+    def finish(self) -> None:
+        """Wait for its good end."""
+        if self.wait() != 0:
+            raise RuntimeError((self.folder / "stdout.log").read_text()[-2000:])
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
@@ -107,56 +111,50 @@ def phase(folder: Path) -> str:
     return text + (f", {halves} half-written file{'s' * (halves > 1)} so far" if halves else "")
 
 
-def kill_and_resume(root: Path, points: int, iterations: int = 40, seed: int = 1, log=print) -> dict[str, int]:
-    """Do it.
+def kill_and_resume(root: Path, points: int, iterations: int = 40, seed: int = 1) -> tuple[int, int, int]:
+    """Do it, print each event in one line.
 
     Args:
         root: an empty folder.
         points: how many kills to survive.
         iterations: of the run.
         seed: of the moments.
-        log: told each event in one line.
 
     Returns:
-        {"points", "runs" (compared), "different" (of them)}.
+        Kills, runs compared, runs that differ.
     """
     import rio.cli.parser
     import rio.trainer  # noqa: F401  before the first fork
 
-    chance = random.Random(seed)
-    data = tiny_shapes.draw(root / "data")
+    chance, data = random.Random(seed), tiny_shapes.draw(root / "data")
     straight, started = root / "straight", time.monotonic()
-    if Run(straight, data, iterations, 0).wait() != 0:
-        raise RuntimeError((straight / "stdout.log").read_text()[-2000:])
+    Run(straight, data, iterations, 0).finish()
     length = time.monotonic() - started
-    if Run(root / "again", data, iterations, 2).wait() != 0:
-        raise RuntimeError((root / "again" / "stdout.log").read_text()[-2000:])
+    Run(root / "again", data, iterations, 2).finish()
     wrong = compare(root / "again", straight)
-    log(f"uninterrupted: {iterations} iterations in {length:.1f} s; again: {wrong[:5] or 'the same'}")
+    print(f"uninterrupted: {iterations} iterations in {length:.1f} s; again: {wrong[:5] or 'the same'}", flush=True)
     if wrong:
         raise RuntimeError(f"the same seed gave another end: {wrong[:5]}")
 
-    killed, runs, different = 0, 0, 0
-    while True:
-        folder, mine = root / f"killed{runs}", 0
-        while True:
+    killed = runs = different = 0
+    while killed < points:
+        folder, before, ended = root / f"killed{runs}", killed, False
+        while not ended:
             workers = chance.choice(WORKERS)
             run = Run(folder, data, iterations, workers)
-            code = run.wait(chance.uniform(0.1, 0.6) * length if killed < points else 600.0)
-            if code is not None:
+            if killed >= points:
+                run.finish()
                 break
-            run.kill()
-            killed, mine = killed + 1, mine + 1
-            log(f"kill {killed}: {workers} workers, {phase(folder)}")
-        if code != 0:
-            raise RuntimeError((folder / "stdout.log").read_text()[-2000:])
+            ended = run.wait(chance.uniform(0.1, 0.6) * length) is not None
+            if not ended:
+                run.kill()
+                killed += 1
+                print(f"kill {killed}: {workers} workers, {phase(folder)}", flush=True)
         wrong = compare(folder, straight)
-        different += bool(wrong)
-        log(f"run {runs} ended after {mine} kills: {'as the uninterrupted one' if not wrong else wrong[:5]}")
+        print(f"run {runs} ended after {killed - before} kills: {wrong[:5] or 'as the uninterrupted one'}", flush=True)
         shutil.rmtree(folder)
-        runs += 1
-        if killed >= points:
-            return {"points": killed, "runs": runs, "different": different}
+        runs, different = runs + 1, different + bool(wrong)
+    return killed, runs, different
 
 
 def main() -> int:
@@ -167,12 +165,9 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as root, contextlib.redirect_stderr(io.StringIO()):
-        outcome = kill_and_resume(Path(root), args.points, args.iterations, args.seed)
-    print(
-        f"{outcome['points']} kills survived, {outcome['runs']} runs compared with the uninterrupted one, "
-        f"{outcome['different']} different"
-    )
-    return int(outcome["different"] > 0)
+        killed, runs, different = kill_and_resume(Path(root), args.points, args.iterations, args.seed)
+    print(f"{killed} kills survived, {runs} runs compared with the uninterrupted one, {different} different")
+    return int(different > 0)
 
 
 if __name__ == "__main__":
