@@ -22,10 +22,9 @@ from tqdm.auto import tqdm
 
 from rio.shapes import scene
 from rio.shapes.spec import (
-    COMMON_MAX_IMAGES,
     DRAWING_VERSION,
     EXTRA_SPLITS,
-    RARE_MAX_IMAGES,
+    GROUP_LIMITS,
     STREAMS,
     Category,
     ShapesError,
@@ -112,13 +111,7 @@ def _marker(spec: ShapesSpec, split: str | None = None) -> dict:
 
 
 def _is_complete(folder: Path, marker: dict, sizes: dict[str, int]) -> bool:
-    """True: drawn and complete. False: nothing there, or ours with files missing. Else an error.
-
-    Args:
-        folder: where the set is or would be.
-        marker: what its spec.json must hold.
-        sizes: number of images of each split in it.
-    """
+    """Whether the set is there with this spec.json and sizes[split] images; ShapesError if the folder is another's."""
     if not folder.exists():
         return False
     try:
@@ -140,9 +133,8 @@ def _is_complete(folder: Path, marker: dict, sizes: dict[str, int]) -> bool:
             f"{folder} was drawn from another spec ({differs}). Fix: remove it to have it drawn anew, or give the new "
             "spec another name."
         )
-    return all(
-        (folder / f"{s}.json").is_file() and len(list((folder / s).glob("*.jpg"))) == n for s, n in sizes.items()
-    )
+    counts = {split: len(list((folder / split).glob("*.jpg"))) for split in sizes}
+    return counts == sizes and all((folder / f"{split}.json").is_file() for split in sizes)
 
 
 def _draw_images(
@@ -197,20 +189,13 @@ def _categories(spec: ShapesSpec, drawn: list[Drawn]) -> list[dict]:
         ids = [label["class_id"] for label in labels]
         np.add.at(instances, ids, 1)
         images[sorted(set(ids))] += 1
-    groups = np.where(images <= RARE_MAX_IMAGES, "r", np.where(images <= COMMON_MAX_IMAGES, "c", "f"))
-    return [
-        {
-            "id": k + 1,
-            "name": name,
-            "synset": f"{name.replace(' ', '_')}.n.01",
-            "synonyms": [name.replace(" ", "_")],
-            "def": f"a synthetic, drawn toy: {name}",
-            "frequency": str(groups[k]),
-            "image_count": int(images[k]),
-            "instance_count": int(instances[k]),
-        }
-        for k, name in enumerate(category_names(spec))
-    ]
+    categories = []
+    for k, name in enumerate(category_names(spec)):
+        word, group = name.replace(" ", "_"), "rcf"[int(np.searchsorted(GROUP_LIMITS, images[k]))]
+        text = {"synset": f"{word}.n.01", "synonyms": [word], "def": f"a synthetic, drawn toy: {name}"}
+        counts = {"frequency": group, "image_count": int(images[k]), "instance_count": int(instances[k])}
+        categories.append({"id": k + 1, "name": name} | text | counts)
+    return categories
 
 
 def _lvis_json(spec: ShapesSpec, split: str, drawn: list[Drawn], categories: list[dict]) -> dict:
@@ -219,25 +204,16 @@ def _lvis_json(spec: ShapesSpec, split: str, drawn: list[Drawn], categories: lis
     for i, (held, labels, not_exhaustive) in enumerate(drawn):
         absent = np.setdiff1d(np.arange(spec.num_classes), held)
         verified = absent[rng.random(absent.size) < spec.negative_share]
-        images.append(
-            {
-                "id": i + 1,
-                "file_name": f"{i + 1:06d}.jpg",
-                "width": spec.image_size,
-                "height": spec.image_size,
-                "neg_category_ids": (verified + 1).tolist(),
-                "not_exhaustive_category_ids": [k + 1 for k in not_exhaustive],
-            }
-        )
+        file = {"file_name": f"{i + 1:06d}.jpg", "width": spec.image_size, "height": spec.image_size}
+        lists = {"neg_category_ids": (verified + 1).tolist()}
+        lists["not_exhaustive_category_ids"] = [k + 1 for k in not_exhaustive]
+        images.append({"id": i + 1} | file | lists)
         for label in labels:
             ids = {"id": len(annotations) + 1, "image_id": i + 1, "category_id": label["class_id"] + 1}
             annotations.append(ids | {key: label[key] for key in ("bbox", "area", "segmentation")})
     tail = 'no tail, but "frequency" as with it' if split == "balanced" else "long tail"
-    info = {
-        "description": f"rio shapes {spec.name!r} {split}: synthetic pictures, {tail}, LVIS v1 format",
-        "version": str(DRAWING_VERSION),
-        "synthetic": True,
-    }
+    text = f"rio shapes {spec.name!r} {split}: synthetic pictures, {tail}, LVIS v1 format"
+    info = {"description": text, "version": str(DRAWING_VERSION), "synthetic": True}
     return {"info": info, "licenses": [], "categories": categories, "images": images, "annotations": annotations}
 
 

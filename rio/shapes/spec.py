@@ -7,6 +7,7 @@ frequent one, so no single attribute gives it away. Image counts fall log-linear
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from rio.shapes.outlines import SHAPES
 
 # Raised whenever the same spec would give other pictures or labels: folders drawn by another version are refused.
 DRAWING_VERSION = 1
-RARE_MAX_IMAGES, COMMON_MAX_IMAGES = 10, 100  # LVIS: r 1..10, c 11..100, f > 100 images of the training set
+GROUP_LIMITS = RARE_MAX_IMAGES, COMMON_MAX_IMAGES = 10, 100  # LVIS: r 1..10, c 11..100, f > 100 training images
 # The random stream of each split, part of several seeds. 2..5 seed classes, JPEG qualities, plans and absences.
 STREAMS = {"train": 0, "val": 1, "tune": 6, "balanced": 7}
 EXTRA_SPLITS = ("tune", "balanced")  # drawn only when asked for
@@ -86,14 +87,14 @@ class ShapesSpec:
         """(holds, field, expected), one at a time: a later check may rest on an earlier one."""
         plain = bool(self.name) and Path(self.name).name == self.name and not self.name.startswith(".")
         yield plain, "name", "a plain folder name"
-        yield 32 <= self.image_size <= 2048, "image_size", "32..2048 px"
-        yield self.train_images >= 1, "train_images", "at least 1"
-        yield self.val_images >= 1, "val_images", "at least 1"
-        most = len(SHAPES) * len(TEXTURES) * len(HUES)
-        half = f"2..{most // 2} (half of all {most} combinations)"
-        yield 2 <= self.num_classes <= most // 2, "num_classes", half
-        yield self.num_rare >= 0, "num_rare", "0 or more"
-        yield self.num_common >= 0, "num_common", "0 or more"
+        most = len(SHAPES) * len(TEXTURES) * len(HUES) // 2
+        bounds = {"image_size": (32, 2048), "train_images": (1, math.inf), "val_images": (1, math.inf)}
+        bounds |= {"num_classes": (2, most), "num_rare": (0, math.inf), "num_common": (0, math.inf)}
+        bounds |= {"min_image_count": (1, RARE_MAX_IMAGES), "val_exponent": (0, 1), "negative_share": (0, 1)}
+        bounds |= {"supersampling": (1, 8)}
+        for field, (low, high) in bounds.items():
+            expected = f"{low}..{high}" if high < math.inf else f"at least {low}"
+            yield low <= getattr(self, field) <= high, field, expected
         others = f"more than num_rare + num_common = {self.num_rare + self.num_common}"
         yield self.num_frequent >= 1, "num_classes", f"{others}: at least one category must be frequent"
         yield 0 < self.max_image_frequency <= 1, "max_image_frequency", "a share in (0, 1]"
@@ -103,11 +104,7 @@ class ShapesSpec:
             f"more than {COMMON_MAX_IMAGES / self.max_image_frequency:.0f}: a frequent category needs more than "
             f"{COMMON_MAX_IMAGES} images and gets at most max_image_frequency of all",
         )
-        yield 1 <= self.min_image_count <= RARE_MAX_IMAGES, "min_image_count", f"1..{RARE_MAX_IMAGES}"
-        yield 0 <= self.val_exponent <= 1, "val_exponent", "0..1"
         yield 0 < self.val_classes_per_image <= 6, "val_classes_per_image", "above 0, at most 6 (more do not fit)"
-        yield 0 <= self.negative_share <= 1, "negative_share", "a share in [0, 1]"
-        yield 1 <= self.supersampling <= 8, "supersampling", "1..8"
 
 
 SPECS: dict[str, ShapesSpec] = {
@@ -128,18 +125,12 @@ def image_counts(spec: ShapesSpec) -> tuple[np.ndarray, np.ndarray]:
     number of classes.
     """
     f, c, r = spec.num_frequent, spec.num_common, spec.num_rare
-    knots = [0.0, f - 0.5]
-    values = [spec.max_image_frequency * spec.train_images, COMMON_MAX_IMAGES + 0.5]
-    if c:
-        knots.append(f + c - 0.5)
-        values.append(RARE_MAX_IMAGES + 0.5)
-    if r:
-        if not c:  # straight from f to r
-            knots[-1] -= 1e-6
-            knots.append(f - 0.5)
-            values.append(RARE_MAX_IMAGES + 0.5)
-        knots.append(f + c + r - 1.0 if r > 1 else f + c + 0.0)
-        values.append(float(spec.min_image_count))
+    # (rank, images): the corners; without common classes the line drops straight from frequent to rare.
+    corners = [(0.0, spec.max_image_frequency * spec.train_images)]
+    corners += [(f - 0.5 - (1e-6 if r and not c else 0), COMMON_MAX_IMAGES + 0.5)]
+    corners += [(f + c - 0.5, RARE_MAX_IMAGES + 0.5)] if c or r else []
+    corners += [(f + c + r - 1.0, float(spec.min_image_count))] if r else []
+    knots, values = zip(*corners, strict=True)
     rank = np.arange(spec.num_classes)
     train = np.round(np.exp(np.interp(rank, knots, np.log(values)))).astype(int)
     train[f + c :] = np.minimum(train[f + c :], RARE_MAX_IMAGES)
