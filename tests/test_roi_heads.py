@@ -32,7 +32,7 @@ def golden_instances(boxes, gt_boxes, classes, *, num_classes) -> Instances:
     instances = Instances((800, 800))
     instances.proposal_boxes = Boxes(torch.from_numpy(boxes))
     instances.gt_classes = torch.from_numpy(classes)
-    if (classes != num_classes).any():  # an image of background alone has no gt_boxes in detectron2
+    if (classes != num_classes).any():  # an image with only background has no gt_boxes in detectron2
         instances.gt_boxes = Boxes(torch.from_numpy(gt_boxes))
     return instances
 
@@ -259,7 +259,7 @@ def test_replay_changes_the_losses_it_enters_and_no_logged_accuracy(cascade, agn
             entered = ("cls" in key and "cls" in losses) or ("box" in key and "box" in losses)
             same = [torch.equal(a[key], b[key]) for a, b in zip(on[1:], off[1:])]
             assert not any(same) if entered else all(same), key
-        assert log == off_log  # fg_cls_accuracy and the like, of the images' RoIs alone
+        assert log == off_log  # fg_cls_accuracy and the like, of the images' RoIs only
     banks = [m for m in heads.modules() if isinstance(m, MemoryBank)]
     assert len(banks) == (3 if cascade else 1)
     assert all(bank.iteration == 4 and bank.num_written.sum() > 0 for bank in banks)
@@ -366,7 +366,7 @@ def test_training_on_predicted_boxes(agnostic):
         dict(classes=((), ()), num_proposals=(5, 3)),  # no objects at all
         dict(classes=((0, 3), ()), num_proposals=(8, 4)),  # an image without objects
         dict(classes=((), (0,)), num_proposals=(0, 6)),  # an image without proposals and objects
-        dict(classes=((0,), (3, 3)), num_proposals=(0, 0)),  # the RPN found nothing: ground truth alone
+        dict(classes=((0,), (3, 3)), num_proposals=(0, 0)),  # the RPN found nothing: only ground truth
         dict(classes=((1, 2), (4,)), num_proposals=(9, 9)),  # no target class
     ],
 )

@@ -1,4 +1,4 @@
-"""What the memory bank costs: alone in milliseconds, and as a share of a training step.
+"""What the memory bank costs: by itself in milliseconds, and as a share of a training step.
 
     python -m tests.benchmarks.bench_memory_bank [--device cuda] [--rounds 5]
 
@@ -189,7 +189,7 @@ class BoxBranch:
         return {name: statistics.median(seconds[1:]) for name, seconds in found.items()}
 
     def telemetry(self, bank: MemoryBank, rounds: int) -> float:
-        """Median seconds of what a step does besides when it logs."""
+        """Median seconds of what a step adds when it logs."""
         self.predictor.memory_bank, times = bank, []
         features = torch.rand(IMAGES * self.rois, WIDTH, device=self.device)
         for _ in range(rounds):

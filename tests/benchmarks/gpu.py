@@ -419,7 +419,7 @@ def synchronisations(task: Task, setting: Setting) -> dict[str, int]:
 
 
 def bench_set(task: Task, first: Setting) -> dict[str, Any]:
-    """Images/s of whole iterations on the embedded set, loader included, and of the loader alone.
+    """Images/s of whole iterations on the embedded set, loader included, and of the loader by itself.
 
     The best settings are taken without pinned memory: the loader's images are not pinned.
     """

@@ -1,10 +1,10 @@
 """Makes golden_steps.npz: a few training steps of RIO's predictor and bank, worked out independently.
 
-Nothing of ``rio`` or PyTorch is used: NumPy in float64, loops over rows, a list a class, gradients by hand.
+Nothing of ``rio`` or PyTorch is used: NumPy in float64, loops over rows, a list per class, gradients by hand.
 The numbers of RoIs differ from image to image and may be zero, so that a row stored under another image's
 feature shows.
 
-    python tests/data/make_golden_steps.py
+    python tests/golden/make_golden_steps.py
 """
 
 from __future__ import annotations
