@@ -148,7 +148,7 @@ class Inspector(ipywidgets.VBox):
             self._filter(keep=change["owner"] is self.threshold)
 
     def _filter(self, keep: bool = False) -> None:
-        """Make the list anew; `keep` stays at the entry that is shown, if it is still in the list."""
+        """Rebuild the list; `keep` stays at the entry that is shown, if it is still in the list."""
         entries, name = self.source.entries, self.category.value.strip()
         shown = self.rows[self.position] if keep and len(self.rows) else -1
         chosen = entries.select(self.threshold.value, group=self.group.value, class_id=self._classes.get(name, -1))

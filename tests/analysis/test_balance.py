@@ -89,7 +89,7 @@ def test_replay_by_hand():
     capped = with_replay(table, [1], replay_per_class=3, max_per_foreground=0.25, **arguments)
     np.testing.assert_allclose(capped["replayed"], [0, 2.5])
     assert with_replay(table, [], replay_per_class=3, **arguments)["replayed"].sum() == 0
-    # Both classes targets, class 0 in every image: of the absent ones there is class 1 alone, if any.
+    # Both classes targets, class 0 in every image: only class 1 can be absent.
     always = with_replay(table, [0, 1], replay_per_class=3, absent_classes=1, **arguments)
     np.testing.assert_allclose(always["replayed"], [12, 12])
 

@@ -31,7 +31,7 @@ CHROMIUM_FLAGS = [
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--force-color-profile=srgb",
 ]  # fmt: skip
 
-# Lines of the browser's console that are not ours to mend: what JupyterLab and its extensions say about themselves.
+# Lines of the browser's console that are not ours to fix: what JupyterLab and its extensions say about themselves.
 FOREIGN = re.compile(
     r"favicon|Failed to load resource|fetch failed for|react|deprecat|ERR_INTERNET|ResizeObserver loop|jupyterlab-lsp"
     r"|Lsp|language server|No provider for|Error while fetching (news|announcements)|service worker|manifest",

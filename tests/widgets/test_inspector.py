@@ -96,12 +96,12 @@ def test_summary_by_hand(source):
     assert all(source.accounts_for_all(t) for t in (0.05, 0.3, 0.5, 0.65, 0.95))
 
 
-def test_threshold_equals_matching_anew(drawn):
+def test_threshold_equals_matching_again(drawn):
     source = open_predictions(drawn)
     for threshold in (0.05, 0.3, 0.6, 0.9):
-        anew = find_errors(source.truth, source.results, score_threshold=threshold)
+        again = find_errors(source.truth, source.results, score_threshold=threshold)
         counts = source.summary(threshold)["all"]
-        assert counts.to_dict() == {kind: int((anew["kind"] == kind).sum()) for kind in counts.index}, threshold
+        assert counts.to_dict() == {kind: int((again["kind"] == kind).sum()) for kind in counts.index}, threshold
 
 
 def test_why_in_words(source):

@@ -1,5 +1,5 @@
 // Ground truth beside predictions: one image, two panels of SVG over it. Text from data files enters by textContent
-// alone. Objects are drawn once a scene; a resize only places the labels anew.
+// only. Objects are drawn once a scene; a resize only places the labels again.
 
 const SVG = "http://www.w3.org/2000/svg";
 const STEPS = { ArrowRight: 1, ArrowLeft: -1, j: 1, k: -1, n: 1, p: -1, PageDown: 10, PageUp: -10 };

@@ -1,4 +1,4 @@
-// The chart alone: `spec` comes from Python and is drawn again whenever it changes.
+// A chart: `spec` comes from Python and is drawn again whenever it changes.
 export default {
   render({ model, el }) {
     const box = element("div", { class: "rio-box" });
