@@ -89,14 +89,9 @@ def evaluate(
     loaded = load_results(results, annotations, taker=overlaps if backend == "hotcoco" else None)
     has_masks = loaded.mask_areas is not None
     if not len(loaded) and not allow_empty:
-        raise results_error(
-            loaded.source,
-            "top level",
-            "at least one prediction",
-            "an empty list",
-            "the model predicted nothing: check that it is trained and MODEL.ROI_HEADS.SCORE_THRESH_TEST low enough; "
-            "allow_empty=True evaluates it as 0",
-        )
+        fix = "check that the model is trained and MODEL.ROI_HEADS.SCORE_THRESH_TEST low enough; allow_empty=True "
+        fix += "evaluates it as 0"
+        raise results_error(loaded.source, "top level", "at least one prediction", "an empty list", fix)
     if iou_types is None:
         iou_types = [t for t, there in (("bbox", True), ("segm", has_masks)) if there]
     if "segm" in iou_types and len(loaded) and not has_masks:
@@ -198,28 +193,26 @@ class Evaluation:
         rows = [["", *METRICS]]
         for iou_type, values in self.metrics.items():
             rows.append([iou_type, *("-" if math.isnan(values[m]) else f"{values[m]:.2f}" for m in METRICS)])
-        lines = ["".join([row[0].ljust(6), *(cell.rjust(7) for cell in row[1:])]) for row in rows]
-        lines.insert(1, "-" * len(lines[0]))
-        return "\n".join(lines)
+        lines = [row[0].ljust(6) + "".join(cell.rjust(7) for cell in row[1:]) for row in rows]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
     def precision_recall(self, category_id: int, *, iou_type: str = "bbox", iou_threshold: float = 0.5) -> pd.DataFrame:
         """Interpolated precision at the 101 recalls of one category: columns recall, precision (both 0..1).
 
         Raises:
-            ValueError: unknown category id, or the precision array is not there (evaluate again: JSON has
-                none).
+            ValueError: unknown category id, or no precision array (evaluate again: JSON has none).
         """
         if iou_type not in self.precision:
             raise ValueError(
-                f"precision of {iou_type!r}: expected one of {sorted(self.precision)}. "
-                "Evaluate the results again; evaluation.json does not hold the array."
+                f"precision of {iou_type!r}: expected one of {sorted(self.precision)}. Fix: evaluate again; "
+                "evaluation.json does not hold it."
             )
         row = np.flatnonzero(self.per_category["category_id"].to_numpy() == category_id)
         threshold = np.flatnonzero(np.isclose(IOU_THRESHOLDS, iou_threshold))
         if not len(row) or not len(threshold):
             raise ValueError(
-                f"category_id {category_id}, iou_threshold {iou_threshold}: expected a category of the "
-                f"ground truth and one of {IOU_THRESHOLDS.round(2).tolist()}."
+                f"category_id {category_id}, iou_threshold {iou_threshold}: expected a category of the ground truth "
+                f"and one of {IOU_THRESHOLDS.round(2).tolist()}."
             )
         values = self.precision[iou_type][threshold[0], :, row[0], 0]
         return pd.DataFrame({"recall": RECALL_THRESHOLDS, "precision": np.where(values < 0, np.nan, values)})
@@ -252,20 +245,14 @@ class Evaluation:
             if any(set(values) != set(METRICS) for values in content.metrics.values()):
                 raise ValueError(f"metrics other than {METRICS}")
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, ValueError) as error:
-            raise results_error(
-                str(path),
-                "top level",
-                "what Evaluation.to_json writes",
-                f"{type(error).__name__}: {error}",
-                "Evaluate the results again.",
-            ) from None
-        nan = float("nan")
+            found, fix = f"{type(error).__name__}: {error}", "evaluate the results again"
+            raise results_error(str(path), "top level", "what Evaluation.to_json writes", found, fix) from None
         metrics = {
-            t: {m: nan if values[m] is None else values[m] for m in METRICS} for t, values in content.metrics.items()
+            iou_type: {m: float("nan") if values[m] is None else values[m] for m in METRICS}
+            for iou_type, values in content.metrics.items()
         }
         frame = pd.DataFrame({name: content.per_category[name] for name in _PER_CATEGORY})
-        for name in ("AP_bbox", "AP_segm"):
-            frame[name] = frame[name].astype(np.float64)
+        frame = frame.astype({"AP_bbox": np.float64, "AP_segm": np.float64})
         return cls(metrics, frame, content.info)
 
 
@@ -279,17 +266,9 @@ class _EvaluationContent(msgspec.Struct):
 
 
 def _summary(annotations: Annotations, precision: dict[str, np.ndarray], info: dict[str, Any]) -> Evaluation:
-    frame = pd.DataFrame(
-        {
-            "category_id": annotations.category_ids,
-            "name": list(annotations.category_names),
-            "frequency": annotations.frequency.tolist(),
-            "image_count": annotations.image_count,
-            "instance_count": annotations.instance_count,
-            "AP_bbox": np.nan,
-            "AP_segm": np.nan,
-        }
-    )
+    a = annotations
+    columns = (a.category_ids, a.category_names, a.frequency.tolist(), a.image_count, a.instance_count, np.nan, np.nan)
+    frame = pd.DataFrame(dict(zip(_PER_CATEGORY, columns, strict=True)))
     metrics = {}
     for iou_type, array in precision.items():
         metrics[iou_type] = {

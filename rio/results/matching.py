@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 from rio.data.annotations import Annotations
 from rio.results.federated import JudgedPairs, Prepared, is_in
 from rio.results.reading import Results
+from rio.results.rles import rle_of
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
@@ -47,12 +48,7 @@ class MaskOverlaps:
         return self.judged.is_judged(self.judged.keys(image_index, class_id))
 
     def add(
-        self,
-        rows: np.ndarray,
-        image_index: np.ndarray,
-        class_id: np.ndarray,
-        rles: Sequence[dict[str, Any]],
-        areas: np.ndarray,
+        self, rows: np.ndarray, image_index: np.ndarray, class_id: np.ndarray, rles: Sequence[dict], areas: np.ndarray
     ) -> None:
         """Compares the next n predictions, `rows` of the results, with the ground truth."""
         if not self._compares:
@@ -95,11 +91,7 @@ class MaskOverlaps:
     def _mask(self, index: int) -> dict[str, Any]:
         image = self.annotations.annotation_image[index]
         size = int(self.annotations.image_height[image]), int(self.annotations.image_width[image])
-        segmentation = segmentation_of(self.annotations, index)
-        if isinstance(segmentation, dict):
-            return hotcoco.mask.frPyObjects(segmentation, *size)
-        masks = coco_mask.frPyObjects(segmentation, *size)
-        return masks[0] if len(masks) == 1 else coco_mask.merge(masks)
+        return rle_of(segmentation_of(self.annotations, index), *size)
 
 
 def segmentation_of(annotations: Annotations, index: int) -> Any:
@@ -154,28 +146,15 @@ def _bits_of_ious(ious: np.ndarray) -> np.ndarray:
 
 
 def _match(
-    count: int,
-    position: np.ndarray,
-    objects: np.ndarray,
-    ious: np.ndarray,
-    inside: np.ndarray,
-    annotations: Annotations,
-    judged: JudgedPairs,
-) -> tuple[np.ndarray, np.ndarray]:
+    count: int, position: np.ndarray, objects: np.ndarray, ious: np.ndarray, inside: np.ndarray,
+    annotations: Annotations, judged: JudgedPairs,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """The official package's greedy matching, of all images and classes side by side.
 
     Predictions choose one after the other, by score: of the objects left that overlap enough, one inside the area
-    range if there is any, then the closest, the last of equal ones.
-
-    Args:
-        count: D, predictions.
-        position: (m,) which prediction, 0..D-1 in the order in which they choose,
-        objects: (m,) overlaps which annotation,
-        ious: (m,) by how much.
-        inside: (A,) uint64, the bits of the area ranges that an annotation is in.
-
-    Returns:
-        (D,) uint64, where a prediction has its object; (D,) uint64, where that is one outside the area range.
+    range if there is any, then the closest, the last of equal ones. Prediction `position` (m,), 0..D-1 in the order in
+    which they choose, overlaps annotation `objects` (m,) by `ious` (m,); `inside`: (A,) bits of the area ranges that an
+    annotation is in. Returns (D,) uint64, where a prediction has its object, and where that is outside the area range.
     """
     matched, ignored = np.zeros(count, np.uint64), np.zeros(count, np.uint64)
     order = np.lexsort((-objects, -ious, position))  # a prediction's first choice first
@@ -211,13 +190,8 @@ def _accumulate(class_id: np.ndarray, right: np.ndarray, wrong: np.ndarray, num_
     """Precision at the recall thresholds, (T, R, K, area ranges); -1 for a class without objects.
 
     The precision at a recall is the highest at that recall or above it. It is highest right behind a true positive,
-    so only these are looked at.
-
-    Args:
-        class_id: (D,) ascending; within a class the predictions' order.
-        right: (D,) uint64, where a prediction is a true positive.
-        wrong: (D,) uint64, where it is a false one.
-        num_objects: (area ranges, K).
+    so only these are looked at. class_id: (D,) ascending, within a class the predictions' order; right, wrong: (D,)
+    uint64, where a prediction is a true and a false positive; num_objects: (area ranges, K).
     """
     num_classes = num_objects.shape[1]
     # Area range by area range, as they are made and as they are averaged later.

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pycocotools import mask as coco_mask
 
 from rio.data.annotations import Annotations
 from rio.results.federated import JudgedPairs
 from rio.results.reading import Results
+from rio.results.rles import rle_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,17 +56,9 @@ class Objects:
 
 def decoded_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
     """(height, width) bool of a COCO segmentation: polygons, RLE or None."""
-    from pycocotools import mask as coco_mask
-
     if segmentation is None:
         return np.zeros(size, bool)
-    if isinstance(segmentation, list):
-        rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
-    elif isinstance(segmentation["counts"], list):
-        rle = coco_mask.frPyObjects(segmentation, *size)
-    else:
-        rle = segmentation
-    return coco_mask.decode(rle).astype(bool)
+    return coco_mask.decode(rle_of(segmentation, *size)).astype(bool)
 
 
 def objects_of(annotations: Annotations, image_index: int) -> Objects:
@@ -75,16 +69,9 @@ def objects_of(annotations: Annotations, image_index: int) -> Objects:
     """
     rows = annotations.annotations_of(image_index)
     indices = np.arange(rows.start, rows.stop)[~annotations.iscrowd[rows] | annotations.federated]
+    columns = annotations.boxes[indices], annotations.annotation_class[indices], None
     segmentations = [annotations.segmentation(i) for i in indices.tolist()]
-    return _objects(
-        annotations,
-        image_index,
-        annotations.boxes[indices],
-        annotations.annotation_class[indices],
-        None,
-        indices,
-        segmentations if any(s is not None for s in segmentations) else None,
-    )
+    return _objects(annotations, image_index, indices, *columns, segmentations if any(segmentations) else None)
 
 
 def predictions_of(
@@ -92,7 +79,7 @@ def predictions_of(
     annotations: Annotations,
     image_index: int,
     *,
-    score_threshold: float = 0.0,
+    score_threshold: float = 0,
     limit: int | None = None,
 ) -> Objects:
     """Predictions of one image, highest score first.
@@ -102,7 +89,7 @@ def predictions_of(
         annotations: the ground truth they were loaded with.
         image_index: 0..I-1.
         score_threshold: lowest score kept.
-        limit: at most so many.
+        limit: keeps at most this many.
 
     Raises:
         IndexError: no such image.
@@ -111,27 +98,15 @@ def predictions_of(
         raise IndexError(f"image index: expected 0..{len(annotations.image_ids) - 1}, found {image_index}")
     indices = results.of_image(image_index)
     indices = indices[results.scores[indices] >= score_threshold][:limit]
+    columns = results.boxes[indices], results.class_id[indices], results.scores[indices]
     segmentations = None if results.rles is None else [results.rles[i] for i in indices.tolist()]
-    return _objects(
-        annotations,
-        image_index,
-        results.boxes[indices],
-        results.class_id[indices],
-        results.scores[indices],
-        indices,
-        segmentations,
-    )
+    return _objects(annotations, image_index, indices, *columns, segmentations)
 
 
 def _objects(
-    annotations: Annotations,
-    image_index: int,
-    boxes: np.ndarray,
-    class_ids: np.ndarray,
-    scores: np.ndarray | None,
-    indices: np.ndarray,
-    segmentations: list[Any] | None,
-) -> Objects:
+    annotations: Annotations, image_index: int, indices: np.ndarray, boxes: np.ndarray, class_ids: np.ndarray,
+    scores: np.ndarray | None, segmentations: list[Any] | None,
+) -> Objects:  # fmt: skip
     size = int(annotations.image_height[image_index]), int(annotations.image_width[image_index])
     names = [annotations.category_names[k] for k in class_ids.tolist()]
     return Objects(boxes, class_ids, names, annotations.frequency[class_ids], scores, indices, size, segmentations)

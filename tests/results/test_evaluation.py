@@ -443,7 +443,7 @@ def test_a_write_that_fails_leaves_the_old_file(result, tmp_path, monkeypatch):
 def test_what_is_no_evaluation(text, tmp_path):
     path = tmp_path / "evaluation.json"
     path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(ResultsError, match=r"evaluation\.json.*Evaluation\.to_json.*Evaluate the results again"):
+    with pytest.raises(ResultsError, match=r"evaluation\.json.*Evaluation\.to_json.*evaluate the results again"):
         Evaluation.from_json(path)
 
 
