@@ -1,4 +1,4 @@
-"""The code keeps to the layout: who may import whom, what stays light, how long a file may be, what none may mention."""
+"""The layout: which room may import which, what stays light, how long a file may be, what no file may mention."""
 
 from __future__ import annotations
 
@@ -56,9 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "install": {"rio.data.files"},  # which is standard library only
 }
 # Still to move to their rooms.
-for _room, _still in {
-    "cli": {"pycocotools"},
-}.items():
+for _room, _still in {"cli": {"pycocotools"}}.items():
     MAY_IMPORT[_room] |= _still
 TOP = {"rio.trainer", "rio.widgets", "rio.cli"}  # nothing imports these but the command line the trainer
 

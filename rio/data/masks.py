@@ -51,7 +51,7 @@ def rle_counts(counts: str | bytes | Sequence[int]) -> np.ndarray:
         ends = np.flatnonzero(is_last)
         starts = np.concatenate([[0], ends[:-1] + 1])[: len(ends)].astype(np.int64)
         lengths = ends - starts + 1
-        if len(digits) and not (0 <= digits.min() and digits.max() <= 63):
+        if len(digits) and (digits.min() < 0 or digits.max() > 63):
             raise ValueError("RLE counts: expected ASCII characters 0..o, found others")
         if len(digits) and not is_last[-1]:
             raise ValueError("RLE counts: the string is cut off")

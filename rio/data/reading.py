@@ -1,6 +1,6 @@
 """An annotation file's JSON -> its images, categories and annotations, checked by type only.
 
-A sound file is read in pieces, in a fraction of its size of memory. Whatever the piece reader does not understand is read
+A sound file is read in pieces, in a fraction of its size of memory. What the piece reader does not understand is read
 as a whole, which finds the broken record and names it.
 """
 
@@ -183,13 +183,10 @@ class _Pieces:
                 self.data, size = self.data[border.end() :], PIECE
 
     def _last_border(self) -> re.Match[bytes] | None:
-        last = None
         for start in (max(len(self.data) - (1 << 16), 0), 0):
-            for last in _BORDER.finditer(self.data, start):
-                pass
-            if last is not None:
-                break
-        return last
+            if found := list(_BORDER.finditer(self.data, start)):
+                return found[-1]
+        return None
 
 
 def rows_of(portions: Iterable[Sequence[Box]]) -> Rows:

@@ -274,7 +274,8 @@ def annotation_columns(
         areas = np.where(np.isnan(rows.areas), w * h, rows.areas)
     table: Table = {
         "id": rows.ids, "image_id": rows.image_ids, "category_id": rows.category_ids, "bbox": rows.boxes,
-        "right": right, "bottom": bottom, "area": areas, "iscrowd": rows.iscrowd, "mask_length": np.diff(rows.mask_offsets),
+        "right": right, "bottom": bottom, "area": areas, "iscrowd": rows.iscrowd,
+        "mask_length": np.diff(rows.mask_offsets),
         "image_index": image_index, "class_id": index_of(category_ids, rows.category_ids),
         "width": width, "height": height, "lost": np.isin(rows.image_ids, skipped_images) & (image_index < 0),
         "keep": keep,

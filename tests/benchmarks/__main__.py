@@ -11,6 +11,7 @@ RESULTS.md, rows that were not measured this time kept as they are in RESULTS.js
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib
 import importlib.metadata
@@ -57,10 +58,8 @@ def machine() -> str:
 def versions() -> str:
     found = [f"Python {platform.python_version()}"]
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            pass
     return ", ".join(found)
 
 

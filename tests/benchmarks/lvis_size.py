@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import math
 import os
 import tempfile
@@ -186,7 +187,7 @@ def _objects(rng, first, image_ids, width, height, image_of, class_of) -> list[d
     boxes = np.round(np.stack([left, top, right - left, bottom - top], axis=1) * 100) / 100
     areas = np.round((right - left) * (bottom - top) * 60) / 100 + 0.01
     ends = (2 * offsets).tolist()
-    polygons = [xy[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    polygons = [xy[a:b] for a, b in itertools.pairwise(ends)]
     last = np.cumsum(parts).tolist()
     return [
         {"area": area, "id": first + i + 1, "segmentation": polygons[end - count : end], "image_id": image_id,

@@ -128,7 +128,7 @@ def study(tmp_path_factory):
 class Page(html.parser.HTMLParser):
     """Tags, attributes and text of a page; complains about tags that do not close."""
 
-    VOID = {"meta", "img", "source", "br"}
+    VOID = frozenset({"meta", "img", "source", "br"})
 
     def __init__(self, text):
         super().__init__()
@@ -222,7 +222,7 @@ def test_nothing_is_left_beside_it(study):
 
 
 def test_one_arm_without_metrics_config_of_ours_or_pictures(study, tmp_path):
-    root, runs, train, val, _ = study
+    root, runs, train, _, _ = study
     folder = tmp_path / "run"
     shutil.copytree(runs["rio"], folder)
     (folder / "metrics.json").unlink()

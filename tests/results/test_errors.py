@@ -223,7 +223,10 @@ def random_case(load, rng, federated):
         )
         for _ in range(90)
     ]
-    lists = lambda p: {i: [c for c in categories if rng.random() < p] for i in images}
+
+    def lists(p):
+        return {i: [c for c in categories if rng.random() < p] for i in images}
+
     annotations = load(objects, images, lists(0.3), lists(0.15), federated=federated)
     records = []
     for _ in range(900):

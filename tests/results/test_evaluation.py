@@ -284,7 +284,10 @@ def test_nothing_left_to_judge_is_what_the_official_package_says(lvis_file):
 def test_federation_by_hand(lvis_file):
     """Class 1 is found in image 1; a false positive of it comes first in score, in an image of each sort."""
     things = [thing(1, 1, 1, [10, 10, 20, 20]), thing(2, 3, 2, [10, 10, 20, 20])]
-    wrong = lambda image_id: [prediction(image_id, 1, 0.9, [50, 50, 20, 20]), prediction(1, 1, 0.8, [10, 10, 20, 20])]
+
+    def wrong(image_id):
+        return [prediction(image_id, 1, 0.9, [50, 50, 20, 20]), prediction(1, 1, 0.8, [10, 10, 20, 20])]
+
     path = lvis_file(
         [image(1), image(2, negative=[1]), image(3), image(4, [1], [1])], [category(1), category(2)], things
     )
@@ -310,11 +313,15 @@ def test_coco_crowd_regions_are_no_ground_truth_and_excuse_their_class_in_their_
     crowd = thing(2, 2, 1, [40, 40, 40, 40], iscrowd=1, segmentation=rle([40, 40, 40, 40]))
     path = coco_file(tmp_path, [thing(1, 1, 1, [10, 10, 20, 20], iscrowd=0), crowd])
     found = prediction(1, 1, 0.8, [10, 10, 20, 20])
+    cases = [
+        (prediction(2, 1, 0.9, [40, 40, 20, 20]), 100),  # in the crowd
+        (prediction(2, 1, 0.9, [0, 0, 20, 20]), 100),  # beside it, same image, same class
+        (prediction(1, 1, 0.9, [50, 50, 20, 20]), 50),  # another image
+    ]
     for backend in ("hotcoco", "lvis"):
-        score = lambda wrong: evaluate(path, [wrong, found], iou_types=("bbox",), backend=backend).metrics["bbox"]["AP"]
-        assert score(prediction(2, 1, 0.9, [40, 40, 20, 20])) == pytest.approx(100)  # in the crowd
-        assert score(prediction(2, 1, 0.9, [0, 0, 20, 20])) == pytest.approx(100)  # beside it, same image, same class
-        assert score(prediction(1, 1, 0.9, [50, 50, 20, 20])) == pytest.approx(50)  # another image
+        for wrong, ap in cases:
+            scored = evaluate(path, [wrong, found], iou_types=("bbox",), backend=backend)
+            assert scored.metrics["bbox"]["AP"] == pytest.approx(ap)
 
 
 @pytest.mark.parametrize("seed", range(4))

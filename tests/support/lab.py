@@ -189,7 +189,8 @@ def copy_with(folder: Path, name: str, **parameters: Any) -> Path:
     place = next(i for i, cell in enumerate(notebook["cells"]) if "parameters" in cell["metadata"].get("tags", []))
     injected = {
         "cell_type": "code", "execution_count": None, "id": "injected", "outputs": [],
-        "metadata": {"tags": ["injected-parameters"]}, "source": "\n".join(f"{k} = {v!r}" for k, v in parameters.items()),
+        "metadata": {"tags": ["injected-parameters"]},
+        "source": "\n".join(f"{k} = {v!r}" for k, v in parameters.items()),
     }  # fmt: skip
     notebook["cells"].insert(place + 1, injected)
     target = folder / name
