@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import hotcoco
 import numpy as np
 import pytest
@@ -14,22 +12,12 @@ from rio.results.errors import KINDS, box_iou, find_errors
 from rio.results.evaluation import evaluate
 from rio.results.objects import objects_of, predictions_of, ranked_examples
 from rio.results.reading import ResultsError, load_results
+from tests.support import result_files
+from tests.support.result_files import image, thing
 
 SIZE = (100, 200)  # height, width
-COLUMNS = [
-    "image_id",
-    "image_index",
-    "annotation_id",
-    "category_id",
-    "name",
-    "frequency",
-    "score",
-    "iou",
-    "kind",
-    "gt_category_id",
-    "result_index",
-    "annotation_index",
-]
+COLUMNS = "image_id image_index annotation_id category_id name frequency score iou kind gt_category_id result_index "
+COLUMNS = (COLUMNS + "annotation_index").split()
 
 
 def box(left, width=20.0):
@@ -42,37 +30,16 @@ def load(tmp_path):
     """load(objects, negative=..., ...) -> Annotations; objects are (image_id, category_id, box[, extra])."""
 
     def make(objects, images=(1,), negative=None, not_exhaustive=None, frequency="rcf", federated=True):
-        image_records = []
-        for i in images:
-            record = {"id": i, "width": SIZE[1], "height": SIZE[0], "file_name": f"{i}.jpg"}
-            if federated:
-                record |= {
-                    "coco_url": f"http://x/val/{i}.jpg",
-                    "neg_category_ids": (negative or {}).get(i, []),
-                    "not_exhaustive_category_ids": (not_exhaustive or {}).get(i, []),
-                }
-            image_records.append(record)
-        annotations = []
-        for number, (i, c, b, *extra) in enumerate(objects):
-            x, y, w, h = b
-            annotations.append(
-                {
-                    "id": 100 + number,
-                    "image_id": i,
-                    "category_id": c,
-                    "bbox": b,
-                    "area": w * h,
-                    "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
-                    **(extra[0] if extra else {}),
-                }
-            )
-        categories = [
-            {"id": 10 * (k + 1), "name": name, "frequency": f}
-            for k, (name, f) in enumerate(zip(("cat", "dog", "eel"), frequency, strict=True))
+        records = [image(i, (negative or {}).get(i, []), (not_exhaustive or {}).get(i, []), *SIZE) for i in images]
+        annotations = [
+            thing(100 + n, i, c, b, **(extra[0] if extra else {})) for n, (i, c, b, *extra) in enumerate(objects)
         ]
-        path = tmp_path / "gt.json"
-        path.write_text(json.dumps({"images": image_records, "annotations": annotations, "categories": categories}))
-        return load_annotations(path)
+        names = enumerate(zip(("cat", "dog", "eel"), frequency, strict=True), 1)
+        categories = [{"id": 10 * k, "name": name, "frequency": f} for k, (name, f) in names]
+        if not federated:
+            for record in records:
+                del record["neg_category_ids"], record["not_exhaustive_category_ids"]
+        return load_annotations(result_files.lvis_file(tmp_path, records, categories, annotations))
 
     return make
 
@@ -102,16 +69,8 @@ def test_every_kind_by_hand(load):
         ],
     )
     assert list(frame) == COLUMNS
-    assert kinds(frame) == [
-        "correct",
-        "duplicate",
-        "classification",
-        "localisation",
-        "background",
-        "both",
-        "missed",
-        "missed",
-    ]
+    named = ["correct", "duplicate", "classification", "localisation", "background", "both", "missed", "missed"]
+    assert kinds(frame) == named
     assert frame["annotation_id"].tolist() == [100, 100, 100, 100, -1, 101, 101, 102]
     np.testing.assert_allclose(frame["iou"], [18 / 22, 17 / 23, 19 / 21, 0.25, 0, 1 / 3, 1 / 3, 0])
     assert frame["name"].astype(str).tolist() == ["cat", "cat", "dog", "cat", "dog", "eel", "dog", "cat"]
@@ -272,14 +231,8 @@ def test_error_counts_are_tides(load, federated, monkeypatch):
     evaluate(annotations, records, iou_types=("bbox",))
     theirs = runs[0].tide_errors()["counts"]
     ours = find_errors(annotations, records)["kind"].value_counts()
-    names = {
-        "Cls": "classification",
-        "Loc": "localisation",
-        "Both": "both",
-        "Dupe": "duplicate",
-        "Bkg": "background",
-        "Miss": "missed",
-    }
+    names = {"Cls": "classification", "Loc": "localisation", "Both": "both", "Dupe": "duplicate", "Bkg": "background"}
+    names["Miss"] = "missed"
     assert {short: ours[kind] for short, kind in names.items()} == theirs
     assert min(theirs["Cls"], theirs["Loc"], theirs["Both"], theirs["Dupe"], theirs["Bkg"]) > 0
 
@@ -353,18 +306,9 @@ def test_predictions_of(load):
 
 def test_examples_show_rare_classes_first_and_each_class_once(load):
     large = [20.0, 20.0, 60.0, 60.0]
-    annotations = load(
-        [
-            (1, EEL, large),
-            (2, DOG, large),
-            (3, CAT, large),
-            (4, CAT, large),
-            (4, DOG, large),
-            (5, CAT, [1.0, 1.0, 4.0, 4.0]),
-        ],
-        images=(1, 2, 3, 4, 5, 6),
-        frequency="rcf",
-    )
+    objects = [(1, EEL), (2, DOG), (3, CAT), (4, CAT), (4, DOG)]
+    objects = [(i, c, large) for i, c in objects] + [(5, CAT, [1.0, 1.0, 4.0, 4.0])]
+    annotations = load(objects, images=range(1, 7))
     order = ranked_examples(annotations, count=10)
     assert order[0] == 3  # cat and dog, the rarest two
     assert order[1] == 0  # the one class not shown yet

@@ -9,15 +9,14 @@ from pycocotools import mask as coco_mask
 WIDTH, HEIGHT = 120, 90
 
 
-def image(number, negative=(), not_exhaustive=(), **more):
+def image(number, negative=(), not_exhaustive=(), height=HEIGHT, width=WIDTH):
     return {
         "id": number,
-        "width": WIDTH,
-        "height": HEIGHT,
+        "width": width,
+        "height": height,
         "coco_url": f"http://x/val2017/{number:012d}.jpg",
         "neg_category_ids": list(negative),
         "not_exhaustive_category_ids": list(not_exhaustive),
-        **more,
     }
 
 
