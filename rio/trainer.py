@@ -29,7 +29,7 @@ from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTraine
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from torch.nn.parallel import DistributedDataParallel
 
 import rio.engine.backbone
@@ -43,7 +43,7 @@ from rio.engine.loader import INIT, STEP, TrainingLoader, build_training_loader,
 logger = logging.getLogger(__name__)
 
 
-class Trainer(DefaultTrainer):
+class Trainer(DefaultTrainer):  # type: ignore[misc]
     """Trains what a config describes.
 
     >>> cfg = setup_training(load_config("configs/shapes/demo.yaml"))   # doctest: +SKIP
@@ -78,7 +78,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
-        model = build_model(cfg)
+        model: torch.nn.Module = build_model(cfg)
         parameters = [(p.numel() / 1e6, p.requires_grad) for p in model.parameters()]
         logger.info(
             "Model: %s with %s, %.1f M parameters, %.1f M trained, on %s",
@@ -104,7 +104,7 @@ class Trainer(DefaultTrainer):
             found.append(Writers([], period=20 if self.max_iter >= 1000 else 5))
         return found
 
-    def build_writers(self) -> list:
+    def build_writers(self) -> list[EventWriter]:
         """The terminal, metrics.json and TensorBoard; lines behind the resumed checkpoint go."""
         path = os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")
         forget_lines_from(path, self.start_iter)
@@ -127,7 +127,7 @@ class Trainer(DefaultTrainer):
 
     def state_dict(self) -> dict[str, Any]:
         """Iteration, scheduler and optimizer, which detectron2 0.6 leaves out."""
-        return super().state_dict() | {"_trainer": self._trainer.state_dict()}
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         TrainerBase.load_state_dict(self, state_dict)

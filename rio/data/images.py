@@ -34,8 +34,9 @@ def read_image(path: str | os.PathLike[str], *, max_side: int | None = None) -> 
         ImageError: Missing, damaged, or grey values of 16 or 32 bits.
     """
     try:
-        with Image.open(path) as image:
-            require_8_bits(image)
+        with Image.open(path) as file:
+            require_8_bits(file)
+            image: Image.Image = file
             if max_side:
                 image.thumbnail((max_side, max_side))
             with contextlib.suppress(Exception):  # broken EXIF: as it is, like detectron2

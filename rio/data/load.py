@@ -266,8 +266,8 @@ def _write_entry(entry: Path, annotations: Annotations) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         shapes = {name: (array.dtype.str, list(array.shape)) for name, array in arrays.items()}
-        others = (fields[name] for name in ("federated", "category_names", "file_names", "skipped"))
-        write_atomically(temporary / "meta.json", msgspec.json.encode(_Meta(*others, shapes)))
+        others = {name: fields[name] for name in ("federated", "category_names", "file_names", "skipped")}
+        write_atomically(temporary / "meta.json", msgspec.json.encode(_Meta(**others, arrays=shapes)))
         shutil.rmtree(entry, ignore_errors=True)
         os.replace(temporary, entry)
     except BaseException:

@@ -120,7 +120,7 @@ def are_plain(text: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         else:
             block = b"".join([text[starts[row] : stops[row]].tobytes() for row in rows.tolist()])
         plain[rows] = _is_plain(block)
-    return plain
+    return np.asarray(plain, dtype=np.bool_)
 
 
 def _blocks(offsets: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -20,7 +20,7 @@ import difflib
 import logging
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rio.data.annotations import Annotations
 from rio.data.load import load_annotations
@@ -57,7 +57,7 @@ class _Source(NamedTuple):
 
     json_file: str
     image_root: str
-    on_error: str
+    on_error: Literal["raise", "skip"]
     shapes: tuple[str, str] | None  # size and split of the embedded set to draw, if it is one
     own: bool  # given by path
 
@@ -206,8 +206,10 @@ def browse(name: str | os.PathLike[str], *, segmentations: bool = False) -> tupl
     for path in filter(None, [source.json_file, source.image_root if source.own else ""]):
         if not os.path.exists(path):
             raise _not_found(text, source, path)
-    options = {"image_root": source.image_root or None, "on_error": source.on_error, "segmentations": segmentations}
-    return load_annotations(source.json_file, **options), source.shapes is not None
+    found = load_annotations(
+        source.json_file, image_root=source.image_root or None, on_error=source.on_error, segmentations=segmentations
+    )
+    return found, source.shapes is not None
 
 
 def _draw(size: str, split: str, root: str | None = None, *, progress: bool = True) -> None:

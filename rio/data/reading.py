@@ -32,7 +32,9 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # as Windows tools write
 _LIST = re.compile(rb'"(images|categories|annotations)"\s*:\s*\[')
 _BORDER = re.compile(rb"\}(\s*,\s*)(?=\{)")  # between two records, or between two objects within one
 
-_I, _C, _A = TypeVar("_I"), TypeVar("_C"), TypeVar("_A")
+_I = TypeVar("_I")
+_C = TypeVar("_C")
+_A = TypeVar("_A")
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
@@ -197,7 +199,7 @@ def rows_of(portions: Iterable[Sequence[Box]]) -> Rows:
     for objects in itertools.chain([[]], portions):
         n = len(objects)
         xywh = itertools.chain.from_iterable([o.bbox for o in objects])
-        masks = [o.segmentation for o in objects] if n and hasattr(objects[0], "segmentation") else [b""] * n
+        masks: Sequence[Any] = [o.segmentation for o in objects if isinstance(o, Object)] or [b""] * n
         text += b"".join(masks)
         parts.append((
             np.fromiter([o.id for o in objects], np.int64, n),
@@ -210,7 +212,8 @@ def rows_of(portions: Iterable[Sequence[Box]]) -> Rows:
         ))  # fmt: skip
         del objects, masks  # before the next portion is decoded
     *columns, lengths = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Rows(*columns, np.concatenate([[0], np.cumsum(lengths)]), np.frombuffer(text, dtype=np.uint8))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return Rows._make([*columns, offsets, np.frombuffer(text, dtype=np.uint8)])
 
 
 class _Lists(msgspec.Struct, Generic[_I, _C, _A], gc=False):
@@ -258,7 +261,7 @@ def _content(path: str) -> memoryview:
 
 
 def _decode_each(raws: list[msgspec.Raw], kind: type, noun: str, reject: Callable[..., None]) -> list[Any]:
-    decoder = msgspec.json.Decoder(kind)
+    decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
     records = []
     for position, raw in enumerate(raws):
         try:

@@ -145,12 +145,14 @@ def image_columns(
     }
     apply_rules(_IMAGE_RULES, table, "image {id}", problems, keep)
     if check_images:
-        table |= _file_columns(require_root(problems.path, root), [name if k else "" for name, k in zip(names, keep)])
+        table |= _file_columns(
+            require_root(problems.path, root), [(name or "") if k else "" for name, k in zip(names, keep)]
+        )
         apply_rules([_MISSING_IMAGE], table, "image {id}", problems, keep)
     order = np.flatnonzero(keep)
     order = order[np.argsort(ids[order], kind="stable")]
     kept = [images[row] for row in order.tolist()]
-    columns = {
+    columns: dict[str, Any] = {
         "image_ids": ids[order],
         "image_width": np.array([image.width for image in kept], dtype=np.int32),
         "image_height": np.array([image.height for image in kept], dtype=np.int32),
@@ -318,8 +320,8 @@ def _check_masks(rows: Rows, table: Table, problems: Problems, keep: np.ndarray)
             continue
         fault = fault_of(mask, int(table["height"][row]), int(table["width"][row])) if mask else None
         if fault:
-            kind, *words = fault
-            problems.reject(kind, record, *words)
+            kind, key, expected, found, *fix = fault
+            problems.reject(kind, record, key, expected, found, fix[0] if fix else None)
             keep[row] = False
         elif not mask:
             length[row] = 0
