@@ -55,21 +55,17 @@ def find_errors(
 ) -> pd.DataFrame:
     """Says of every prediction what it is, and which objects nothing found.
 
-    Predictions claim objects of their class in order of score, as in the evaluation; what is left over is, in
-    this order:
+    Predictions claim objects of their class in order of score, as in the evaluation. What is left over is, in this order:
 
-    - `unverified`: its category is not verified in the image, or not exhaustively annotated there; LVIS
-      ignores it;
-    - `localisation`: overlaps an object of its class by at least `background_threshold`, and none by
-      `iou_threshold`;
+    - `unverified`: its category is not verified in the image, or not exhaustively annotated there; LVIS ignores it;
+    - `localisation`: overlaps an object of its class by at least `background_threshold`, and none by `iou_threshold`;
     - `classification`: overlaps an object of another class by `iou_threshold`;
     - `duplicate`: overlaps an object of its class by `iou_threshold` that a better one has claimed;
     - `background`: overlaps nothing by more than `background_threshold`;
     - `both`: the rest: overlaps an object of another class, between the two thresholds.
 
-    `missed` are objects that no prediction claims, and that no localisation or classification error points at
-    (TIDE's rule: mending that error would find them). All objects that were not found are those without a
-    `correct` row.
+    `missed` are objects that no prediction claims, and that no localisation or classification error points at (TIDE's
+    rule: without that error they would be found). All objects without a `correct` row were not found.
 
     Args:
         annotations: the ground truth.
