@@ -55,7 +55,7 @@ def find_errors(
 ) -> pd.DataFrame:
     """Says of every prediction what it is, and which objects nothing found.
 
-    Predictions claim objects of their class in order of score, as in the evaluation. What is left over is, in this order:
+    Predictions claim objects of their class in order of score, as in the evaluation. What is left over is, in order:
 
     - `unverified`: its category is not verified in the image, or not exhaustively annotated there; LVIS ignores it;
     - `localisation`: overlaps an object of its class by at least `background_threshold`, and none by `iou_threshold`;
