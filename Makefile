@@ -121,7 +121,8 @@ constraints:
 	@echo '# Versions known to work together, for Python 3.11 to 3.14; only name==version.' > build/constraints.txt
 	@echo '# Made by `make constraints` from an environment in which the tests passed.' >> build/constraints.txt
 	@$(PY) -m pip freeze --all --exclude-editable --exclude detectron2 > build/freeze.txt
-	@sed 's/+.*//' build/freeze.txt >> build/constraints.txt
+	@awk -F== '{gsub(/[_.]+/, "-", $$1); sub(/[+].*/, "", $$2); print tolower($$1) "==" $$2}' build/freeze.txt | LC_ALL=C sort -t= -k1,1 \
+		>> build/constraints.txt
 	@mv build/constraints.txt constraints.txt
 
 clean:

@@ -104,7 +104,7 @@ def _source(name: str, root: str | None = None) -> _Source:
         )
     path, separator, images = name.partition(".json@")
     if separator:
-        on_error = "skip" if images.endswith(_SKIP) else "raise"
+        on_error: Literal["raise", "skip"] = "skip" if images.endswith(_SKIP) else "raise"
         images = images.removesuffix(_SKIP)
         if path and images:
             return _Source(os.path.expanduser(path + ".json"), os.path.expanduser(images), on_error, None, True)

@@ -145,9 +145,8 @@ def image_columns(
     }
     apply_rules(_IMAGE_RULES, table, "image {id}", problems, keep)
     if check_images:
-        table |= _file_columns(
-            require_root(problems.path, root), [(name or "") if k else "" for name, k in zip(names, keep)]
-        )
+        files = [(name or "") if k else "" for name, k in zip(names, keep)]
+        table |= _file_columns(require_root(problems.path, root), files)
         apply_rules([_MISSING_IMAGE], table, "image {id}", problems, keep)
     order = np.flatnonzero(keep)
     order = order[np.argsort(ids[order], kind="stable")]
