@@ -107,15 +107,17 @@ def test_yaml_of_finished_runs_is_data(runs, tmp_path, monkeypatch):
     pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `notebooks`)")
     import shutil
 
-    from rio import report, widgets
+    from rio import widgets
+    from rio.report import page
+    from rio.report.runs import ReportError
     from rio.study.process import Training
 
     monkeypatch.chdir(tmp_path)
     run = Path(shutil.copytree(runs / "rio-seed1", tmp_path / "rio-seed1"))
     write(run / "config.yaml", f"DATASETS: {TAG}")
     truth = load_annotations(runs.parent / "val.json", image_root=runs.parent / "val")
-    with pytest.raises(report.ReportError, match="config.yaml"):
-        report.write_report(tmp_path / "r.html", title="x", runs={"rio": run}, train=truth, val=truth)
+    with pytest.raises(ReportError, match="config.yaml"):
+        page.write_report(tmp_path / "r.html", title="x", runs={"rio": run}, train=truth, val=truth)
     with pytest.raises(widgets.NotebookError, match="config.yaml"):
         widgets.open_runs(run)
     with pytest.raises(Exception, match="config.yaml"):
@@ -252,7 +254,7 @@ def harmless(page: str) -> None:
 
 
 def test_the_report_escapes_names(runs):
-    from rio.report import write_report
+    from rio.report.page import write_report
 
     train, val = (load_annotations(runs.parent / f"{s}.json", image_root=runs.parent / s) for s in ("train", "val"))
     arms = {f"rio {EVIL}": runs / "rio-seed1", "none": runs / "none-seed1"}

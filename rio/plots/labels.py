@@ -47,7 +47,7 @@ class Labels:
 
         `must=False` leaves the name out where every place covers something.
         """
-        text = self.write(at, string, **look)
+        text = self.write(at, string, path_effects=[withStroke(linewidth=2.5, foreground=ink().page)], **look)
         anchor, size = self.ax.transData.transform(at), self.size(text)
         sides = np.array(sorted(SIDES, key=lambda side: side != first))
         corners = [anchor + sides * gap * self.point - size * (1 - sides) / 2 for gap in GAPS]
@@ -74,8 +74,7 @@ class Labels:
     def write(self, at: tuple[float, float], string: str, **look: Any) -> Annotation:
         """A text that `put` has still to move to its place."""
         where = {"textcoords": "offset points", "ha": "left", "va": "bottom", "annotation_clip": False, "zorder": 6}
-        halo = [withStroke(linewidth=2.5, foreground=ink().page)]
-        return self.ax.annotate(string, at, (0, 0), **({"path_effects": halo} | where | look))
+        return self.ax.annotate(string, at, (0, 0), **(where | look))
 
     def size(self, text: Annotation, pad: float = 0.0) -> np.ndarray:
         """(width, height) in px, with `pad` points on every side."""

@@ -127,7 +127,7 @@ def _polygon(flat: Sequence[float], name: str) -> Path:
 def _name_box(labels: Labels, box: np.ndarray, words: str, color: str, look: dict[str, object]) -> None:
     """Write a label at the corner of its box where it covers least of other labels."""
     ground = {"facecolor": color, "edgecolor": "none", "pad": PAD, "alpha": 0.92}
-    text = labels.write(box[:2], words, color=ink_on(color), bbox=ground, path_effects=None, **look)
+    text = labels.write(box[:2], words, color=ink_on(color), bbox=ground, **look)
     w, h = labels.size(text, PAD)
     # The y axis of an image points down, that of px up.
     left, top, right, bottom = labels.ax.transData.transform([box[:2] - 0.5, box[:2] + box[2:] - 0.5]).ravel()

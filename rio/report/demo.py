@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from rio.data import names as datasets
-from rio.report import write_report, write_summary
+from rio.report.page import write_report
+from rio.report.summary import write_summary
 from rio.study.plan import load_study
 from rio.study.result import format_table
 from rio.study.runner import run_study

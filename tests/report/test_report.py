@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from rio.data.load import load_annotations
-from rio.report import ReportError, write_report, write_summary
+from rio.report.page import write_report
+from rio.report.runs import ReportError
+from rio.report.summary import write_summary
 from rio.results.evaluation import evaluate
 
 EVIL = "<script>alert('x')</script>"
@@ -255,7 +257,7 @@ def test_a_missing_file_is_named(study, tmp_path, name):
         ("config.yaml", "- 3", "expected keys and values, found list"),
         ("config.yaml", "a: !!python/object/apply:os.getcwd []", "config.yaml: expected the YAML"),
         ("metrics.json", "nonsense\n{}\n", "metrics.json, line 1"),
-        ("metrics.json", "[1]\n{}\n", "line 1: expected a JSON object, found list"),
+        ("metrics.json", "[1]\n{}\n", "line 1: expected a JSON object with an iteration"),
     ],
 )
 def test_unreadable_files_are_named(study, tmp_path, name, content, message):

@@ -1,0 +1,232 @@
+"""The page: data, balance, AP, pictures and settings of a comparison, in one HTML file that fetches nothing.
+
+Every figure comes twice, for light and for dark pages. All that stems from files (names, settings, titles) is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime
+import io
+import os
+import platform
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rio import __version__, plots
+from rio.analysis import balance
+from rio.analysis.distribution import category_table, image_class_pairs
+from rio.data.annotations import GROUP_NAMES, Annotations
+from rio.data.files import write_atomically
+from rio.data.images import read_image
+from rio.plots.parts import counted
+from rio.report.runs import Run, load_runs, rois_per_instance
+from rio.results.evaluation import GROUP_METRICS
+from rio.results.objects import Objects, objects_of, predictions_of, ranked_examples
+
+IOU_NAMES = {"bbox": "boxes", "segm": "masks"}
+PACKAGES = ("torch", "torchvision", "detectron2", "numpy", "hotcoco", "matplotlib")
+PICTURES = 6
+PICTURE_SCORE = 0.2  # after minutes of training rare classes are ranked well long before they are confident
+PICTURE_PIXELS = 560
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    runs: Mapping[str, str | os.PathLike[str]],
+    train: Annotations,
+    val: Annotations,
+) -> Path:
+    """Write the report of one or several finished runs on the same data.
+
+    Args:
+        path: the HTML file; its folder is made if missing, and an older report is replaced at once.
+        title: heading of the page.
+        runs: name of the arm -> its run folder (config.yaml, evaluation.json, instances_results.json, metrics.json),
+            in the order to show them; weakest first reads best.
+        train: training set, for counts and balance.
+        val: validation set, for the pictures; with its image folder and the training set's frequency groups.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ReportError: no runs, a config.yaml or metrics.json that cannot be read.
+        FileNotFoundError: a run folder lacks a file; names it.
+        rio.results.reading.ResultsError: results of another data set.
+    """
+    path, loaded = Path(path), load_runs(runs, val)
+    trained_on = [name for run in loaded for name in run.folder.datasets("TRAIN")]
+    settings = [run.settings() for run in loaded]
+    rows = [(name, [of[name] for of in settings]) for name in settings[0]]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["number"] = _number
+    page = environment.get_template("page.html.j2").render(
+        **{"title": title, "runs": loaded, "train": train, "val": val, "picture_score": f"{PICTURE_SCORE:.0%}"},
+        **{"colors": plots.COLORS, "group_names": GROUP_NAMES, "level_names": plots.LEVEL_NAMES},
+        **_data(train),
+        synthetic=bool(trained_on) and all(name.startswith("shapes_") for name in trained_on),
+        balance=_balance(train, loaded),
+        results=_results(loaded),
+        pictures=_pictures(loaded, val),
+        training=[curve for run in loaded if (curve := _losses(run))],
+        categories=_categories(loaded, train),
+        settings=[(name, cells) for name, cells in rows if any(cell is not None for cell in cells)],
+        versions=_versions(),
+        seeds=sorted({str(run.folder.setting("SEED", "?")) for run in loaded}),
+        # Both can be copied elsewhere, and no machine's paths are told.
+        relative=lambda folder: os.path.relpath(Path(folder).resolve(), path.parent.resolve()),
+        common=os.path.commonpath([run.folder.path.resolve() for run in loaded]),
+        written=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z").lstrip("0"),
+    )
+    write_atomically(path, page.lstrip().encode())
+    return path
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    if value is None or pd.isna(value):
+        return "–"
+    return "∞" if np.isinf(value) else f"{value:,.{digits}f}"
+
+
+def _versions() -> dict[str, str]:
+    """Versions at the time of writing, read from the installed packages; none is imported for it."""
+    found = {"rio": __version__, "Python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def _uri(figure: Figure, kind: str, **options: Any) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind.split("+")[0], **options)
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _figure(
+    draw: Callable[..., Axes], *table: Any, alt: str, size: tuple[float, float] | None = None, **options: Any
+) -> dict[str, str]:
+    """A figure of `rio.plots` as two SVG data URIs, for light and for dark pages."""
+    uris = {"alt": alt}
+    for mode in ("light", "dark"):
+        with plots.style(dark=mode == "dark"):
+            ax = None if size is None else plt.subplots(figsize=size, layout="constrained")[1]
+            figure = draw(*table, ax, **options).figure
+            # Without a date or creator line the same runs give the same report.
+            nameless = {"metadata": {"Date": None, "Creator": None}, "transparent": True}
+            uris[mode] = _uri(figure, "svg+xml", bbox_inches="tight", pad_inches=0.03, **nameless)
+            plt.close(figure)
+    return uris
+
+
+def _data(train: Annotations) -> dict[str, Any]:
+    table = category_table(train)
+    image, classes = image_class_pairs(train)
+    rows = table.groupby("frequency")["instance_count"].agg(["size", "sum"]).reindex(list(GROUP_NAMES), fill_value=0)
+    rows.columns = ["categories", "objects"]
+    rows["images"] = [len(np.unique(image[train.frequency[classes] == group])) for group in rows.index]
+    rows["share"] = 100 * rows["objects"] / max(rows["objects"].sum(), 1)
+    share, tail = (
+        "Share of categories and of objects by frequency group.",
+        "Images of every category, sorted, on a log scale.",
+    )
+    counts = _figure(plots.count_by_group, table, alt=share) if rows["objects"].any() else None
+    return {"groups": rows.to_dict("index"), "counts": counts, "tail": _figure(plots.sorted_tail, table, alt=tail)}
+
+
+def _balance(train: Annotations, runs: list[Run]) -> dict[str, Any] | None:
+    """What training saw under each arm whose config has MODEL.RIO."""
+    measured = rois_per_instance(train, runs)
+    known = [run for run in runs if run.rio("SAMPLER") is not None and train.instance_count.any()]
+    if not known:
+        return None
+    table = balance.compare({run.name: run.exposures(train, measured) for run in known})
+    figure = _figure(plots.balance_by_group, table, alt="Share of rare, common and frequent classes at three levels.")
+    return {"figure": figure, "rows": table.to_dict("records"), "measured": measured}
+
+
+def _results(runs: list[Run]) -> list[dict[str, Any]]:
+    sections = []
+    for kind, name in IOU_NAMES.items():
+        having = [run for run in runs if kind in run.evaluation.metrics]
+        if having:
+            metrics = [{m: run.evaluation.metrics[kind][m] for m in GROUP_METRICS} for run in having]
+            table = pd.DataFrame(metrics).assign(arm=[run.name for run in having])
+            alt, size = f"AP of {name} by frequency group, one bar per arm.", (max(4.4, 2.0 + 0.95 * len(table)), 2.8)
+            figure = _figure(plots.ap_by_group, table, alt=alt, size=size, label=f"AP of {name} (%)")
+            # The best of a column stands out, unless all are equal.
+            best = {m: table[m].max() if table[m].nunique() > 1 else None for m in GROUP_METRICS}
+            rows = table.assign(description=[run.description for run in having]).to_dict("records")
+            sections.append({"name": name, "figure": figure, "best": best, "rows": rows})
+    return sections
+
+
+def _pictures(runs: list[Run], val: Annotations) -> list[dict[str, Any]]:
+    pictures = []
+    for index in ranked_examples(val, count=PICTURES):
+        truth = objects_of(val, index)
+        order = sorted(range(len(truth)), key=lambda i, groups=truth.groups: plots.GROUPS.index(groups[i]))
+        names = dict.fromkeys((truth.names[i], str(truth.groups[i])) for i in order)
+        picture = {"file": val.file_names[index], "names": list(names), "panels": [], "missing": None}
+        pictures.append(picture)
+        try:
+            pixels = read_image(val.image_path(index))
+        except (OSError, ValueError) as error:
+            picture["missing"] = type(error.__cause__ or error).__name__
+            continue
+        found = [(run.name, predictions_of(run.results, val, index, score_threshold=PICTURE_SCORE)) for run in runs]
+        for title, objects in [("Ground truth", truth), *found]:
+            note = counted(len(objects), "object" if objects is truth else "prediction")
+            picture["panels"].append({"title": title, "note": note, "uri": _panel(pixels, objects)})
+    return pictures
+
+
+def _panel(pixels: np.ndarray, objects: Objects) -> str:
+    """The image with its objects as a JPEG data URI, twice the size it is shown at."""
+    height, width = pixels.shape[:2]
+    scale = PICTURE_PIXELS / max(height, width) / 200
+    figure = Figure(figsize=(width * scale, height * scale), dpi=200)
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="auto")
+    draw_on(ax, pixels, objects, font_size=8)
+    ax.set_aspect("auto")
+    return _uri(figure, "jpeg", dpi=200, pil_kwargs={"quality": 86, "optimize": True})
+
+
+def draw_on(ax: Axes, pixels: np.ndarray, objects: Objects, *, font_size: float) -> None:
+    """The image with its objects."""
+    of = objects
+    plots.draw_objects(ax, pixels, of.boxes, of.segmentations, of.names, of.groups, of.scores, font_size=font_size)
+
+
+def _losses(run: Run) -> dict[str, str] | None:
+    losses = run.metrics.filter(regex="^(total_)?loss")
+    if losses.isna().all(axis=None):
+        return None
+    alt = f"Losses of {run.name} over the iterations of training."
+    return {"name": run.name} | _figure(plots.loss_curves, run.metrics, alt=alt, size=(3.5, 2.5))
+
+
+def _categories(runs: list[Run], train: Annotations) -> list[dict[str, Any]]:
+    """AP of boxes of every category, rarest first; counts are the training set's."""
+    first = runs[0].evaluation.per_category.set_index("category_id")[["name", "frequency"]]
+    images = pd.Series(train.image_count, train.category_ids).reindex(first.index, fill_value=0)
+    columns = [run.evaluation.per_category.set_index("category_id")["AP_bbox"].reindex(first.index) for run in runs]
+    table = first.assign(images=images, ap=np.stack(columns, axis=1).tolist())
+    return table.sort_values(["images", "name"]).to_dict("records")

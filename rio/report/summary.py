@@ -1,0 +1,65 @@
+"""The comparison as one picture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from rio import plots
+from rio.analysis.distribution import category_table
+from rio.data.annotations import Annotations
+from rio.data.files import write_atomically
+from rio.data.images import read_image
+from rio.report.page import PICTURE_SCORE, draw_on
+from rio.report.runs import load_runs
+from rio.results.objects import objects_of, predictions_of, ranked_examples
+
+
+def write_summary(
+    path: str | os.PathLike[str], *, runs: Mapping[str, str | os.PathLike[str]], train: Annotations, val: Annotations
+) -> Path:
+    """Write the comparison as one picture for a slide or a README: the tail, AP by group, two images.
+
+    Args:
+        path: ends in .png, .svg or .pdf; replaced at once.
+        runs: as in `write_report`; the images show ground truth, the first and the last arm.
+        train: training set.
+        val: validation set, as in `write_report`.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ReportError, FileNotFoundError, rio.results.reading.ResultsError: as `write_report`.
+    """
+    path, loaded = Path(path), load_runs(runs, val)
+    panels = []
+    for index in ranked_examples(val, count=2):  # chosen on ground truth only, as the report's are
+        pixels = read_image(val.image_path(index))
+        panels.append(("ground truth", pixels, objects_of(val, index)))
+        for run in loaded[:1] + loaded[1:][-1:]:
+            found = predictions_of(run.results, val, index, score_threshold=PICTURE_SCORE)
+            panels.append((run.name, pixels, found))
+    with plots.style():
+        figure = plt.figure(figsize=(14, 5.6), layout="constrained")
+        try:
+            above, below = figure.subfigures(2, 1, height_ratios=(1.0, 0.95))
+            tail, ap = above.subplots(1, 2, width_ratios=(1, 1.15))
+            plots.sorted_tail(category_table(train), tail)
+            tail.set_xticks([])  # the names would take half the picture; the report has them
+            tail.set_xlabel(f"{train.num_classes} categories")
+            table = pd.DataFrame([{"arm": run.name} | run.evaluation.metrics["bbox"] for run in loaded])
+            plots.ap_by_group(table, ap, label="AP of boxes (%)")
+            for ax, (name, pixels, objects) in zip(below.subplots(1, len(panels)), panels, strict=True):
+                ax.set(xlim=(-0.5, pixels.shape[1] - 0.5), ylim=(pixels.shape[0] - 0.5, -0.5))
+                draw_on(ax, pixels, objects, font_size=5.5)
+                ax.set_title(name, fontsize=9)
+            write_atomically(path, partial(figure.savefig, format=path.suffix[1:] or "png", dpi=160))
+        finally:
+            plt.close(figure)
+    return path
