@@ -50,14 +50,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"pandas", "matplotlib", "ipywidgets", "anywidget", "traitlets", "IPython", "cv2", "PIL", "yaml", "psutil"}
     | {"pycocotools", "rio.data", "rio.results", "rio.analysis", "rio.plots", "rio.study"},
     "cli": LIGHT
-    | {"torch", "detectron2", "cv2", "PIL", "psutil", "yaml", "matplotlib", "rio"}
+    | {"torch", "detectron2", "matplotlib"}
     | {"rio.config", "rio.trainer", "rio.data", "rio.shapes", "rio.engine", "rio.results", "rio.plots", "rio.study"}
     | {"rio.report"},
     "install": {"rio.data.files"},  # which is standard library only
 }
-# Still to move to their rooms.
-for _room, _still in {"cli": {"pycocotools"}}.items():
-    MAY_IMPORT[_room] |= _still
 TOP = {"rio.trainer", "rio.widgets", "rio.cli"}  # nothing imports these but the command line the trainer
 
 # Notebooks on a laptop open in a second with these.

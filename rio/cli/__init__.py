@@ -1,1 +1,1 @@
-"""The command line: `python -m rio COMMAND`."""
+"""The command line, `python -m rio COMMAND`: arguments to calls, nothing more."""

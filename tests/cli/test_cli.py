@@ -1,13 +1,14 @@
-"""The command line: what a user types, what she gets, and what a mistake is answered with."""
+"""The command line: what a user types, what comes out, and how a mistake is answered."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,21 +21,20 @@ from tests.support import tiny_shapes
 CONFIG = ["--config-file", str(tiny_shapes.DEMO_CONFIG)]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tiny_shapes.draw(tmp_path_factory.mktemp("shapes"))
+def train_words(folder: Path, output: Path, *options: object, iterations: int = 3) -> list[str]:
+    flags = [*CONFIG, *tiny_shapes.data_flags(folder), "--output-dir", str(output)]
+    return ["train", *flags, *tiny_shapes.model_options(iterations), *map(str, options)]
 
 
 @pytest.fixture(scope="module")
-def run(folder, tmp_path_factory) -> Path:
+def run(tiny_set, tmp_path_factory) -> Path:
     """A trained run, from the command line."""
     output = tmp_path_factory.mktemp("runs") / "run"
-    flags = [*CONFIG, *tiny_shapes.data_flags(folder), "--output-dir", str(output)]
-    assert main(["train", *flags, *tiny_shapes.model_options(3)]) == 0
+    assert main(train_words(tiny_set, output)) == 0
     return output
 
 
-def _refused(capsys, *words: str) -> str:
+def refused(capsys, *words: object) -> str:
     """The one message of a command that fails."""
     assert main(list(map(str, words))) == 2
     error = capsys.readouterr().err
@@ -44,7 +44,7 @@ def _refused(capsys, *words: str) -> str:
 
 def test_help_is_instant_and_lists_the_commands():
     script = (
-        "import sys, rio.cli.parser as m\n"
+        "import sys, rio.__main__ as m\n"
         "try: m.main(['--help'])\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'detectron2', 'numpy', 'matplotlib'} & set(sys.modules), 'imports on --help'"
@@ -52,6 +52,9 @@ def test_help_is_instant_and_lists_the_commands():
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     for command in ("train", "eval", "predict", "study", "demo", "info", "shapes"):
         assert f"    {command} " in shown.stdout
+
+
+# ---- train
 
 
 def test_train_writes_a_whole_run(run):
@@ -65,16 +68,60 @@ def test_train_writes_a_whole_run(run):
     assert "train.json@" in config and "val.json@" in config and "NUM_CLASSES: 6" in config
 
 
-def test_train_refuses_a_folder_in_use_and_resumes_on_demand(run, folder, capsys):
-    words = [*CONFIG, *tiny_shapes.data_flags(folder), "--output-dir", str(run), *tiny_shapes.model_options(3)]
-    assert "--resume" in _refused(capsys, "train", *words)
-    assert main(["train", *words, "--resume"]) == 0
+def test_train_refuses_a_folder_in_use_and_resumes_on_demand(run, tiny_set, capsys):
+    words = train_words(tiny_set, run)
+    assert "--resume" in refused(capsys, *words)
+    assert main([*words, "--resume"]) == 0
     assert "3 of 3 iterations are done" in capsys.readouterr().out
 
 
-def test_keys_may_stand_on_both_sides_of_a_flag(folder, tmp_path, capsys):
+def test_keys_may_stand_on_both_sides_of_a_flag(tiny_set, tmp_path, capsys):
     words = ["SOLVER.MAX_ITER", "5", *CONFIG, "MODEL.ROI_HEADS.NUM_CLASSES", "80", "--output-dir", tmp_path]
-    assert "expected 6" in _refused(capsys, "train", *words, *tiny_shapes.data_options(folder))
+    assert "expected 6" in refused(capsys, "train", *words, *tiny_shapes.data_options(tiny_set))
+
+
+def test_the_loader_works_under_the_start_method_of_python_3_14(tiny_set, tmp_path):
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        options = ["DATALOADER.NUM_WORKERS", 1, "DATASETS.TEST", "()"]
+        assert main(train_words(tiny_set, tmp_path / "run", *options, iterations=2)) == 0
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert (tmp_path / "run" / "model_final.pth").is_file()
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_the_run_resumes(tiny_set, tmp_path):
+    words = train_words(tiny_set, tmp_path / "run", "DATALOADER.NUM_WORKERS", 1, iterations=400)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rio", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "iter: 9" in line:
+            os.killpg(process.pid, 2)  # as a terminal does: the loader's process gets it as well
+            break
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, "".join(lines) + rest
+    assert "--resume" in rest and "Traceback" not in rest
+    assert (tmp_path / "run" / "last_checkpoint").read_text().startswith("model_00000")
+
+
+@pytest.mark.slow
+def test_two_processes_under_torchrun(tiny_set, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "rio"]
+    words = train_words(tiny_set, tmp_path / "run")
+    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "run" / "evaluation.json").exists() and (tmp_path / "run" / "log.txt.rank1").exists()
+    images = [r["image_id"] for r in json.loads((tmp_path / "run" / "instances_results.json").read_text())]
+    assert images == sorted(images) and len(set(images)) == 6
+
+
+# ---- eval and predict
 
 
 def test_eval_of_weights_equals_the_runs_own(run, capsys):
@@ -86,19 +133,26 @@ def test_eval_of_weights_equals_the_runs_own(run, capsys):
 
 
 @pytest.mark.parametrize("backend", ["hotcoco", "lvis"])
-def test_eval_of_a_results_file(run, folder, tmp_path, capsys, backend):
-    words = ["--results", run / "instances_results.json", "--gt", folder / "val.json", "--backend", backend]
-    words += ["--train-json", folder / "train.json", "--output-dir", tmp_path]
+def test_eval_of_a_results_file(run, tiny_set, tmp_path, backend):
+    words = ["--results", run / "instances_results.json", "--gt", tiny_set / "val.json", "--backend", backend]
+    words += ["--train-json", tiny_set / "train.json", "--output-dir", tmp_path]
     assert main(["eval", *map(str, words)]) == 0
     written, own = (json.loads((p / "evaluation.json").read_text())["metrics"] for p in (tmp_path, run))
     for kind in own:
         assert written[kind] == pytest.approx(own[kind], abs=1e-9)
 
 
-def test_predict_draws_images_and_folders(run, folder, tmp_path, capsys):
+def test_weights_that_do_not_fit_are_named(run, capsys):
+    error = refused(capsys, "eval", "--weights", run / "model_final.pth", "MODEL.ROI_BOX_HEAD.FC_DIM", 32)
+    assert "box_head.fc1.weight" in error and "(24, " in error
+    (run / "cut.pth").write_bytes((run / "model_final.pth").read_bytes()[:1000])
+    assert "cut.pth" in refused(capsys, "eval", "--weights", run / "cut.pth")
+
+
+def test_predict_draws_images_and_folders(run, tiny_set, tmp_path):
     single = tmp_path / "000001.jpg"  # the name of one in the folder, too
     Image.fromarray(np.full((40, 70, 3), 128, np.uint8)).save(single)
-    words = ["predict", single, folder / "val", "--weights", run / "model_final.pth", "--output", tmp_path / "out"]
+    words = ["predict", single, tiny_set / "val", "--weights", run / "model_final.pth", "--output", tmp_path / "out"]
     assert main([*map(str, words), "--score-threshold", "0.3"]) == 0
     pictures = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert len(pictures) == 1 + 6 and {"000001.jpg", "000001_2.jpg"} <= set(pictures)
@@ -106,30 +160,30 @@ def test_predict_draws_images_and_folders(run, folder, tmp_path, capsys):
         assert picture.width / picture.height == pytest.approx(70 / 40, rel=0.02)
 
 
-def test_predict_draws_results_beside_ground_truth_rare_first(run, folder, tmp_path, capsys):
-    words = ["predict", "--results", run / "instances_results.json", "--gt", folder / "val.json"]
-    words += ["--gt-images", folder / "val", "--output", tmp_path, "--limit", 2, "--score-threshold", 0.2]
+def test_predict_draws_results_beside_ground_truth_rare_first(run, tiny_set, tmp_path):
+    words = ["predict", "--results", run / "instances_results.json", "--gt", tiny_set / "val.json"]
+    words += ["--gt-images", tiny_set / "val", "--output", tmp_path, "--limit", 2, "--score-threshold", 0.2]
     assert main(list(map(str, words))) == 0
     pictures = sorted(tmp_path.iterdir())
     assert [path.name[:5] for path in pictures] == ["0000_", "0001_"]
-    truth = json.loads((folder / "val.json").read_text())
+    truth = json.loads((tiny_set / "val.json").read_text())
     rare = {c["id"] for c in truth["categories"] if c["frequency"] == "r"}
-    counts: dict[str, int] = {}
-    for image in truth["images"]:
-        own = [a for a in truth["annotations"] if a["image_id"] == image["id"]]
-        counts[f"{image['id']:06d}"] = sum(a["category_id"] in rare for a in own)
+    counts = {f"{image['id']:06d}": 0 for image in truth["images"]}
+    for a in truth["annotations"]:
+        counts[f"{a['image_id']:06d}"] += a["category_id"] in rare
     assert counts[pictures[0].stem[5:]] == max(counts.values())
     with Image.open(pictures[0]) as picture:
         assert picture.width == 2 * picture.height  # two square panels
 
 
-def test_shapes_draws_the_further_splits(tmp_path, capsys, monkeypatch):
+# ---- the other commands
+
+
+def test_shapes_draws_the_extra_splits(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(SPECS, "demo", tiny_shapes.SPEC)
     assert main(["shapes", "--root", str(tmp_path), "--split", "tune", "balanced"]) == 0
     assert str(tmp_path / "tiny_balanced") in capsys.readouterr().out
-    for split in ("tune", "balanced"):
-        folder = tmp_path / f"tiny_{split}"
-        assert (folder / f"{split}.json").is_file()
+    assert all((tmp_path / f"tiny_{split}" / f"{split}.json").is_file() for split in ("tune", "balanced"))
 
 
 def test_shapes_draws_any_other_set(tmp_path, capsys):
@@ -138,14 +192,40 @@ def test_shapes_draws_any_other_set(tmp_path, capsys):
     options += ["num_rare", "1", "num_common", "2", "max_image_frequency", "1.0"]
     assert main([*words, *options]) == 0
     assert (tmp_path / "mine" / "train.json").exists()
-    assert "another name" in _refused(capsys, *words, "image_size", "32")
-    assert "expected one of name, image_size" in _refused(capsys, *words, "size", "32")
-    assert "expected int" in _refused(capsys, *words, "image_size", "big")
+    assert "another name" in refused(capsys, *words, "image_size", "32")
+    assert "expected one of name, image_size" in refused(capsys, *words, "size", "32")
+    assert "expected int" in refused(capsys, *words, "image_size", "big")
+
+
+def test_study_passes_on_its_flags_and_prints_the_tables(monkeypatch, tmp_path, capsys):
+    from rio.study import result, runner
+
+    said = {}
+
+    def run_study(plan, folder, **words):
+        said.update(words, name=plan.name, folder=folder)
+        return SimpleNamespace(result="the result")
+
+    monkeypatch.setattr(runner, "run_study", run_study)
+    monkeypatch.setattr(result, "format_result", "the tables of {}".format)
+    plan = tiny_shapes.DEMO_CONFIG.parents[1] / "studies" / "demo.yaml"
+    words = ["--processes", "4", "--num-gpus", "2", "--minutes", "9.5", "--output-dir", str(tmp_path), "SEED", "3"]
+    assert main(["study", str(plan), *words]) == 0
+    limits = {"processes": 4, "gpus": 2, "minutes": 9.5, "options": ["SEED", "3"]}
+    assert said == {**limits, "name": "demo", "folder": str(tmp_path)}
+    shown = capsys.readouterr().out
+    assert "the tables of the result" in shown and f"Runs: {tmp_path}" in shown
+    assert main(["study", str(plan)]) == 0
+    assert (said["processes"], said["gpus"], said["minutes"]) == (None, None, None)
+    assert said["folder"] == str(Path("output") / "demo")
 
 
 def test_info_prints(capsys):
     assert main(["info"]) == 0
     assert "detectron2" in capsys.readouterr().out
+
+
+# ---- mistakes
 
 
 @pytest.mark.parametrize(
@@ -164,103 +244,32 @@ def test_info_prints(capsys):
         (["eval", "--results", "none.json", "--gt", "none.json"], "none.json"),
         (["predict", "--output", "OUT"], "expected images or folders"),
         (["predict", "none.jpg", "--weights", "w.pth", "--output", "OUT"], "none.jpg"),
+        (["predict", ".", "--weights", "w.pth", "--output", "OUT"], "found none in this folder"),
         (["predict", "--results", "r.json", "--gt", "g.json", "--output", "OUT"], "--gt-images"),
         (["study", "none.yaml"], "none.yaml"),
     ],
 )
 def test_mistakes_get_one_message(capsys, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
-    assert message in _refused(capsys, *words)
+    assert message in refused(capsys, *words)
 
 
-def test_study_passes_on_what_was_said_and_prints_the_tables(monkeypatch, tmp_path, capsys):
-    from rio.study import result, runner
-
-    said = {}
-
-    def run_study(plan, folder, **words):
-        said.update(words, name=plan.name, folder=folder)
-        about = {"trained_on": ["a"], "evaluated_on": ["b"], "command": "", "machine": "", "versions": {}}
-        made = result.StudyResult(
-            name="x", role="tune", date="", arms={"a": []}, pairs=[], seeds=[1], categories=[], runs=[], **about
-        )
-        return runner.Outcome({}, made, 1.0, None)
-
-    monkeypatch.setattr(runner, "run_study", run_study)
-    plan = tiny_shapes.DEMO_CONFIG.parents[1] / "studies" / "demo.yaml"
-    words = ["--processes", "4", "--num-gpus", "2", "--minutes", "9.5", "--output-dir", str(tmp_path), "SEED", "3"]
-    assert main(["study", str(plan), *words]) == 0
-    assert said == {
-        "processes": 4, "gpus": 2, "minutes": 9.5, "options": ["SEED", "3"], "name": "demo",
-        "folder": str(tmp_path),
-    }  # fmt: skip
-    shown = capsys.readouterr().out
-    assert "x, on b: 0 of 1 runs finished" in shown and "They are no results" in shown
-    assert f"Runs: {tmp_path}" in shown
-    assert main(["study", str(plan)]) == 0
-    assert (said["processes"], said["gpus"], said["minutes"]) == (None, None, None)
-    assert said["folder"] == str(Path("output") / "demo")
-
-
-def test_unknown_flags_and_commands_are_usage_errors(capsys):
-    minutes = ["study", "s.yaml", "--minutes"]
-    for words in (
-        ["train", "--reume"], ["fly"], [], ["info", "--x"], ["train", "--num-gpus", "0"], [*minutes, "0"],
-        [*minutes, "nan"], [*minutes, "ten"], ["study", "s.yaml", "--num-gpus", "0"],
-    ):  # fmt: skip
-        with pytest.raises(SystemExit) as end:
-            main(words)
-        assert end.value.code == 2
-        assert "usage: " in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--reume"], ["fly"], [], ["info", "--x"], ["info", "x"], ["train", "--num-gpus", "0"],
+        ["study", "s.yaml", "--num-gpus", "0"],
+        *(["study", "s.yaml", "--minutes", minutes] for minutes in ("0", "nan", "inf", "ten")),
+    ],
+)  # fmt: skip
+def test_unknown_flags_and_commands_are_usage_errors(capsys, words):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    assert "usage: " in capsys.readouterr().err
 
 
 def test_verbose_shows_the_traceback(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "-v", "--config-file", "none.yaml"]) == 2
     assert "Traceback" in capsys.readouterr().err
-
-
-def test_weights_that_do_not_fit_are_named(run, folder, capsys):
-    words = ["eval", "--weights", run / "model_final.pth", "MODEL.ROI_BOX_HEAD.FC_DIM", 32]
-    error = _refused(capsys, *words)
-    assert "box_head.fc1.weight" in error and "(24, " in error
-    (run / "cut.pth").write_bytes((run / "model_final.pth").read_bytes()[:1000])
-    assert "cut.pth" in _refused(capsys, "eval", "--weights", run / "cut.pth")
-
-
-def _command(folder: Path, output: Path, *words: str) -> list[str]:
-    flags = [*CONFIG, *tiny_shapes.data_flags(folder), "--output-dir", str(output)]
-    return ["train", *flags, *words]
-
-
-@pytest.mark.slow
-def test_ctrl_c_saves_and_the_run_goes_on(folder, tmp_path):
-    words = _command(folder, tmp_path / "run", *tiny_shapes.model_options(400), "DATALOADER.NUM_WORKERS", "1")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rio", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if "iter: 9" in line:
-            os.killpg(process.pid, 2)  # as a terminal does: the loader's process gets it as well
-            break
-    rest, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, "".join(lines) + rest
-    assert "Go on from the last checkpoint" in rest and "Traceback" not in rest
-    assert (tmp_path / "run" / "last_checkpoint").read_text().startswith("model_00000")
-
-
-@pytest.mark.slow
-def test_two_processes_under_torchrun(folder, tmp_path):
-    words = _command(folder, tmp_path / "run", *tiny_shapes.model_options(3))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "rio"]
-    started = time.monotonic()
-    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "run" / "evaluation.json").exists() and (tmp_path / "run" / "log.txt.rank1").exists()
-    assert time.monotonic() - started < 300
-    results = json.loads((tmp_path / "run" / "instances_results.json").read_text())
-    images = [r["image_id"] for r in results]
-    assert images == sorted(images) and len(set(images)) == 6

@@ -1,0 +1,89 @@
+"""The commands besides `train` and `predict`; each imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from rio.cli.common import UsageError, config, ground_truth, pairs
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """AP of trained weights, or of a results file."""
+    if args.results:
+        from rio.results.evaluation import evaluate
+
+        evaluation = evaluate(ground_truth(args), args.results, iou_types=None, backend=args.backend)
+        print(evaluation.table())
+        if args.output_dir:
+            os.makedirs(args.output_dir, exist_ok=True)
+            evaluation.to_json(os.path.join(args.output_dir, "evaluation.json"))
+            print(f"\nWritten to {args.output_dir}: evaluation.json")
+        return 0
+    if not args.weights:
+        raise UsageError("eval: expected --weights CHECKPOINT, or --results JSON with --gt JSON")
+    from rio.engine.inference import evaluate_model, load_model
+    from rio.engine.setup import setup_inference, start_logging
+
+    folder = args.output_dir or os.path.join(os.path.dirname(args.weights) or ".", "eval")
+    args.output_dir = None
+    start_logging(None)
+    cfg = setup_inference(config(args))
+    if not len(cfg.DATASETS.TEST):
+        raise UsageError("eval: expected a test set, found none. Fix: --val-json and --val-images, or DATASETS.TEST")
+    evaluate_model(cfg, load_model(cfg, args.weights), output_dir=folder, backend=args.backend)  # shows the table
+    print(f"Written to {folder}: evaluation.json, instances_results.json")
+    return 0
+
+
+def study(args: argparse.Namespace) -> int:
+    """Train arms x seeds from a study file side by side; resumable."""
+    from rio.study import plan, result, runner
+
+    planned = plan.load_study(args.file)
+    folder = args.output_dir or os.path.join("output", planned.name)
+    given = {"processes": args.processes, "gpus": args.num_gpus, "minutes": args.minutes, "options": args.opts}
+    outcome = runner.run_study(planned, folder, **given)
+    print(result.format_result(outcome.result))
+    print(f"\nRuns: {folder} (study.md has all tables, study_*.svg the figures)")
+    return 0
+
+
+def demo(args: argparse.Namespace) -> int:
+    """Draw a data set, train three detectors on the CPU, compare them in a report."""
+    from rio.report.demo import demo
+
+    demo(args.output_dir, processes=args.processes)
+    return 0
+
+
+def info(args: argparse.Namespace) -> int:
+    """Versions, GPUs, data sets found and not found."""
+    from rio.engine.info import print_info
+
+    print_info()
+    return 0
+
+
+def shapes(args: argparse.Namespace) -> int:
+    """Draw the embedded synthetic long-tailed data set."""
+    import dataclasses
+
+    from rio.shapes.dataset import generate
+    from rio.shapes.spec import SPECS
+
+    spec = SPECS[args.set]
+    for key, text in pairs(args.opts):
+        if key not in (fields := dataclasses.asdict(spec)):
+            raise UsageError(f"option {key}: expected one of {', '.join(fields)}")
+        kind = type(fields[key])
+        try:
+            spec = dataclasses.replace(spec, **{key: kind(text)})
+        except ValueError as error:
+            raise UsageError(f"option {key}: expected {kind.__name__}, found {text!r}") from error
+    if spec != SPECS[args.set] and spec.name == SPECS[args.set].name:
+        raise UsageError(f"a set other than {args.set!r} needs another name. Fix: add `name my_shapes`")
+    root = args.root or os.environ.get("DETECTRON2_DATASETS") or "datasets"
+    folders = [generate(root, spec, split, workers=args.workers) for split in ("train", *args.split)]
+    print(f"In {', '.join(map(str, folders))}: synthetic images, {spec.num_classes} classes")
+    return 0

@@ -1,0 +1,71 @@
+"""What several commands share: the config their flags describe, the ground truth of a results file, usage errors."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+
+class UsageError(ValueError):
+    """Arguments that do not go together."""
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether the message is enough. OSError (no such file, no space): its text names the file."""
+    return type(error).__module__.split(".")[0] == "rio" or isinstance(error, OSError)
+
+
+def drop_known_warnings() -> None:
+    """Hides what detectron2 and torch tell each other's authors on every start."""
+    for message in ("`torch.jit.script` is", "TypedStorage is deprecated", "`broadcast_buffers` is"):
+        warnings.filterwarnings("ignore", message)
+
+
+def pairs(words: Sequence[str]) -> list[tuple[str, str]]:
+    """KEY VALUE KEY VALUE ... as pairs."""
+    if len(words) % 2:
+        raise UsageError(
+            f"options: expected KEY VALUE pairs, found {len(words)} words, the last unpaired: {words[-1]!r}"
+        )
+    return list(zip(words[0::2], words[1::2], strict=True))
+
+
+def config(args: argparse.Namespace) -> Any:
+    """The config (CfgNode) that a command's flags describe."""
+    from rio.config import load_config
+
+    path = args.config_file
+    if path is None and getattr(args, "weights", None):
+        beside = os.path.join(os.path.dirname(args.weights), "config.yaml")
+        if os.path.isfile(beside):
+            print(f"Config: {beside}")
+            path = beside
+    if path is None:
+        raise UsageError(
+            "--config-file: expected a config, found none. Fix: name one; configs/ holds the project's own"
+        )
+    opts: list[str] = []  # flags are shorthands for keys and come first: a key that is written out wins
+    for flag, key in (("train", "DATASETS.TRAIN"), ("val", "DATASETS.TEST")):
+        file, images = getattr(args, f"{flag}_json"), getattr(args, f"{flag}_images")
+        if (file is None) != (images is None):
+            raise UsageError(f"--{flag}-json and --{flag}-images: expected both or neither")
+        if file is not None:
+            opts += [key, repr((f"{file}@{images}",))]
+    if getattr(args, "output_dir", None):
+        opts += ["OUTPUT_DIR", args.output_dir]
+    return load_config(path, [*opts, *args.opts])
+
+
+def ground_truth(args: argparse.Namespace) -> Any:
+    """The Annotations that a results file belongs to, grouped by the image counts of --train-json if given."""
+    from rio.data.load import load_annotations
+
+    if not args.gt:
+        raise UsageError("--results: expected --gt JSON, the ground truth that the results belong to")
+    truth = load_annotations(args.gt, image_root=getattr(args, "gt_images", None))
+    if args.train_json:
+        truth = truth.with_frequency_of(load_annotations(args.train_json, segmentations=False))
+    return truth

@@ -1,0 +1,88 @@
+"""`rio train`: in this process, in one process per GPU, or as torchrun's child."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import signal
+import sys
+
+from rio.cli.common import UsageError, config, drop_known_warnings, is_ours
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train a detector and evaluate it."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:  # torchrun started this process and its siblings
+        return _train_under_torchrun(args)
+    if args.num_gpus * args.num_machines == 1:
+        return _train_worker(args)
+    import torch
+
+    if (found := torch.cuda.device_count()) < args.num_gpus:
+        raise UsageError(
+            f"--num-gpus {args.num_gpus}: expected as many GPUs on this machine, found {found}. Fix: lower it; for "
+            f"several processes on a CPU: torchrun --nproc_per_node {args.num_gpus} -m rio train ..."
+        )
+    if args.num_machines > 1 and args.dist_url is None:
+        raise UsageError("--num-machines: expected --dist-url tcp://HOST:PORT too, the address of machine 0")
+    from detectron2.engine import launch
+    from torch.multiprocessing import ProcessExitedException
+
+    stopped: list[int] = []
+    # Ctrl-C reaches the children too: they save and end, and this process waits for them.
+    before = signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
+    try:
+        launch(_train_worker, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url or "auto", (args,))
+    except ProcessExitedException as error:
+        return error.exit_code or 1
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return 130 if stopped else 0
+
+
+def _train_under_torchrun(args: argparse.Namespace) -> int:
+    import torch
+    from detectron2.utils import comm
+
+    local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+    dist, backend = torch.distributed, "nccl" if torch.cuda.is_available() else "gloo"
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    given = {}
+    if restarts != "0" and os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # The agent's store may still hold addresses of dead processes. Nodes count their own restarts: one node only.
+        store, rank, world = next(dist.rendezvous("env://"))
+        given = {"store": dist.PrefixStore(f"restart_{restarts}", store), "rank": rank, "world_size": world}
+    dist.init_process_group(backend, **given)
+    try:
+        if hasattr(comm, "create_local_process_group"):  # detectron2 after v0.6
+            comm.create_local_process_group(local_size)
+        else:
+            for first in range(0, dist.get_world_size(), local_size):
+                ranks = range(first, first + local_size)
+                group = dist.new_group(list(ranks))
+                if dist.get_rank() in ranks:
+                    comm._LOCAL_PROCESS_GROUP = group
+        return _train_worker(args)
+    finally:
+        dist.destroy_process_group()
+
+
+def _train_worker(args: argparse.Namespace) -> int:
+    """Trains in this process; also the entry point of the processes that `launch` starts."""
+    drop_known_warnings()
+    from rio.engine.setup import setup_training
+    from rio.trainer import Trainer
+
+    try:
+        trainer = Trainer(setup_training(config(args), resume=args.resume))
+        trainer.resume_or_load(resume=args.resume)
+        trainer.train()
+    except (ValueError, OSError, RuntimeError) as error:
+        if multiprocessing.parent_process() is None or not is_ours(error):
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from error
+    return 0
