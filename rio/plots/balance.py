@@ -27,7 +27,6 @@ def balance_by_group(
 
     Args:
         table: one row per arm and level: arm, level, r, c, f (shares in 0..1) and effective_classes.
-        ax: where to draw; a new figure if None.
         levels: which levels to show, top to bottom.
     """
     parts.need(table, ("arm", "level", *GROUPS, "effective_classes"), COMPARED)
@@ -62,7 +61,6 @@ def image_or_object(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Args:
         table: one row per arm and level ("images" and "rois"): arm, level, effective_classes, and the number of
             `categories`. Arms named "none", "bank", "RFS", "RFS + bank" are joined by arrows.
-        ax: where to draw; a new figure if None.
     """
     parts.need(table, ("arm", "level", "effective_classes", "categories"), COMPARED)
     wide = table.pivot(index="arm", columns="level", values="effective_classes")
@@ -104,7 +102,6 @@ def threshold_advice(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Args:
         table: one row per method and threshold: method, repeat_threshold, epoch_length (in passes over the
             images), effective_classes, suggested (bool: ringed and named), current (bool: marked).
-        ax: where to draw; a new figure if None.
     """
     columns = ("method", "repeat_threshold", "epoch_length", "effective_classes", "suggested", "current")
     parts.need(table, columns, "rio.compare_sampling(...).advice()")
@@ -135,7 +132,6 @@ def expected_vs_counted(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Args:
         table: one row per category and level: frequency, level, expected, counted.
-        ax: where to draw; a new figure if None.
     """
     parts.need(table, ("frequency", "level", "expected", "counted"), "rio.compare_sampling(...).check()")
     table = table[(table["expected"] > 0) & (table["counted"] > 0)]

@@ -22,7 +22,6 @@ def count_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Args:
         table: one row per category with frequency, instance_count (at least one object in all).
-        ax: where to draw; a new figure if None.
     """
     parts.need(table, ("frequency", "instance_count"), TABLE)
     if table["instance_count"].sum() == 0:
@@ -50,7 +49,6 @@ def sorted_tail(table: pd.DataFrame, ax: Axes | None = None, *, by: str = "image
 
     Args:
         table: one row per category with frequency, name and the column `by`.
-        ax: where to draw; a new figure if None.
         by: the count to show: image_count, instance_count, or an exposure.
     """
     parts.need(table, ("frequency", "name", by), TABLE)
@@ -81,7 +79,6 @@ def image_vs_instance_count(table: pd.DataFrame, ax: Axes | None = None, *, anno
 
     Args:
         table: one row per category with frequency, name, image_count (at least one above 0), instance_count.
-        ax: where to draw; a new figure if None.
         annotate: how many categories to name, those with most objects per image first.
     """
     parts.need(table, ("frequency", "name", "image_count", "instance_count"), TABLE)
@@ -108,7 +105,6 @@ def objects_per_image(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Args:
         table: one row per image with objects, categories.
-        ax: where to draw; a new figure if None.
     """
     parts.need(table, ("objects", "categories"), "rio.open_dataset(...).per_image()")
     ax = parts.axes(ax, 6.2, 2.5)
@@ -137,7 +133,6 @@ def sizes_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Args:
         table: one row per object with frequency, and side: the root of its share of the image's area, in percent,
             above 0.
-        ax: where to draw; a new figure if None.
     """
     parts.need(table, ("frequency", "side"), "rio.open_dataset(...).sizes()")
     if not (table["side"] > 0).all():
@@ -170,7 +165,6 @@ def company(table: pd.DataFrame, ax: Axes | None = None, *, group: str = "r", mo
     Args:
         table: by falling share: name, frequency, share, share_of_all (shares in 0..1). Without rows the figure says
             that there is no company.
-        ax: where to draw; a new figure if None.
         group: whose company it is.
         most: categories drawn.
     """

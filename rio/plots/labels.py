@@ -81,13 +81,7 @@ class Labels:
         return np.array(text.get_window_extent().size) + 2 * pad * self.point
 
     def put(
-        self,
-        text: Annotation,
-        corners: np.ndarray,
-        *,
-        anchor: np.ndarray | None = None,
-        inside: bool = True,
-        pad: float = 0,
+        self, text: Annotation, corners: np.ndarray, *, anchor: Any = None, inside: bool = True, pad: float = 0.0
     ) -> tuple[np.ndarray, float]:
         """Move a text of `write` to the best of its places.
 

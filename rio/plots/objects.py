@@ -109,7 +109,7 @@ def _draw_mask(ax: Axes, mask: Mask, shape: tuple[int, int], name: str, look: di
 
 
 def _decode(rle: Mapping[str, object]) -> np.ndarray:
-    from pycocotools import mask as coco_mask  # only figures with masks parts.need it
+    from pycocotools import mask as coco_mask  # only figures with masks need it
 
     if isinstance(rle["counts"], list):
         rle = coco_mask.frPyObjects(dict(rle), *rle["size"])
@@ -131,14 +131,8 @@ def _name_box(labels: Labels, box: np.ndarray, words: str, color: str, look: dic
     w, h = labels.size(text, PAD)
     # The y axis of an image points down, that of px up.
     left, top, right, bottom = labels.ax.transData.transform([box[:2] - 0.5, box[:2] + box[2:] - 0.5]).ravel()
-    places = [
-        (left, top),
-        (left, bottom - h),
-        (right - w, top),
-        (right - w, bottom - h),
-        (left, top - h),
-        (left, bottom),
-    ]
+    places = [(left, top), (left, bottom - h), (right - w, top), (right - w, bottom - h)]
+    places += [(left, top - h), (left, bottom)]
     places += [(right, top - h), (left - w, top - h), (right, bottom), (left - w, bottom)]
     places += [(left, top + k * h) for k in (1, 2)] + [(left, bottom - (k + 1) * h) for k in (1, 2)]
     labels.put(text, np.array(places), pad=PAD)

@@ -43,7 +43,6 @@ def ap_by_group(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP
     Args:
         table: one row per arm, each arm once: arm, AP, APr, APc, APf in percent. Optional: AP_low, AP_high, APr_low,
             ... draw intervals; reported (bool) marks published numbers, which are drawn as outlines.
-        ax: where to draw; a new figure if None.
         label: of the y axis.
     """
     parts.need(table, ("arm", *METRIC_NAMES), "rio.open_runs(...).by_group()")
@@ -85,7 +84,6 @@ def ap_by_image_count(table: pd.DataFrame, ax: Axes | None = None, *, label: str
     Args:
         table: one row per category and arm: category_id, frequency, image_count, arm, AP in percent (NaN is
             left out).
-        ax: where to draw; a new figure if None.
         label: of the y axis.
     """
     parts.need(table, ("category_id", "frequency", "image_count", "arm", "AP"), "rio.open_runs(...).per_category()")
@@ -124,7 +122,6 @@ def ap_difference(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Args:
         table: one row per category: name, frequency, image_count, difference (percentage points, NaN is left
             out); `attrs` may name arm, baseline and kind.
-        ax: where to draw; a new figure if None.
     """
     parts.need(table, ("name", "frequency", "image_count", "difference"), "rio.open_runs(...).difference()")
     rows = table[table["difference"].notna()].sort_values("image_count", ascending=False, kind="stable")
@@ -162,7 +159,6 @@ def errors_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Args:
         table: arm, frequency, part ("objects", "predictions"), kind, per_100 (for 100 objects of the group),
             objects (of the group).
-        ax: where to draw; a new figure if None.
     """
     parts.need(table, ("arm", "frequency", "part", "kind", "per_100", "objects"), "rio.open_runs(...).errors()")
     kinds = {kind: color for kind, color in KIND_COLORS.items() if kind in set(table["kind"])}

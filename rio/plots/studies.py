@@ -41,7 +41,6 @@ def arm_ap(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP (%)"
     Args:
         table: one row per run, of one IoU type: arm, seed, AP, APr, APc, APf in percent (NaN is left out); arms are
             drawn in the order in which they come.
-        ax: where to draw; a new figure if None.
         label: of the x axis.
     """
     parts.need(table, ("arm", "seed", *METRICS), "StudyResult.per_run()")
@@ -69,7 +68,6 @@ def paired_differences(table: pd.DataFrame, ax: Axes | None = None, *, label: st
         table: one row per comparison and metric, of one IoU type: arm, baseline, metric (AP, APr, APc, APf),
             difference, low, high (points; NaN intervals are not drawn), resolved (bool); comparisons are drawn in the
             order in which they come.
-        ax: where to draw; a new figure if None.
         label: of the x axis.
     """
     key = ["arm", "baseline", "metric"]

@@ -26,7 +26,6 @@ def loss_curves(
 
     Args:
         table: rows with `iteration` and the losses (rows without a loss, as of the evaluation, are left out).
-        ax: where to draw; a new figure if None.
         losses: columns to draw; by default total_loss and every column whose name begins with "loss".
         smooth: rows in a running median drawn over the faint raw curve; 0 chooses a tenth of the rows, 1 draws
             none.
@@ -39,9 +38,9 @@ def loss_curves(
         )
     absent = [c for c in losses if c not in table.columns]
     if absent or not losses or table[list(losses)].isna().all(axis=None):
-        such = f" such as {absent[0]!r}" if absent else ""
-        found = f"found columns {list(table.columns)}. Has the run logged an iteration yet?"
-        raise parts.PlotError(f"table: expected losses{such}, {found}")
+        expected = f"losses such as {absent[0]!r}" if absent else "losses"
+        found = f"found columns {list(table.columns)}. Fix: wait until the run has logged an iteration."
+        raise parts.PlotError(f"table: expected {expected}, {found}")
     ax = parts.axes(ax, 6.2, 3.0)
     # After a resume detectron2 appends; an iteration logged twice counts as the later run logged it.
     table = table.dropna(subset=list(losses), how="all").drop_duplicates("iteration", keep="last")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import subprocess
+import sys
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -18,35 +20,20 @@ from rio import plots
 from rio.plots import COLORS, PlotError
 
 CATEGORIES = pd.DataFrame(
-    {
-        "name": ["dog", "emu", "fox", "gnu"],
-        "frequency": ["c", "r", "f", "r"],
-        "image_count": [50, 2, 300, 0],
-        "instance_count": [60, 24, 900, 0],
-    }
+    [("dog", "c", 50, 60), ("emu", "r", 2, 24), ("fox", "f", 300, 900), ("gnu", "r", 0, 0)],
+    columns=["name", "frequency", "image_count", "instance_count"],
 )
 ARMS = pd.DataFrame(
     {"arm": ["none", "rio"], "AP": [20.0, 30.0], "APr": [np.nan, 12.0], "APc": [20.0, 25.0], "APf": [40.0, 41.5]}
 )
+RARE = {"images": (0.05, 0.1), "instances": (0.02, 0.06), "rois": (0.02, 0.4)}
 BALANCE = pd.DataFrame(
-    [
-        {"arm": arm, "level": level, "r": r, "c": 0.3, "f": 0.7 - r, "effective_classes": 10 + 40 * r}
-        for arm, level, r in (
-            ("none", "images", 0.05),
-            ("none", "instances", 0.02),
-            ("none", "rois", 0.02),
-            ("rio", "images", 0.1),
-            ("rio", "instances", 0.06),
-            ("rio", "rois", 0.4),
-        )
-    ]
+    [(arm, level, rare[i]) for i, arm in enumerate(("none", "rio")) for level, rare in RARE.items()],
+    columns=["arm", "level", "r"],
 )
-LOSSES = [
-    {"iteration": i, "total_loss": 3.0 - 0.02 * i, "loss_cls": 2.0 - 0.02 * i, "lr": 0.1} for i in range(0, 60, 2)
-]
+BALANCE = BALANCE.assign(c=0.3, f=0.7 - BALANCE["r"], effective_classes=10 + 40 * BALANCE["r"])
+LOSSES = [{"iteration": i, "total_loss": 3 - 0.02 * i, "loss_cls": 2 - 0.02 * i, "lr": 0.1} for i in range(0, 60, 2)]
 LOSSES.append({"iteration": 59, "bbox/AP": 12.0})
-
-
 RUNS = pd.DataFrame(
     [("rfs_cosine", 1, 40.0, 10.0), ("rfs_cosine", 2, 44.0, 20.0), ("a_long_name_of_an_arm", 1, 45.0, np.nan)],
     columns=["arm", "seed", "AP", "APr"],
@@ -128,6 +115,17 @@ def test_style_is_local_and_follows_the_page():
     with pytest.raises(RuntimeError), plots.style():
         raise RuntimeError
     assert dict(mpl.rcParams) == before
+
+
+def test_figures_show_in_a_notebook_although_their_style_ends_with_the_call():
+    """A notebook's backend turns interactive mode on when it is loaded; the style must not turn it off again."""
+    code = (
+        "import matplotlib as mpl; mpl.use('module://matplotlib_inline.backend_inline'); import pandas as pd; "
+        "from rio import plots; import matplotlib.pyplot as plt; plt.ion(); "
+        "plots.count_by_group(pd.DataFrame({'frequency': ['r'], 'instance_count': [4]})); print(mpl.is_interactive())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("True")
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -290,18 +288,22 @@ def objects(**change):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: plots.count_by_group(CATEGORIES.drop(columns="frequency")), "'frequency'"),
         (lambda: plots.count_by_group(CATEGORIES.assign(instance_count=0)), "instance_count"),
-        (lambda: plots.sorted_tail(CATEGORIES.iloc[:0]), "at least one row"),
         (lambda: plots.sorted_tail(CATEGORIES, by="images"), "'images'"),
         (lambda: plots.sorted_tail(CATEGORIES.assign(frequency="x")), "expected r, c or f, found 'x'"),
         (lambda: plots.image_vs_instance_count(CATEGORIES.assign(image_count=0)), "only zeros"),
+        (lambda: plots.sizes_by_group(TABLES["sizes_by_group"].assign(side=0)), "above 0"),
         (lambda: plots.balance_by_group(BALANCE[BALANCE.level != "rois"]), "'rois'"),
+        (lambda: plots.image_or_object(BALANCE[BALANCE.level != "images"].assign(categories=4)), "no images"),
+        (lambda: plots.expected_vs_counted(TABLES["expected_vs_counted"].assign(counted=0)), "only zeros"),
         (lambda: plots.ap_by_group(ARMS.assign(arm="rio")), "one row per arm, found arm 'rio' twice"),
-        (lambda: plots.ap_by_group(ARMS.drop(columns="APc")), "'APc'"),
+        (lambda: plots.ap_by_image_count(TABLES["ap_by_image_count"].assign(AP=np.nan)), "found none"),
+        (lambda: plots.ap_difference(TABLES["ap_difference"].assign(difference=np.nan)), "found none"),
+        (lambda: plots.arm_ap(pd.concat([RUNS, RUNS])), "arm 'rfs_cosine', seed '1' twice. Fix: choose one"),
+        (lambda: plots.paired_differences(pd.concat([DIFFERENCES] * 2)), "baseline 'rfs', metric 'AP' twice"),
+        (lambda: plots.paired_differences(DIFFERENCES.assign(metric="AP50")), "expected AP, APr, .* found 'AP50'"),
         (lambda: plots.loss_curves([{"iteration": 3, "lr": 0.1}]), "logged an iteration"),
         (lambda: plots.loss_curves(LOSSES, losses=["loss_mask"]), "loss_mask"),
-        (lambda: plots.loss_curves([]), "'iteration'"),
         (lambda: objects(image=np.zeros((8, 8, 2))), r"\(H, W, 3\)"),
         (lambda: objects(labels=["a", "b"]), "labels: expected one for each of the 1 boxes"),
         (lambda: objects(groups=["q"]), "expected r, c or f"),
@@ -312,6 +314,17 @@ def objects(**change):
 def test_bad_input(call, message):
     with pytest.raises(PlotError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_that_lacks_a_column_or_all_rows(name):
+    with pytest.raises(PlotError, match="expected the column .* found .*Fix: pass the table that"):
+        getattr(plots, name)(pd.DataFrame({"other": [1]}))
+    if name == "company":
+        assert "No rare object" in texts(plots.company(TABLES[name][:0]))[0]
+        return
+    with pytest.raises(PlotError, match="at least one row"):
+        getattr(plots, name)(TABLES[name][:0])
 
 
 # ------------------------------------------------------------------------------------------ studies
@@ -366,20 +379,3 @@ def test_rows_of_studies_have_room(number):
         ax.figure.draw_without_rendering()
         boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
         assert len(boxes) == number and not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
-
-
-@pytest.mark.parametrize(
-    ("draw", "table", "message"),
-    [
-        (plots.arm_ap, RUNS.drop(columns="seed"), "expected the column 'seed'.*StudyResult.per_run"),
-        (plots.arm_ap, RUNS[:0], "expected at least one row"),
-        (plots.arm_ap, pd.concat([RUNS, RUNS]), "arm 'rfs_cosine', seed '1' twice. Fix: choose one"),
-        (plots.paired_differences, DIFFERENCES.drop(columns="low"), "'low'.*StudyResult.comparisons"),
-        (plots.paired_differences, DIFFERENCES[:0], "expected at least one row"),
-        (plots.paired_differences, pd.concat([DIFFERENCES] * 2), "baseline 'rfs', metric 'AP' twice"),
-        (plots.paired_differences, DIFFERENCES.assign(metric="AP50"), "expected AP, APr, .* found 'AP50'"),
-    ],
-)
-def test_tables_of_studies_that_cannot_be_drawn(draw, table, message):
-    with pytest.raises(PlotError, match=message):
-        draw(table)

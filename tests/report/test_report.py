@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -15,7 +14,7 @@ from rio.data.load import load_annotations
 from rio.report.page import write_report
 from rio.report.runs import ReportError
 from rio.report.summary import write_summary
-from rio.results.evaluation import evaluate
+from rio.results.evaluation import Evaluation, evaluate
 
 EVIL = "<script>alert('x')</script>"
 
@@ -38,48 +37,17 @@ def lvis_json(path, classes_of_images, names):
     folder = path.with_suffix("")
     folder.mkdir()
     images, annotations = [], []
-    for i, classes in enumerate(classes_of_images):
-        name = f"{i:03d}.png"
-        Image.fromarray(np.full((48, 64, 3), 40 + 5 * i, np.uint8)).save(folder / name)
-        images.append(
-            {
-                "id": i + 1,
-                "file_name": name,
-                "width": 64,
-                "height": 48,
-                "neg_category_ids": [],
-                "not_exhaustive_category_ids": [],
-            }
-        )
+    for i, classes in enumerate(classes_of_images, 1):
+        Image.new("RGB", (64, 48), (40 + 5 * i,) * 3).save(folder / f"{i:03d}.png")
+        verified = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+        images.append({"id": i, "file_name": f"{i:03d}.png", "width": 64, "height": 48} | verified)
         for j, k in enumerate(classes):
             x, y = 4 + 14 * j, 6 + 2 * j
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": i + 1,
-                    "category_id": k + 1,
-                    "iscrowd": 0,
-                    "bbox": [x, y, 12, 12],
-                    "area": 144,
-                    "segmentation": [[x, y, x + 12, y, x + 12, y + 12, x, y + 12]],
-                }
-            )
-    categories = [
-        {
-            "id": k + 1,
-            "name": name,
-            "synset": "",
-            "synonyms": [],
-            "def": "",
-            "frequency": group,
-            "image_count": 1,
-            "instance_count": 1,
-        }
-        for k, (name, group) in enumerate(names)
-    ]
-    path.write_text(
-        json.dumps({"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": categories})
-    )
+            square = [x, y, x + 12, y, x + 12, y + 12, x, y + 12]
+            ids = {"id": len(annotations) + 1, "image_id": i, "category_id": k + 1, "iscrowd": 0}
+            annotations.append(ids | {"bbox": [x, y, 12, 12], "area": 144, "segmentation": [square]})
+    categories = [{"id": k, "name": name, "frequency": group} for k, (name, group) in enumerate(names, 1)]
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     return load_annotations(path, image_root=folder)
 
 
@@ -96,32 +64,18 @@ def study(tmp_path_factory):
         folder = root / arm
         folder.mkdir()
         (folder / "config.yaml").write_text(CONFIG.format(sampler=sampler, bank=bank))
+        rows = zip(val.annotation_image, val.annotation_class, val.boxes.tolist(), strict=True)
         results = [
-            {
-                "image_id": int(val.image_ids[i]),
-                "category_id": int(val.category_ids[k]),
-                "bbox": box.tolist(),
-                "score": 0.9,
-            }
-            for i, k, box in zip(val.annotation_image, val.annotation_class, val.boxes, strict=True)
+            {"image_id": int(val.image_ids[i]), "category_id": int(val.category_ids[k]), "bbox": box, "score": 0.9}
+            for i, k, box in rows
             if k in found
         ]
         (folder / "instances_results.json").write_text(json.dumps(results))
         evaluate(val, results, iou_types=("bbox",)).to_json(folder / "evaluation.json")
-        rows = [
-            {
-                "iteration": i,
-                "total_loss": 2 - i / 30,
-                "loss_cls": 1 - i / 60,
-                "time": 0.5,
-                "roi_head/num_fg_samples": 6.0,
-                "memory_bank/replayed_per_foreground": 0.25,
-            }
-            for i in range(30)
-        ]
-        (folder / "metrics.json").write_text(
-            "\n".join(map(json.dumps, rows)) + '\n{"iteration": 3'
-        )  # killed in a write
+        logged = {"time": 0.5, "roi_head/num_fg_samples": 6.0, "memory_bank/replayed_per_foreground": 0.25}
+        rows = [{"iteration": i, "total_loss": 2 - i / 30, "loss_cls": 1 - i / 60} | logged for i in range(30)]
+        text = "\n".join(map(json.dumps, rows)) + '\n{"iteration": 3'  # killed in a write
+        (folder / "metrics.json").write_text(text)
         runs[arm] = folder
     page = write_report(root / "new" / "report.html", title=f"Title {EVIL}", runs=runs, train=train, val=val)
     return root, runs, train, val, page
@@ -175,32 +129,18 @@ def test_it_is_self_contained_and_small(study, page):
 
 def test_it_says_what_a_newcomer_needs(page):
     for words in (
-        "Synthetic data.",
-        "long tail",
-        "Image level, object level",
-        "Ground truth",
-        "No resampling",
-        "RIO",
-        "APr",
-        "What to open next",
-        "images (RFS) and objects (memory bank)",
-        "seed (5)",
-        "python -m rio predict",
-        "0.25 replayed rows",
-        "about 0.2 min",
-        "6 training images",
-        "rio 0.",
-    ):
+        "Synthetic data.", "long tail", "Image level, object level", "Ground truth", "No resampling", "RIO", "APr",
+        "What to open next", "images (RFS) and objects (memory bank)", "seed (5)", "python -m rio predict",
+        "0.25 replayed rows", "about 0.2 min", "6 training images", "rio 0.",
+    ):  # fmt: skip
         assert words in page.text, words
     pictures = [a for tag, a in page.tags if tag == "img" and a["src"].startswith("data:image/jpeg")]
     assert len(pictures) == 3 * 4  # every picture for the ground truth and the three arms
-    assert "000.png" in pictures[0]["alt"]  # the image with the rare category first
+    assert "001.png" in pictures[0]["alt"]  # the image with the rare category first
     assert all(a.get("alt") for tag, a in page.tags if tag == "img")
 
 
 def test_its_numbers_are_those_of_the_evaluation(study, page):
-    from rio.results.evaluation import Evaluation
-
     for arm, folder in study[1].items():
         metrics = Evaluation.from_json(folder / "evaluation.json").metrics["bbox"]
         assert f"{metrics['AP']:.1f}" in page.text

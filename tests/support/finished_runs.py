@@ -53,30 +53,18 @@ def make(
         for seed in seeds:
             folder = root / f"{arm}-seed{seed}"
             folder.mkdir(parents=True)
-            config = {
-                "DATASETS": {
-                    "TRAIN": [train_name or f"{data}/train.json@{data}/train"],
-                    "TEST": [test_name or f"{data}/val.json@{data}/val"],
-                },
-                "MODEL": {"RIO": {"SAMPLER": "none" if arm == "none" else "rfs", "BANK_ENABLED": arm == "rio"}},
-                "SOLVER": {"MAX_ITER": 40, "IMS_PER_BATCH": 2},
-                "SEED": seed,
-                "OUTPUT_DIR": str(folder),
-            }
+            names = {"TRAIN": [train_name or f"{data}/train.json@{data}/train"]}
+            names["TEST"] = [test_name or f"{data}/val.json@{data}/val"]
+            method = {"SAMPLER": "none" if arm == "none" else "rfs", "BANK_ENABLED": arm == "rio"}
+            config = {"DATASETS": names, "MODEL": {"RIO": method}, "SEED": seed, "OUTPUT_DIR": str(folder)}
+            config["SOLVER"] = {"MAX_ITER": 40, "IMS_PER_BATCH": 2}
             (folder / "config.yaml").write_text(yaml.safe_dump(config))
             results = invented(val, FOUND[arm], np.random.default_rng(seed), masks=masks)
             (folder / "instances_results.json").write_text(json.dumps(results))
             evaluate(val, folder / "instances_results.json", iou_types=None).to_json(folder / "evaluation.json")
-            rows = [
-                {
-                    "iteration": i,
-                    "total_loss": 3.0 / (1 + i / 9),
-                    "loss_cls": 1.0 / (1 + i / 9),
-                    "lr": 0.01,
-                    "time": 0.2,
-                }
-                for i in range(9, 40, 10)
-            ]
+            loss = {i: 1.0 / (1 + i / 9) for i in range(9, 40, 10)}
+            always = {"lr": 0.01, "time": 0.2}
+            rows = [{"iteration": i, "total_loss": 3 * x, "loss_cls": x} | always for i, x in loss.items()]
             (folder / "metrics.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
             (folder / "last_checkpoint").write_text("model_final.pth")
             (folder / "log.txt").write_text("invented run\n")
@@ -85,25 +73,14 @@ def make(
 
 
 def invented(val: Annotations, found: dict[str, float], rng: np.random.Generator, *, masks: bool = True) -> list[dict]:
-    """Predictions of every kind: found objects, wrong classes, boxes that are off, duplicates, things that
-    are not there."""
+    """Predictions of every kind: correct, of a wrong class, with a box that is off, twice, of nothing."""
     results: list[dict] = []
 
     def add(image: int, category: int, box: np.ndarray, score: float, row: int | None) -> None:
         size = [int(val.image_height[image]), int(val.image_width[image])]
-        width, height = np.maximum(box[2:], 2)
-        box = [
-            float(np.clip(box[0], 0, size[1] - 2)),
-            float(np.clip(box[1], 0, size[0] - 2)),
-            float(width),
-            float(height),
-        ]
-        record = {
-            "image_id": int(val.image_ids[image]),
-            "category_id": int(category),
-            "bbox": box,
-            "score": float(score),
-        }
+        corner = np.clip(box[:2], 0, [size[1] - 2, size[0] - 2])
+        box = np.r_[corner, np.maximum(box[2:], 2)].tolist()
+        record = {"image_id": int(val.image_ids[image]), "category_id": category, "bbox": box, "score": float(score)}
         if masks:
             polygons = val.segmentation(row) if row is not None else None
             x, y, w, h = box
@@ -127,11 +104,7 @@ def invented(val: Annotations, found: dict[str, float], rng: np.random.Generator
             add(image, category, box + np.r_[0.45 * box[2:], 0, 0], rng.uniform(0.3, 0.8), None)
     for image in range(val.num_images):
         size = np.array([val.image_width[image], val.image_height[image]], float)
-        add(
-            image,
-            int(rng.choice(val.category_ids)),
-            np.r_[rng.uniform(0, 0.7, 2) * size, 0.15 * size],
-            rng.uniform(0.05, 0.5),
-            None,
-        )
+        category = int(rng.choice(val.category_ids))
+        box = np.r_[rng.uniform(0, 0.7, 2) * size, 0.15 * size]
+        add(image, category, box, rng.uniform(0.05, 0.5), None)
     return results
