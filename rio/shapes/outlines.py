@@ -10,11 +10,20 @@ import numpy as np
 Contours = list[np.ndarray]
 
 
+def _closed(points: int) -> np.ndarray:
+    return np.linspace(0, 2 * np.pi, points, endpoint=False)
+
+
+def _join(*xy: np.ndarray) -> Contours:
+    """One contour from x, y, and perhaps x, y of its next part, ..."""
+    return [np.concatenate([np.stack(xy[i : i + 2], 1) for i in range(0, len(xy), 2)])]
+
+
 def polar(radius: Callable[[np.ndarray], np.ndarray], points: int = 96) -> Contours:
     """The outline at radius(angle), clockwise from the top."""
-    angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
+    angle = _closed(points)
     r = radius(angle)
-    return [np.stack([r * np.sin(angle), -r * np.cos(angle)], 1)]
+    return _join(r * np.sin(angle), -r * np.cos(angle))
 
 
 def _regular(corners: int, turn: float = 0.0, inner: float | None = None) -> Contours:
@@ -23,7 +32,7 @@ def _regular(corners: int, turn: float = 0.0, inner: float | None = None) -> Con
     r = np.ones(count)
     if inner is not None:
         r[1::2] = inner
-    return [np.stack([r * np.sin(angle), -r * np.cos(angle)], 1)]
+    return _join(r * np.sin(angle), -r * np.cos(angle))
 
 
 def _points(text: str) -> Contours:
@@ -31,52 +40,35 @@ def _points(text: str) -> Contours:
 
 
 def _heart() -> Contours:
-    t = np.linspace(0, 2 * np.pi, 96, endpoint=False)
-    x = 16 * np.sin(t) ** 3
-    y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
-    return [np.stack([x, y], 1)]
+    t = _closed(96)
+    return _join(16 * np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)))
 
 
 def _crescent() -> Contours:
-    outer = np.linspace(np.radians(40), np.radians(320), 72)
-    inner = np.linspace(np.radians(307), np.radians(53), 72)
-    tip = math.cos(math.radians(40)), math.sin(math.radians(40))
-    r = tip[1] / math.sin(math.radians(53))
-    centre = tip[0] - r * math.cos(math.radians(53))
-    back = np.stack([np.cos(outer), np.sin(outer)], 1)
-    return [np.concatenate([back, np.stack([centre + r * np.cos(inner), r * np.sin(inner)], 1)])]
-
-
-def _drop() -> Contours:
-    t = np.linspace(0, 2 * np.pi, 96, endpoint=False)
-    return [np.stack([0.78 * np.sin(t) * np.sin(t / 2) ** 1.4, -np.cos(t)], 1)]
+    outer, inner = np.radians(40), np.radians(53)
+    r = math.sin(outer) / math.sin(inner)
+    centre = math.cos(outer) - r * math.cos(inner)
+    outer = np.linspace(outer, np.radians(320), 72)
+    inner = np.linspace(np.radians(307), inner, 72)
+    return _join(np.cos(outer), np.sin(outer), centre + r * np.cos(inner), r * np.sin(inner))
 
 
 def _gear() -> Contours:
-    angle = np.linspace(0, 2 * np.pi, 192, endpoint=False)
-    r = 0.86 + 0.14 * np.tanh(5 * np.cos(8 * angle))
-    wheel = np.stack([r * np.sin(angle), -r * np.cos(angle)], 1)
-    hole = 0.27 * np.stack([np.sin(angle[::4]), -np.cos(angle[::4])], 1)
-    return [wheel, hole]
-
-
-def _ring() -> Contours:
-    circle = _regular(72)[0]
-    return [circle, 0.5 * circle]
+    angle = _closed(192)[::4]
+    hole = 0.27 * np.stack([np.sin(angle), -np.cos(angle)], 1)
+    return [*polar(lambda a: 0.86 + 0.14 * np.tanh(5 * np.cos(8 * a)), 192), hole]
 
 
 def _fish() -> Contours:
     t = np.linspace(0.14 * np.pi, 1.86 * np.pi, 64)
-    body = np.stack([-0.25 + 0.75 * np.cos(t), 0.62 * np.sin(t)], 1)
-    return [np.concatenate([body, [[1.0, -0.6], [0.86, 0.0], [1.0, 0.6]]])]
+    tail = np.array([1.0, 0.86, 1.0]), np.array([-0.6, 0.0, 0.6])
+    return _join(-0.25 + 0.75 * np.cos(t), 0.62 * np.sin(t), *tail)
 
 
 def _cloud() -> Contours:
-    angle = np.linspace(0, 2 * np.pi, 160, endpoint=False)
+    angle = _closed(160)
     r = 0.72 + 0.28 * np.abs(np.cos(2.5 * angle))
-    xy = np.stack([1.3 * r * np.sin(angle), -r * np.cos(angle)], 1)
-    xy[:, 1] = np.minimum(xy[:, 1], 0.42)
-    return [xy]
+    return _join(1.3 * r * np.sin(angle), np.minimum(-r * np.cos(angle), 0.42))
 
 
 # The order is part of the data set: categories are drawn from it.
@@ -88,12 +80,12 @@ SHAPES: dict[str, Callable[[], Contours]] = {
     "star": lambda: _regular(5, inner=0.45),
     "heart": _heart,
     "crescent": _crescent,
-    "ring": _ring,
+    "ring": lambda: [_regular(72)[0], 0.5 * _regular(72)[0]],
     "cross": lambda: _points(
         "-.34 -1  .34 -1  .34 -.34  1 -.34  1 .34  .34 .34  .34 1  -.34 1  -.34 .34  -1 .34  -1 -.34  -.34 -.34"
     ),
     "arrow": lambda: _points("0 -1  .85 -.1  .36 -.1  .36 1  -.36 1  -.36 -.1  -.85 -.1"),
-    "drop": _drop,
+    "drop": lambda: _join(0.78 * np.sin(_closed(96)) * np.sin(_closed(96) / 2) ** 1.4, -np.cos(_closed(96))),
     "gear": _gear,
     "flower": lambda: polar(lambda a: 0.72 + 0.28 * np.cos(6 * a)),
     "bolt": lambda: _points(".28 -1  -.62 .18  -.06 .18  -.3 1  .64 -.3  .08 -.3"),

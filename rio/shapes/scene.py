@@ -36,8 +36,11 @@ class _Item:
     extra: bool = False  # may end up mostly hidden
 
 
-def _coverage(item: _Item, pad: int) -> tuple[np.ndarray, int, int]:
-    """Mask (h, w) uint8 0/255 of the whole outline with a border of `pad` px, and its corner x, y on the canvas."""
+Slices = tuple[slice, slice]
+
+
+def _coverage(item: _Item, side: int, pad: int) -> tuple[np.ndarray, int, int, Slices, Slices]:
+    """Mask (h, w) uint8 0/255 of the outline and `pad` px around it; corner x, y; the common part on both."""
     contours = [c @ item.matrix.T + item.centre for c in item.outline]
     points = np.concatenate(contours)
     x0, y0 = (np.floor(points.min(0)).astype(int) - pad).tolist()
@@ -45,22 +48,17 @@ def _coverage(item: _Item, pad: int) -> tuple[np.ndarray, int, int]:
     mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
     # shift=4: corners are placed to 1/16 canvas px
     cv2.fillPoly(mask, [np.round((c - (x0, y0)) * 16).astype(np.int32) for c in contours], 255, shift=4)
-    return mask, x0, y0
-
-
-def _overlap(x0: int, y0: int, shape: Sequence[int], side: int) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
-    """Where a patch at (x0, y0) lies on the canvas: slices into the canvas and into the patch; None: nowhere."""
-    left, top, right, bottom = max(x0, 0), max(y0, 0), min(x0 + shape[1], side), min(y0 + shape[0], side)
-    if left >= right or top >= bottom:
-        return None
-    return (slice(top, bottom), slice(left, right)), (slice(top - y0, bottom - y0), slice(left - x0, right - x0))
+    left, top = max(x0, 0), max(y0, 0)
+    right, bottom = max(min(x1, side), left), max(min(y1, side), top)  # empty if off the canvas
+    on, of = (slice(top, bottom), slice(left, right)), (slice(top - y0, bottom - y0), slice(left - x0, right - x0))
+    return mask, x0, y0, on, of
 
 
 def _place(canvas: np.ndarray, item: _Item, light: np.ndarray, shadow: float) -> None:
     """Draws an item and its soft shadow onto canvas (H, H, 3) float32. light: (3,) unit vector towards the light."""
     side, r = canvas.shape[0], item.radius
     pad = int(0.55 * r) + 4
-    mask, x0, y0 = _coverage(item, pad)
+    mask, x0, y0, on, of = _coverage(item, side, pad)
     solid = mask.astype(np.float32) / 255
 
     # shadow: a contact shadow close by and a softer one cast away from the light
@@ -91,10 +89,6 @@ def _place(canvas: np.ndarray, item: _Item, light: np.ndarray, shadow: float) ->
     colour = item.colours[0] * (1 - mix) + item.colours[1] * mix
     colour = colour * (np.float32(0.42) + np.float32(0.72) * lambert)[..., None] + shine[..., None]
 
-    parts = _overlap(x0, y0, mask.shape, side)
-    if parts is None:
-        return
-    on, of = parts
     cover = solid[of][..., None]
     canvas[on] = canvas[on] * (1 - dark[of][..., None]) * (1 - cover) + colour[of] * cover
 
@@ -168,12 +162,9 @@ def _owners(items: list[_Item], side: int) -> tuple[np.ndarray, np.ndarray]:
     owner = np.full((side, side), -1, np.int16)
     areas = np.zeros(len(items))
     for index, item in enumerate(items):
-        mask, x0, y0 = _coverage(item, 0)
+        mask, _, _, on, of = _coverage(item, side, 0)
         areas[index] = np.count_nonzero(mask)
-        parts = _overlap(x0, y0, mask.shape, side)
-        if parts is not None:
-            on, of = parts
-            owner[on][mask[of] > 0] = index
+        owner[on][mask[of] > 0] = index
     return owner, areas
 
 

@@ -36,41 +36,22 @@ class ShapesError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class ShapesSpec:
-    """What to draw. The same spec gives the same bytes for any number of workers (same opencv and numpy).
+    """What to draw. The same spec gives the same bytes for any number of workers (same opencv and numpy)."""
 
-    Args:
-        name: folder name below the root.
-        image_size: side S of the square images, px.
-        train_images: number of training images.
-        val_images: number of validation images.
-        num_classes: K, all categories.
-        num_rare: categories with 1..10 training images.
-        num_common: categories with 11..100 training images; the other K - num_rare - num_common are frequent.
-        seed: chooses categories, where they appear, and every picture.
-        max_image_frequency: share of the training images that hold the most frequent category, in (0, 1].
-        min_image_count: training images of the rarest category, 1..10.
-        val_exponent: how much of the tail remains in validation: val share ~ (train share) ** val_exponent. 0: every
-            category in equally many images; 1: the tail of the training set.
-        val_classes_per_image: mean number of categories in a validation image.
-        negative_share: share of the categories absent from an image that are verified as absent (LVIS's
-            `neg_category_ids`), in [0, 1].
-        supersampling: canvas px per final px, along one axis.
-    """
-
-    name: str
-    image_size: int
+    name: str  # folder name below the root
+    image_size: int  # side S of the square images, px
     train_images: int
     val_images: int
-    num_classes: int
-    num_rare: int
-    num_common: int
-    seed: int = 0
-    max_image_frequency: float = 0.5
-    min_image_count: int = 2
-    val_exponent: float = 0.35
-    val_classes_per_image: float = 4.0
-    negative_share: float = 0.4
-    supersampling: int = 3
+    num_classes: int  # K, all categories
+    num_rare: int  # categories with 1..10 training images
+    num_common: int  # categories with 11..100 training images; the other K - num_rare - num_common are frequent
+    seed: int = 0  # chooses categories, where they appear, and every picture
+    max_image_frequency: float = 0.5  # share of the training images that hold the most frequent category, in (0, 1]
+    min_image_count: int = 2  # training images of the rarest category, 1..10
+    val_exponent: float = 0.35  # val share ~ (train share) ** this; 0: all categories equal, 1: the tail of training
+    val_classes_per_image: float = 4.0  # mean number of categories in a validation image
+    negative_share: float = 0.4  # share of an image's absent categories that are verified (`neg_category_ids`), 0..1
+    supersampling: int = 3  # canvas px per final px, along one axis
 
     @property
     def num_frequent(self) -> int:
