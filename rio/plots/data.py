@@ -113,11 +113,13 @@ def objects_per_image(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     filled, outline = {"alpha": 0.55, "linewidth": 0, "zorder": 2}, {"fill": False, "linewidth": 1.4, "zorder": 3}
     for column, color, at, look in (("objects", COLORS["f"], 0.97, filled), ("categories", ink().text, 0.83, outline)):
         shown = table[column].clip(upper=last)
-        sns.histplot(x=shown, discrete=True, stat="percent", element="step", color=color, ax=ax, **look)
+        bins = {"discrete": True, "binrange": (0, last), "stat": "percent", "element": "step"}
+        sns.histplot(x=shown, color=color, ax=ax, **bins, **look)
         text = f"{column}: {table[column].mean():.1f} an image, at most {table[column].max():,}"
         look = {"ha": "right", "va": "top", "fontsize": 8.5, "fontweight": "bold", "color": tint(color, 0.9)}
         ax.text(0.99, at, text, transform=ax.transAxes, **look)
     ax.set(xlabel="in one image", ylabel="% of images", xlim=(-0.5, last + 0.5))
+    ax.set_ylim(0, ax.get_ylim()[1] * 1.25)  # room for the words
     ax.xaxis.set_major_locator(MaxNLocator(12, integer=True))
     if last < most:
         ticks = range(0, last - 4, 10 if last < 100 else 50)
