@@ -9,25 +9,16 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from multiprocessing.context import get_spawning_popen
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rio.data.errors import AnnotationError, Skipped, listing
 from rio.data.masks import RLE, decode
 
-RARE_MAX_IMAGES = 10
-
-
-COMMON_MAX_IMAGES = 100
+RARE_MAX_IMAGES, COMMON_MAX_IMAGES = 10, 100
 GROUP_NAMES = {"r": "rare", "c": "common", "f": "frequent"}  # in this order wherever groups are listed
-
-
-# The columns
-class _MappedFile(NamedTuple):
-    """A column that a cache entry holds: where to map it from."""
-
-    path: str
 
 
 def map_array(path: str | os.PathLike[str]) -> np.ndarray:
@@ -37,68 +28,40 @@ def map_array(path: str | os.PathLike[str]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Annotations:
-    """An annotation file as columns.
+    """An annotation file as columns, for I images, A annotations and K categories.
 
-    Images are sorted by id. Annotations are sorted by image and keep the file's order within one. Class ids
-    are 0..K-1 in the order of ascending category ids.
-
-    Attributes:
-        path: The file it was loaded from.
-        image_root: The folder that `file_names` are relative to, or None.
-        image_ids: (I,) int64, ascending.
-        image_width: (I,) int32, px.
-        image_height: (I,) int32, px.
-        file_names: I names relative to `image_root`.
-        category_ids: (K,) int64, ascending.
-        category_names: K names.
-        image_count: (K,) int64, images of this file with the class (crowd regions do not count).
-        instance_count: (K,) int64, annotations of this file with the class (crowd regions do not count).
-        declared_frequency: (K,) '<U1', the file's own "frequency" keys, '' where absent; None without any.
-        frequency: (K,) '<U1', r, c or f: declared where present, else from `image_count`.
-        annotation_ids: (A,) int64.
-        annotation_image: (A,) int32, index into the images, ascending.
-        annotation_class: (A,) int32, class id.
-        boxes: (A, 4) float64, x, y, width, height in px.
-        areas: (A,) float64, px²; the file's "area", or width * height where the file has none.
-        iscrowd: (A,) bool.
-        image_offsets: (I + 1,) int64; image i's annotations are `image_offsets[i]:image_offsets[i + 1]`.
-        mask_json: (M,) uint8, every annotation's "segmentation" as it is in the file, in the file's order.
-        mask_start: (A,) int64 into `mask_json`.
-        mask_length: (A,) int32, bytes; 0 without a mask.
-        federated: LVIS: only an image's annotated, negative and not-exhaustive categories were verified.
-        neg_ids, neg_offsets: flat category ids and (I + 1,) offsets behind `neg_category_ids`.
-        not_exhaustive_ids, not_exhaustive_offsets: the same behind `not_exhaustive_category_ids`.
-        skipped: The records that were left out.
+    Images are sorted by id, annotations by image; within one they keep the file's order. Class ids are 0..K-1 in the
+    order of ascending category ids. Counts leave crowd regions out.
     """
 
     path: str
-    image_root: str | None
-    image_ids: np.ndarray
-    image_width: np.ndarray
-    image_height: np.ndarray
-    file_names: list[str]
-    category_ids: np.ndarray
-    category_names: list[str]
-    image_count: np.ndarray
-    instance_count: np.ndarray
-    declared_frequency: np.ndarray | None
-    frequency: np.ndarray
-    annotation_ids: np.ndarray
-    annotation_image: np.ndarray
-    annotation_class: np.ndarray
-    boxes: np.ndarray
-    areas: np.ndarray
-    iscrowd: np.ndarray
-    image_offsets: np.ndarray
-    mask_json: np.ndarray
-    mask_start: np.ndarray
-    mask_length: np.ndarray
-    federated: bool
-    neg_ids: np.ndarray
-    neg_offsets: np.ndarray
-    not_exhaustive_ids: np.ndarray
+    image_root: str | None  # the folder that file_names are relative to
+    image_ids: np.ndarray  # (I,) int64, ascending
+    image_width: np.ndarray  # (I,) int32, px
+    image_height: np.ndarray  # (I,) int32, px
+    file_names: list[str]  # I
+    category_ids: np.ndarray  # (K,) int64, ascending
+    category_names: list[str]  # K
+    image_count: np.ndarray  # (K,) int64, images of this file with the class
+    instance_count: np.ndarray  # (K,) int64, annotations of this file with the class
+    declared_frequency: np.ndarray | None  # (K,) '<U1', the file's "frequency" keys, '' where absent; None without any
+    frequency: np.ndarray  # (K,) '<U1', r, c or f: declared where present, else from image_count
+    annotation_ids: np.ndarray  # (A,) int64
+    annotation_image: np.ndarray  # (A,) int32, index into the images, ascending
+    annotation_class: np.ndarray  # (A,) int32, class id
+    boxes: np.ndarray  # (A, 4) float64, x, y, width, height in px
+    areas: np.ndarray  # (A,) float64, px², the file's "area", or width * height where it has none
+    iscrowd: np.ndarray  # (A,) bool
+    image_offsets: np.ndarray  # (I + 1,) int64; image i's annotations are image_offsets[i]:image_offsets[i + 1]
+    mask_json: np.ndarray  # (M,) uint8, every "segmentation" as it is in the file, in the file's order
+    mask_start: np.ndarray  # (A,) int64 into mask_json
+    mask_length: np.ndarray  # (A,) int32, bytes; 0 without a mask
+    federated: bool  # LVIS: only an image's annotated, negative and not-exhaustive categories were verified
+    neg_ids: np.ndarray  # flat category ids behind neg_category_ids
+    neg_offsets: np.ndarray  # (I + 1,) int64 into neg_ids
+    not_exhaustive_ids: np.ndarray  # as neg_ids
     not_exhaustive_offsets: np.ndarray
-    skipped: list[Skipped] = dataclasses.field(default_factory=list)
+    skipped: list[Skipped] = dataclasses.field(default_factory=list)  # the records that were left out
 
     @property
     def num_images(self) -> int:
@@ -136,14 +99,7 @@ class Annotations:
         return bool((self.mask_json[self.mask_start[(self.mask_length > 0) & ~self.iscrowd]] == ord("{")).any())
 
     def annotations_of(self, image_index: int) -> slice:
-        """The rows of one image's annotations.
-
-        Args:
-            image_index: 0..I-1.
-
-        Returns:
-            A slice into the annotation columns.
-        """
+        """The rows of one image's annotations, as a slice into the annotation columns."""
         if not 0 <= image_index < self.num_images:
             raise IndexError(f"image index: expected 0..{self.num_images - 1}, found {image_index}")
         return slice(int(self.image_offsets[image_index]), int(self.image_offsets[image_index + 1]))
@@ -151,31 +107,17 @@ class Annotations:
     def segmentation(self, annotation_index: int) -> list[list[float]] | dict[str, Any] | None:
         """One annotation's mask as in the file.
 
-        Args:
-            annotation_index: 0..A-1.
-
         Returns:
             Polygons as flat [x, y, x, y, ...] lists in px, an RLE dict, or None where there is no mask.
         """
         if not 0 <= annotation_index < self.num_annotations:
             raise IndexError(f"annotation index: expected 0..{self.num_annotations - 1}, found {annotation_index}")
-        if not self.mask_length[annotation_index]:
-            return None
-        start = self.mask_start[annotation_index]
-        mask = decode(self.mask_json[start : start + self.mask_length[annotation_index]].data)
+        start, length = self.mask_start[annotation_index], self.mask_length[annotation_index]
+        mask = decode(self.mask_json[start : start + length].data) if length else None
         return {"size": list(mask.size), "counts": mask.counts} if isinstance(mask, RLE) else mask
 
-    def polygons(self, annotation_index: int) -> list[list[float]]:
-        """One annotation's polygons; none where the mask is an RLE, or there is none."""
-        segmentation = self.segmentation(annotation_index)
-        return segmentation if isinstance(segmentation, list) else []
-
     def image_path(self, image_index: int) -> str:
-        """Where one image's file is.
-
-        Raises:
-            AnnotationError: There is no `image_root`; pass one to `load_annotations`.
-        """
+        """Where one image's file is; an `AnnotationError` without an `image_root`."""
         root = require_root(self.path, self.image_root, f"image {self.image_ids[image_index]}")
         return os.path.join(root, self.file_names[image_index])
 
@@ -186,11 +128,7 @@ class Annotations:
     def with_frequency_of(self, train: Annotations) -> Annotations:
         """These annotations with the frequency groups of a training set, matched by category name.
 
-        A validation file's own image counts say nothing about how rare a class was in training, so groups of
-        a custom validation set come from the training set.
-
-        Args:
-            train: The training set.
+        A validation file's own image counts say nothing about how rare a class was in training.
 
         Returns:
             A copy that shares the arrays; `declared_frequency` and `frequency` are the training set's.
@@ -201,10 +139,9 @@ class Annotations:
         groups = dict(zip(train.category_names, train.frequency.tolist(), strict=True))
         for category_id, name in zip(self.category_ids.tolist(), self.category_names, strict=True):
             if name not in groups:
-                raise AnnotationError(
-                    self.path, f"category {category_id}", "name", f"a category of {train.path}", repr(name),
-                    "give both files the same list of categories", kind="unknown_category",
-                )  # fmt: skip
+                expected, fix = f"a category of {train.path}", "give both files the same list of categories"
+                record = f"category {category_id}"
+                raise AnnotationError(self.path, record, "name", expected, repr(name), fix, "unknown_category")
         frequency = np.array([groups[name] for name in self.category_names], dtype="<U1")
         return dataclasses.replace(self, declared_frequency=frequency, frequency=frequency.copy())
 
@@ -213,12 +150,12 @@ class Annotations:
         if get_spawning_popen() is not None:  # a process that starts here maps the files that this one has mapped
             for name, value in state.items():
                 if isinstance(getattr(value, "base", None), np.memmap):
-                    state[name] = _MappedFile(str(value.base.filename))
+                    state[name] = Path(value.base.filename)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
-            self.__dict__[name] = map_array(value.path) if isinstance(value, _MappedFile) else value
+            self.__dict__[name] = map_array(value) if isinstance(value, Path) else value
 
     def __repr__(self) -> str:
         return (
@@ -228,11 +165,7 @@ class Annotations:
 
 
 def require_root(path: str, image_root: str | None, record: str = "file") -> str:
-    """The image folder.
-
-    Raises:
-        AnnotationError: There is none.
-    """
+    """The image folder; an `AnnotationError` if there is none."""
     if image_root is None:
         fix = "call load_annotations(path, image_root=FOLDER)"
         raise AnnotationError(path, record, "file_name", "a folder of images", "none given", fix, "no_image_root")
@@ -240,8 +173,8 @@ def require_root(path: str, image_root: str | None, record: str = "file") -> str
 
 
 def _split(flat: np.ndarray, offsets: np.ndarray) -> list[list[int]]:
-    values, bounds = flat.tolist(), offsets.tolist()
-    return [values[a:b] for a, b in itertools.pairwise(bounds)]
+    values = flat.tolist()
+    return [values[a:b] for a, b in itertools.pairwise(offsets.tolist())]
 
 
 def frequency_groups(image_count: np.ndarray | Sequence[int]) -> np.ndarray:
@@ -257,8 +190,8 @@ def frequency_groups(image_count: np.ndarray | Sequence[int]) -> np.ndarray:
     ['r', 'r', 'r', 'c', 'c', 'f']
     """
     image_count = np.asarray(image_count)
-    common_or_frequent = np.where(image_count > COMMON_MAX_IMAGES, "f", "c")
-    return np.where(image_count <= RARE_MAX_IMAGES, "r", common_or_frequent).astype("<U1")
+    groups = np.where(image_count > COMMON_MAX_IMAGES, "f", np.where(image_count > RARE_MAX_IMAGES, "c", "r"))
+    return groups.astype("<U1")
 
 
 def category_id_to_class_id(
@@ -279,17 +212,14 @@ def category_id_to_class_id(
     >>> category_id_to_class_id([1, 3, 90], [90, 1]).tolist()
     [2, 0]
     """
-    category_ids = np.asarray(category_ids, dtype=np.int64)
-    ids = np.asarray(ids, dtype=np.int64)
-    position = index_of(category_ids, ids)
-    unknown = position < 0
+    category_ids, ids = np.asarray(category_ids, dtype=np.int64), np.asarray(ids, dtype=np.int64)
+    class_ids = index_of(category_ids, ids)
+    unknown = class_ids < 0
     if unknown.any():
-        raise AnnotationError(
-            "categories", f"{int(unknown.sum())} of {ids.size} ids", "category_id",
-            f"one of {len(category_ids)} known ids", listing(np.unique(ids[unknown]).tolist()),
-            "use the category ids of the same annotation file", kind="unknown_category",
-        )  # fmt: skip
-    return position
+        record, expected = f"{int(unknown.sum())} of {ids.size} ids", f"one of {len(category_ids)} known ids"
+        found, fix = listing(np.unique(ids[unknown]).tolist()), "use the category ids of the same annotation file"
+        raise AnnotationError("categories", record, "category_id", expected, found, fix, "unknown_category")
+    return class_ids
 
 
 def training_image_indices(annotations: Annotations, filter_empty: bool = True) -> np.ndarray:
@@ -305,16 +235,13 @@ def training_image_indices(annotations: Annotations, filter_empty: bool = True) 
     Raises:
         AnnotationError: Nothing is left to train on.
     """
-    if not filter_empty:
-        indices = np.arange(annotations.num_images, dtype=np.int64)
-    else:
+    indices = np.arange(annotations.num_images, dtype=np.int64)
+    if filter_empty:
         indices = np.unique(annotations.annotation_image[~annotations.iscrowd]).astype(np.int64)
     if not len(indices):
-        raise AnnotationError(
-            annotations.path, "file", "annotations", "images to train on",
-            f"{annotations.num_images} images, none with an object" if filter_empty else "no image",
-            "train on a file with annotated objects", kind="nothing_to_train_on",
-        )  # fmt: skip
+        found = f"{annotations.num_images} images, none with an object" if filter_empty else "no image"
+        expected, fix = "images to train on", "train on a file with annotated objects"
+        raise AnnotationError(annotations.path, "file", "annotations", expected, found, fix, "nothing_to_train_on")
     return indices
 
 
@@ -324,17 +251,13 @@ def check_same_categories(train: Annotations, other: Annotations) -> None:
     Raises:
         AnnotationError: Ids or names differ; a detector trained on one cannot be evaluated on the other.
     """
-    a = list(zip(train.category_ids.tolist(), train.category_names, strict=True))
-    b = list(zip(other.category_ids.tolist(), other.category_names, strict=True))
-    if a == b:
-        return
-    mine = set(a)
-    first = next((category for category in b if category not in mine), None)
-    found = f"{first[0]} {first[1]!r}" if first else f"{len(b)} of them"
-    raise AnnotationError(
-        other.path, "categories", "id, name", f"the {len(a)} ids and names of {train.path}", found,
-        "give both files the same list of categories", kind="categories_differ",
-    )  # fmt: skip
+    mine, others = (list(zip(a.category_ids.tolist(), a.category_names, strict=True)) for a in (train, other))
+    if mine != others:
+        known = set(mine)
+        new = next((f"{number} {name!r}" for number, name in others if (number, name) not in known), None)
+        expected, fix = f"the {len(mine)} ids and names of {train.path}", "give both files the same list of categories"
+        found = new or f"{len(others)} of them"
+        raise AnnotationError(other.path, "categories", "id, name", expected, found, fix, "categories_differ")
 
 
 def index_of(ascending: np.ndarray, ids: np.ndarray) -> np.ndarray:

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 
 class AnnotationError(ValueError):
     """An annotation file breaks a rule. The message names file, record, key, expected, found and fix.
 
-    Args:
-        path: The annotation file.
-        record: Which record, e.g. ``"annotation 17"``.
-        key: The JSON key.
-        expected: What should be there.
-        found: What is there.
-        fix: What to do about it.
-        kind: The rule's short name, as in the table of `rio.data.load`.
+    `kind` is the rule's short name, as in the table of `rio.data.load`; `record` is such as ``"annotation 17"``.
     """
 
     def __init__(
@@ -47,8 +40,7 @@ class Skipped(NamedTuple):
 _FIXES = {
     "bbox": "give [x, y, width, height] in px as finite numbers",
     "segmentation": "give a list of polygons [[x, y, x, y, ...], ...] in px, or an RLE {size, counts}",
-    "width": "give the image's size in px",
-    "height": "give the image's size in px",
+    **dict.fromkeys(("width", "height"), "give the image's size in px"),
     "annotations": 'add "annotations": [...] (an empty list is allowed)',
     "iscrowd": "give 0 or 1",
     "frequency": "give r, c or f, or leave the key out",
@@ -78,8 +70,7 @@ class Problems:
         self.fatal(kind, record, key, expected, found + (f" ({more} more like it)" if more else ""), fix)
 
 
-def listing(values: Iterable[Any], most: int = 5) -> str:
+def listing(values: Sequence[Any], most: int = 5) -> str:
     """The first few values as text, and how many more there are."""
-    values = list(values)
     more = f" and {len(values) - most} more" if len(values) > most else ""
     return ", ".join(map(str, values[:most])) + more

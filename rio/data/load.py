@@ -1,32 +1,20 @@
 """LVIS and COCO annotation files as validated columns (NumPy arrays).
 
-Shapes: I images, A annotations, K categories, Q polygons, P polygon coordinates.
-
-A file is read once and checked once, here; nothing behind this module checks again. The rules, by the `kind`
-that an error or a skip carries:
+A file is checked once, here; nothing behind this module checks again. The rules, by the `kind` of an error or a skip:
 
 Always an error:
-    ``json`` (truncated, NaN or infinite numbers, not UTF-8), ``type`` and ``missing_key`` of the file or of a
-    category, ``duplicate_category_id``, ``duplicate_category_name``, ``frequency`` (other than r, c, f),
-    ``no_category``, ``normalised_boxes``.
+    ``json`` (truncated, NaN, infinite, not UTF-8), ``type`` and ``missing_key`` of the file or of a category,
+    ``duplicate_category_id``, ``duplicate_category_name``, ``frequency``, ``no_category``, ``normalised_boxes``.
 An error, or a skip with ``on_error="skip"``:
-    ``type`` and ``missing_key`` of an image or annotation, ``duplicate_image_id`` and
-    ``duplicate_annotation_id`` (the first one stays), ``unknown_image``, ``unknown_category``, ``file_name``
-    (absolute, ``..``, empty; a link below the image folder is followed, as whoever set up the folder made it),
-    ``missing_image``, ``negative_box``, ``box_outside`` (sticks out of its image
-    by more than `BOX_TOLERANCE` = 1 px), ``area`` (negative), ``polygon`` (odd length, fewer than 3 points,
-    a point further than `POLYGON_TOLERANCE` from the image),
-    ``no_segmentation`` (where other annotations of the file have one), ``rle``, ``rle_size``. Of an unknown
-    id in ``neg_category_ids`` or ``not_exhaustive_category_ids`` only the id is left out, not the image.
+    ``type`` and ``missing_key`` of an image or annotation, ``duplicate_image_id`` and ``duplicate_annotation_id`` (the
+    first one stays), ``unknown_image``, ``unknown_category`` (of the lists of an image only the id goes),
+    ``file_name`` (leads out of the image folder; links in it are followed), ``missing_image``, ``negative_box``,
+    ``box_outside`` (by more than `BOX_TOLERANCE`), ``area`` (negative), ``polygon`` (odd length, fewer than 3 points, a
+    point beyond `POLYGON_TOLERANCE`), ``no_segmentation`` (where other annotations have one), ``rle``, ``rle_size``.
 A skip in either case:
-    ``empty_box``: no width or no height inside the image, as tools leave them behind. Such a box can neither
-    be trained on nor found.
+    ``empty_box`` (no width or no height inside the image: it can neither be trained on nor found), ``image_skipped``.
 Fine:
-    ids with gaps, images or files without annotations, any number of categories, unicode names, boxes that
-    stick out by up to 1 px (kept as they are), ``area`` 0, box-only files.
-
-A skipped image takes its annotations with it (kind ``image_skipped``). Everything skipped is listed in
-`Annotations.skipped` and counted by `Annotations.skipped_counts`.
+    ids with gaps, images or files without annotations, ``area`` 0, box-only files.
 """
 
 from __future__ import annotations
@@ -62,6 +50,7 @@ SETTLED_SECONDS = 2.0
 
 _FORMAT = 3  # of the entries; part of their names, so others are never looked at
 _LOCK_SECONDS = 300.0
+_OTHERS = ("federated", "category_names", "file_names", "skipped")  # columns that are no arrays
 _warned: set[str] = set()
 
 
@@ -77,10 +66,9 @@ def load_annotations(
 ) -> Annotations:
     """Read an LVIS (v0.5, v1) or COCO annotation file.
 
-    The module's docstring lists what is checked, and what is an error, a skip, or fine. A file is taken as
-    LVIS (`Annotations.federated`) if its images have ``neg_category_ids``. An image's file name is the last
-    two parts of ``coco_url`` (``train2017/000000155379.jpg``) for LVIS, as detectron2 does, and where there
-    is no ``file_name``; it is ``file_name`` otherwise.
+    The module's docstring lists what is checked. A file is taken as LVIS (`Annotations.federated`) if its images have
+    ``neg_category_ids``. An image's file name is ``file_name``; for LVIS, as in detectron2, and where there is none, it
+    is the last two parts of ``coco_url`` (``train2017/000000155379.jpg``).
 
     A large file is read once: its columns are then kept in `cache_folder` and mapped from there, read-only, by every
     process. A file that changed, or moved, is read again.
@@ -116,16 +104,11 @@ def load_annotations(
 
 @without_collection()
 def _read(
-    path: str,
-    root: str | None,
-    check_images: bool,
-    on_error: str,
-    segmentations: bool,
-    require_annotations: bool = True,
+    path: str, root: str | None, check_images: bool, on_error: str, masks: bool, require_annotations: bool = True
 ) -> Annotations:
     """The columns of the JSON file."""
     problems = Problems(path, on_error)
-    images, categories, rows = read_file(path, problems, segmentations)
+    images, categories, rows = read_file(path, problems, masks)
     if rows is None:
         if require_annotations:
             problems.fatal("missing_key", "file", "annotations", "a list", "no such key")
@@ -143,23 +126,15 @@ def _read(
     image_count = np.bincount(pairs // max(num_images, 1), minlength=num_classes).astype(np.int64)
     derived = frequency_groups(image_count)
     return Annotations(
-        path=path,
-        image_root=root,
-        image_count=image_count,
+        path=path, image_root=root, image_count=image_count, skipped=problems.skipped,
         instance_count=np.bincount(classes, minlength=num_classes).astype(np.int64),
         frequency=derived if declared is None else np.where(declared == "", derived, declared).astype("<U1"),
-        skipped=problems.skipped,
-        **of_categories,
-        **of_images,
-        **columns,
-    )
+        **of_categories, **of_images, **columns,
+    )  # fmt: skip
 
 
 def cache_folder() -> Path | None:
-    """Where columns are kept: RIO_CACHE, or ``~/.cache/rio``; None where RIO_CACHE is "off".
-
-    Everything in it can be deleted at any time.
-    """
+    """Where columns are kept: RIO_CACHE, or ``~/.cache/rio``; None if RIO_CACHE is "off". All in it can be deleted."""
     named = os.environ.get("RIO_CACHE", "")
     if named.strip().lower() == "off":
         return None
@@ -177,38 +152,35 @@ class _Meta(msgspec.Struct):
     arrays: dict[str, tuple[str, list[int]]]  # name -> dtype, shape
 
 
-def _load_cached(path: str, folder: Path, on_error: str, segmentations: bool) -> Annotations:
+def _load_cached(path: str, folder: Path, on_error: str, masks: bool) -> Annotations:
     """The columns from the cache, else from the JSON file and into the cache; without an image folder."""
-    stamp = _stamp(path)
-    found = _find(path, folder, stamp, on_error, segmentations)
-    if found is not None:
-        return found
     import filelock  # takes as long to import as the rest of this package
 
+    stamp = _stamp(path)
+    if found := _find(path, folder, stamp, on_error, masks):
+        return found
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with filelock.FileLock(folder / "lock", timeout=_LOCK_SECONDS):  # one process reads, the others wait
-            found = _find(path, folder, stamp, on_error, segmentations)
-            return found or _read_and_keep(path, folder, stamp, on_error, segmentations)
+            found = _find(path, folder, stamp, on_error, masks)
+            return found or _read_and_keep(path, folder, stamp, on_error, masks)
     except (OSError, NotImplementedError) as error:
         _warn_once(folder, error)
-        return _read(path, None, False, on_error, segmentations)
+        return _read(path, None, False, on_error, masks)
 
 
-def _read_and_keep(path: str, folder: Path, stamp: str, on_error: str, segmentations: bool) -> Annotations:
+def _read_and_keep(path: str, folder: Path, stamp: str, on_error: str, masks: bool) -> Annotations:
     logger.info("%s: reading %.1f GB, once", path, os.path.getsize(path) / 1e9)
     # Which images are missing today is no property of the file: load_annotations looks for them afterwards.
-    read = _read(path, None, False, on_error, segmentations)
+    read = _read(path, None, False, on_error, masks)
     status = os.stat(path)
     if _stamp(path) != stamp or max(status.st_mtime, status.st_ctime) > time.time() - SETTLED_SECONDS:
         return read
-    # Empty boxes are left out in either case.
-    sound = all(skip.kind == "empty_box" for skip in read.skipped)
     try:
-        _write_entry(_entry(folder, stamp, sound, segmentations), read)
+        _write_entry(_entry(folder, stamp, masks), read)
     except OSError as error:
         _warn_once(folder, error)
-    return _find(path, folder, stamp, on_error, segmentations) or read
+    return _find(path, folder, stamp, on_error, masks) or read
 
 
 def _stamp(path: str) -> str:
@@ -218,38 +190,38 @@ def _stamp(path: str) -> str:
     return hashlib.sha256(repr(words).encode()).hexdigest()[:32]
 
 
-def _entry(folder: Path, stamp: str, sound: bool, masks: bool) -> Path:
-    return folder / f"{stamp}-{'masks' if masks else 'boxes'}-{'sound' if sound else 'skipped'}-v{_FORMAT}"
+def _entry(folder: Path, stamp: str, masks: bool) -> Path:
+    return folder / f"{stamp}-{'masks' if masks else 'boxes'}-v{_FORMAT}"
 
 
-def _find(path: str, folder: Path, stamp: str, on_error: str, segmentations: bool) -> Annotations | None:
-    """What an entry answers: one without a skip serves "raise" and "skip" alike, one with masks "boxes" too."""
-    candidates = [(True, segmentations), (True, True)]
-    candidates += [(False, segmentations)] if on_error == "skip" else []  # which skips, depends on the masks
-    for sound, masks in candidates:
-        entry = _entry(folder, stamp, sound, masks)
+def _find(path: str, folder: Path, stamp: str, on_error: str, masks: bool) -> Annotations | None:
+    """What an entry answers: one without skipped records serves "raise" too, and one with masks "boxes"."""
+    for with_masks in {masks, True}:
+        entry = _entry(folder, stamp, with_masks)
         if entry.is_dir():
             try:
-                return _open_entry(entry, path, segmentations)
+                found = _open_entry(entry, path, masks)
             except (OSError, EOFError, ValueError, TypeError, msgspec.DecodeError) as error:
                 logger.warning("cache entry %s: %s; it is made anew", entry, error)
+                continue
+            # Empty boxes are left out in either case; whether others are depends on what was asked.
+            if all(skip.kind == "empty_box" for skip in found.skipped) or (on_error == "skip" and with_masks == masks):
+                return found
     return None
 
 
-def _open_entry(entry: Path, path: str, segmentations: bool) -> Annotations:
+def _open_entry(entry: Path, path: str, masks: bool) -> Annotations:
     meta = msgspec.json.decode((entry / "meta.json").read_bytes(), type=_Meta)
-    arrays: dict[str, Any] = {"declared_frequency": None}
+    columns: dict[str, Any] = {"declared_frequency": None}
     for name, (dtype, shape) in meta.arrays.items():
-        arrays[name] = array = map_array(entry / f"{name}.npy")
+        columns[name] = array = map_array(entry / f"{name}.npy")
         if (array.dtype.str, list(array.shape)) != (dtype, shape):
             raise ValueError(f"{name} is another array")
-    if not segmentations:
-        arrays["mask_json"] = np.zeros(0, dtype=np.uint8)
-        arrays |= {name: np.zeros_like(arrays[name]) for name in ("mask_start", "mask_length")}
-    return Annotations(
-        path=path, image_root=None, federated=meta.federated, category_names=meta.category_names,
-        file_names=meta.file_names, skipped=meta.skipped, **arrays,
-    )  # fmt: skip
+    if not masks:
+        columns["mask_json"] = np.zeros(0, dtype=np.uint8)
+        columns |= {name: np.zeros_like(columns[name]) for name in ("mask_start", "mask_length")}
+    columns |= {name: getattr(meta, name) for name in _OTHERS}
+    return Annotations(path=path, image_root=None, **columns)
 
 
 def _write_entry(entry: Path, annotations: Annotations) -> None:
@@ -257,17 +229,13 @@ def _write_entry(entry: Path, annotations: Annotations) -> None:
     for left in entry.parent.glob(".*.tmp"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".", suffix=".tmp"))
+    arrays = {name: value for name, value in vars(annotations).items() if isinstance(value, np.ndarray)}
+    shapes = {name: (array.dtype.str, list(array.shape)) for name, array in arrays.items()}
+    meta = _Meta(**{name: getattr(annotations, name) for name in _OTHERS}, arrays=shapes)
     try:
-        fields = {field.name: getattr(annotations, field.name) for field in dataclasses.fields(annotations)}
-        arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
         for name, array in arrays.items():
-            with open(temporary / f"{name}.npy", "wb") as file:
-                np.save(file, array)
-                file.flush()
-                os.fsync(file.fileno())
-        shapes = {name: (array.dtype.str, list(array.shape)) for name, array in arrays.items()}
-        others = {name: fields[name] for name in ("federated", "category_names", "file_names", "skipped")}
-        write_atomically(temporary / "meta.json", msgspec.json.encode(_Meta(**others, arrays=shapes)))
+            write_atomically(temporary / f"{name}.npy", lambda file, array=array: np.save(file, array))  # type: ignore[misc]
+        write_atomically(temporary / "meta.json", msgspec.json.encode(meta))
         shutil.rmtree(entry, ignore_errors=True)
         os.replace(temporary, entry)
     except BaseException:
@@ -276,8 +244,9 @@ def _write_entry(entry: Path, annotations: Annotations) -> None:
 
 
 def _warn_once(folder: Path, error: Exception) -> None:
+    reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
     text = (
-        f"cache folder {folder}: {getattr(error, 'strerror', None) or error}: columns are not kept, annotation files "
+        f"cache folder {folder}: {reason}: columns are not kept, annotation files "
         "are read anew each time. Fix: set RIO_CACHE to a folder that can be written, or to 'off'"
     )
     if text not in _warned:

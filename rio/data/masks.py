@@ -5,7 +5,7 @@ Shapes: n masks, M bytes of all of them, one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -44,54 +44,48 @@ def rle_counts(counts: str | bytes | Sequence[int]) -> np.ndarray:
     >>> rle_counts("0512").tolist()
     [0, 5, 1, 7]
     """
-    if isinstance(counts, (str, bytes)):
-        raw = counts.encode() if isinstance(counts, str) else counts
-        digits = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - ord("0")
-        is_last = (digits & 0x20) == 0
-        ends = np.flatnonzero(is_last)
-        starts = np.concatenate([[0], ends[:-1] + 1])[: len(ends)].astype(np.int64)
-        lengths = ends - starts + 1
+    if not isinstance(counts, (str, bytes)):
+        runs = np.asarray(counts, dtype=np.int64)
+    else:
+        text = counts.encode() if isinstance(counts, str) else counts
+        digits = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - ord("0")
         if len(digits) and (digits.min() < 0 or digits.max() > 63):
             raise ValueError("RLE counts: expected ASCII characters 0..o, found others")
-        if len(digits) and not is_last[-1]:
+        if len(digits) and digits[-1] & 0x20:  # more is to come
             raise ValueError("RLE counts: the string is cut off")
+        ends = np.flatnonzero((digits & 0x20) == 0)
+        lengths = np.diff(ends, prepend=-1)
+        starts = ends + 1 - lengths
         if len(lengths) and lengths.max() > 7:  # 35 bits: more than any mask has pixels
             raise ValueError("RLE counts: a run length of more than 7 characters")
         place = np.arange(len(digits)) - np.repeat(starts, lengths)
         runs = np.add.reduceat((digits & 0x1F) << (5 * place), starts) if len(starts) else starts
         runs -= ((digits[ends] & 0x10) != 0) * (np.int64(1) << (5 * lengths))  # negative differences
-        for parity in (1, 2):
-            runs[parity::2] = np.cumsum(runs[parity::2])
-    else:
-        runs = np.asarray(counts, dtype=np.int64)
+        runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
     if len(runs) and runs.min() < 0:
         raise ValueError(f"RLE counts: expected runs >= 0, found {int(runs.min())}")
     return runs
 
 
-def fault_of(mask: list[list[float]] | RLE, height: int, width: int) -> tuple[str, ...] | None:
-    """What is wrong with a mask of an image of that size: kind, key, expected, found, perhaps a fix."""
+def fault_of(mask: list[list[float]] | RLE, height: int, width: int) -> tuple[str, str, str, str, str | None] | None:
+    """What is wrong with a mask of an image of that size, if anything: kind, key, expected, found, fix."""
     if isinstance(mask, RLE):
         if mask.size != (height, width):
-            expected, found = f"the image's [height, width] {[height, width]}", str(list(mask.size))
-            return "rle_size", "segmentation.size", expected, found, "encode the mask at the image's size"
+            expected, fix = f"the image's [height, width] {[height, width]}", "encode the mask at the image's size"
+            return "rle_size", "segmentation.size", expected, str(list(mask.size)), fix
         try:
             total: int | str = int(rle_counts(mask.counts).sum())
         except ValueError as error:
             total = str(error)
         # pycocotools does not check this and would read or write outside its memory.
         if total != height * width or height * width >= 2**32:
-            return "rle", "segmentation.counts", f"runs that sum to the image's {height * width} px", str(total)
+            return "rle", "segmentation.counts", f"runs that sum to the image's {height * width} px", str(total), None
         return None
     for polygon in mask:
         if len(polygon) < 6 or len(polygon) % 2:
             expected = "polygons of an even number of at least 6 coordinates"
-            return "polygon", "segmentation", expected, f"one of {len(polygon)}"
-        if (
-            min(polygon) < -POLYGON_TOLERANCE
-            or max(polygon[0::2]) > width + POLYGON_TOLERANCE
-            or max(polygon[1::2]) > height + POLYGON_TOLERANCE
-        ):
+            return "polygon", "segmentation", expected, f"one of {len(polygon)}", None
+        if max(-min(polygon), max(polygon[0::2]) - width, max(polygon[1::2]) - height) > POLYGON_TOLERANCE:
             expected = f"points within {POLYGON_TOLERANCE} px of the image's {width} x {height} px"
             found = f"coordinates from {min(polygon):g} to {max(polygon):g}"
             return "polygon", "segmentation", expected, found, "clip the polygon to its image"
@@ -99,9 +93,9 @@ def fault_of(mask: list[list[float]] | RLE, height: int, width: int) -> tuple[st
 
 
 def are_plain(text: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Which masks are certainly sound, by their bytes: polygons of 6, 8, ... numbers from 0 to 9999.99.
+    """Which masks are sound for sure, by their bytes: polygons of 6, 8, ... numbers from 0 to 9999.99.
 
-    Decoding every polygon would take as long as reading the file. The others need not be wrong; decode them.
+    To decode every polygon would take as long as reading the file. Those that are not plain may be sound too.
 
     Args:
         text: (M,) uint8, valid JSON values.
@@ -110,26 +104,20 @@ def are_plain(text: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     Returns:
         (n,) bool.
     """
-    starts, stops = offsets[:-1], offsets[1:]
-    plain = stops - starts >= len("[[1,2,3,4,5,6]]")
+    starts = offsets[:-1]
+    plain = np.diff(offsets) >= len("[[1,2,3,4,5,6]]")
     plain[plain] = (text[starts[plain]] == ord("[")) & (text[starts[plain] + 1] == ord("["))
-    for begin, end in _blocks(offsets):
+    begin = 0
+    while begin < len(plain):  # blocks of about 1 MB, which stay in the processor's cache
+        end = max(int(np.searchsorted(starts, starts[begin] + (1 << 20))), begin + 1)
         rows = np.flatnonzero(plain[begin:end]) + begin
         if len(rows) == end - begin:
             block = text[offsets[begin] : offsets[end]].tobytes()
         else:
-            block = b"".join([text[starts[row] : stops[row]].tobytes() for row in rows.tolist()])
+            block = b"".join([text[offsets[row] : offsets[row + 1]].tobytes() for row in rows.tolist()])
         plain[rows] = _is_plain(block)
-    return np.asarray(plain, dtype=np.bool_)
-
-
-def _blocks(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Ranges of masks of about 1 MB, which stays in the processor's cache."""
-    begin, count = 0, len(offsets) - 1
-    while begin < count:
-        end = min(max(int(np.searchsorted(offsets, offsets[begin] + (1 << 20))), begin + 1), count)
-        yield begin, end
         begin = end
+    return np.asarray(plain)
 
 
 def _is_plain(block: bytes) -> bool:
@@ -142,7 +130,7 @@ def _is_plain(block: bytes) -> bool:
     marks = np.frombuffer(block.translate(None, b"0123456789. \t\r\n"), dtype=np.uint8)
     opening, closing = marks == ord("["), marks == ord("]")
     depth = np.cumsum(opening.view(np.int8) - closing.view(np.int8), dtype=np.int32)
-    if not (opening | closing | (marks == ord(","))).all() or not len(depth) or depth.max() > 2:
+    if not (opening | closing | (marks == ord(","))).all() or depth.max(initial=0) != 2:
         return False
     # Within a polygon there are only commas, one fewer than numbers; and no number lies outside.
     lengths = np.flatnonzero(closing & (depth == 1)) - np.flatnonzero(opening & (depth == 2))

@@ -2,21 +2,20 @@
 
 A name in DATASETS.TRAIN or DATASETS.TEST is one of
 
-- ``lvis_v1_train``, ``lvis_v0.5_val``, ...: detectron2's own LVIS names, below the folder that the
-  environment variable DETECTRON2_DATASETS names (default ``./datasets``), laid out as detectron2 documents
-  it: ``lvis/lvis_v1_train.json`` and ``coco/train2017/*.jpg``. Broken records of these files are left out,
-  listed and logged: nobody can mend them.
-- ``shapes_demo_train``, ``shapes_demo_val``, ``shapes_bench_train``, ``shapes_bench_val``: the embedded
-  synthetic sets, drawn on first use into the same folder; and of each ``shapes_demo_tune``, to choose
-  settings by, and ``shapes_demo_balanced``, a training set without the tail (see `rio.shapes`).
-- ``path/to/train.json@path/to/images``: any LVIS- or COCO-format file with its image folder. A broken record
-  is an error; with ``?skip`` at the end it is left out, listed and logged. The name says all, so a dumped
-  config.yaml is complete.
+- ``lvis_v1_train``, ``lvis_v0.5_val``, ...: detectron2's own LVIS names, below the folder that the environment variable
+  DETECTRON2_DATASETS names (default ``./datasets``), laid out as detectron2 documents it: ``lvis/lvis_v1_train.json``
+  and ``coco/train2017/*.jpg``. Broken records are left out, listed and logged: nobody can correct these files.
+- ``shapes_demo_train``, ``shapes_demo_val``, and the same of ``bench``: the embedded synthetic sets, drawn on first use
+  into the same folder; of each also ``_tune``, to choose settings by, and ``_balanced``, a training set without the
+  tail (see `rio.shapes`).
+- ``path/to/train.json@path/to/images``: any LVIS- or COCO-format file with its image folder. A broken record is an
+  error; with ``?skip`` at the end it is left out, listed and logged.
 """
 
 from __future__ import annotations
 
 import difflib
+import itertools
 import logging
 import os
 from pathlib import Path
@@ -26,30 +25,21 @@ from rio.data.annotations import Annotations
 from rio.data.load import load_annotations
 from rio.data.rules import require_images
 
-__all__ = [
-    "DatasetNameError",
-    "DatasetNotFoundError",
-    "annotations_of",
-    "browse",
-    "datasets_root",
-    "find",
-    "find_datasets",
-    "project_root",
-]
-
 logger = logging.getLogger(__name__)
 
 SHAPES = ("demo", "bench")
-_SHAPES_SPLITS = ("train", "val", "tune", "balanced")
+_LVIS = [f"lvis_{v}_{split}" for v in ("v1", "v0.5") for split in ("train", "val")]
+_LVIS += ["lvis_v1_test_dev", "lvis_v1_test_challenge", "lvis_v0.5_val_rand_100", "lvis_v0.5_test"]
+_LVIS += ["lvis_v0.5_train_cocofied", "lvis_v0.5_val_cocofied"]
 _SKIP = "?skip"
 
 
 class DatasetNameError(ValueError):
-    """A name that is none of the accepted forms. The message lists them."""
+    """A name that has none of the accepted forms. The message lists them."""
 
 
 class DatasetNotFoundError(FileNotFoundError):
-    """A data set's file is not there. The message names the path looked at and the remedy."""
+    """A data set's file is not there. The message names the path looked at and the fix."""
 
 
 class _Source(NamedTuple):
@@ -58,8 +48,8 @@ class _Source(NamedTuple):
     json_file: str
     image_root: str
     on_error: Literal["raise", "skip"]
-    shapes: tuple[str, str] | None  # size and split of the embedded set to draw, if it is one
-    own: bool  # given by path
+    shapes: tuple[str, str] | None = None  # size and split of the embedded set to draw, if it is one
+    own: bool = False  # given by path
 
 
 _loaded: dict[_Source, tuple[tuple[int, int, int], Annotations]] = {}
@@ -70,51 +60,41 @@ def datasets_root() -> str:
     return os.path.expanduser(os.getenv("DETECTRON2_DATASETS") or "datasets")
 
 
-def _lvis_splits() -> dict[str, tuple[str, str]]:
-    """detectron2's names for LVIS, each with image folder and annotation file below `datasets_root`."""
-    files = {f"lvis_{v}_{split}": f"lvis_{v}_{split}" for v in ("v1", "v0.5") for split in ("train", "val")}
-    files |= {f"lvis_v1_{split}": f"lvis_v1_image_info_{split}" for split in ("test_dev", "test_challenge")}
-    files |= {"lvis_v0.5_val_rand_100": "lvis_v0.5_val_rand_100", "lvis_v0.5_test": "lvis_v0.5_image_info_test"}
-    files |= {name: name for name in ("lvis_v0.5_train_cocofied", "lvis_v0.5_val_cocofied")}
-    return {name: ("coco/", f"lvis/{file}.json") for name, file in files.items()}
+def _named(root: str) -> dict[str, _Source]:
+    """All data sets that have a name, below a folder."""
+    named = {}
+    for size, split in itertools.product(SHAPES, ("train", "val", "tune", "balanced")):
+        name = f"shapes_{size}_{split}"
+        folder = os.path.join(root, f"shapes_{size}" if split in ("train", "val") else name)
+        files = os.path.join(folder, f"{split}.json"), os.path.join(folder, split)
+        named[name] = _Source(*files, "raise", shapes=(size, split))
+    for name in _LVIS:
+        file = name.replace("_test", "_image_info_test")  # which lists images only
+        named[name] = _Source(os.path.join(root, f"lvis/{file}.json"), os.path.join(root, "coco/"), "skip")
+    return named
 
 
-def _shapes_splits() -> dict[str, tuple[str, str]]:
-    return {f"shapes_{size}_{split}": (size, split) for size in SHAPES for split in _SHAPES_SPLITS}
-
-
-def _source(name: str, root: str | None = None) -> _Source:
-    """Reads a name; touches no file. `root` stands in for `datasets_root()`.
+def _source(name: str, root: str) -> _Source:
+    """What a name stands for; touches no file.
 
     Raises:
-        DatasetNameError: None of the accepted forms.
+        DatasetNameError: It has none of the accepted forms.
     """
     if not isinstance(name, str):
         raise DatasetNameError(f"data set name: expected a string, found {name!r}")
-    root = root or datasets_root()
-    lvis, shapes = _lvis_splits(), _shapes_splits()
-    if name in lvis:
-        image_root, json_file = (os.path.join(root, part) for part in lvis[name])
-        return _Source(json_file, image_root, "skip", None, False)
-    if name in shapes:
-        size, split = shapes[name]
-        folder = os.path.join(root, f"shapes_{size}" if split in ("train", "val") else name)
-        return _Source(
-            os.path.join(folder, f"{split}.json"), os.path.join(folder, split), "raise", (size, split), False
-        )
-    path, separator, images = name.partition(".json@")
-    if separator:
-        on_error: Literal["raise", "skip"] = "skip" if images.endswith(_SKIP) else "raise"
-        images = images.removesuffix(_SKIP)
-        if path and images:
-            return _Source(os.path.expanduser(path + ".json"), os.path.expanduser(images), on_error, None, True)
-    known = [*shapes, *lvis]
-    close = difflib.get_close_matches(name, known, n=3)
+    named = _named(root)
+    if name in named:
+        return named[name]
+    path, _, images = name.removesuffix(_SKIP).partition(".json@")
+    if path and images:
+        on_error: Literal["raise", "skip"] = "skip" if name.endswith(_SKIP) else "raise"
+        return _Source(os.path.expanduser(path + ".json"), os.path.expanduser(images), on_error, own=True)
+    close = difflib.get_close_matches(name, named, n=3)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     if name.endswith(".json"):
         hint = f" Name its image folder too: '{name}@path/to/images'."
     raise DatasetNameError(
-        f"data set name: expected one of {', '.join(known)}, or 'path/to/file.json@path/to/images' (LVIS or "
+        f"data set name: expected one of {', '.join(named)}, or 'path/to/file.json@path/to/images' (LVIS or "
         f"COCO format), found {name!r}.{hint}"
     )
 
@@ -131,35 +111,32 @@ def annotations_of(name: str, *, check_images: bool = False) -> Annotations:
         The columns; the same object for the same file.
 
     Raises:
-        DatasetNameError, DatasetNotFoundError, AnnotationError: As for `resolve`.
+        DatasetNameError: The name has none of the accepted forms.
+        DatasetNotFoundError: No file there; put it there, or set DETECTRON2_DATASETS.
+        AnnotationError: The file breaks a rule of `rio.data.load`.
     """
-    source = _source(name)
+    source = _source(name, datasets_root())
     if source.shapes is not None and (source not in _loaded or not os.path.isfile(source.json_file)):
         _draw(*source.shapes)
-    try:
-        status = os.stat(source.json_file)
-    except (FileNotFoundError, NotADirectoryError):
-        raise _not_found(name, source, source.json_file) from None
+    _require(name, source, source.json_file)
+    if source.own or check_images:
+        _require(name, source, source.image_root)
+    status = os.stat(source.json_file)
     stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-    cached = _loaded.get(source)
-    if cached is not None and cached[0] == stamp:
-        annotations = cached[1]
-    else:
-        if source.own and not os.path.isdir(source.image_root):
-            raise _not_found(name, source, source.image_root)
-        annotations = load_annotations(
-            source.json_file,
-            image_root=source.image_root,
-            check_images=source.own,
-            on_error=source.on_error,
-            # The file of a test set ("image_info_test") lists images only; detectors can predict on it.
-            require_annotations="image_info" not in os.path.basename(source.json_file),
-        )
-        _log_skipped(annotations)
-        _loaded[source] = (stamp, annotations)
+    if source not in _loaded or _loaded[source][0] != stamp:
+        # The file of a test set lists images only; detectors can predict on it.
+        complete = "image_info" not in os.path.basename(source.json_file)
+        found = load_annotations(
+            source.json_file, image_root=source.image_root, check_images=source.own, on_error=source.on_error,
+            require_annotations=complete,
+        )  # fmt: skip
+        if found.skipped:
+            counts = ", ".join(f"{kind} {count}" for kind, count in found.skipped_counts().items())
+            first = f"{found.skipped[0].record}, {found.skipped[0].detail}"
+            logger.warning("%s: left out %d records (%s); the first: %s", found.path, len(found.skipped), counts, first)
+        _loaded[source] = (stamp, found)
+    annotations = _loaded[source][1]
     if check_images and not source.own:
-        if not os.path.isdir(source.image_root):
-            raise _not_found(name, source, source.image_root)
         require_images(annotations)
     return annotations
 
@@ -183,29 +160,29 @@ def browse(name: str | os.PathLike[str], *, segmentations: bool = False) -> tupl
     """A data set to look at rather than to train on: as `annotations_of`, with less asked of it.
 
     Args:
-        name: as for `annotations_of`, or "path/to/file.json" without images. Paths are resolved by `find`. Image files
+        name: As for `annotations_of`, or "path/to/file.json" without images. Paths are resolved by `find`. Image files
             may be missing.
-        segmentations: read masks too; takes longer on large files.
+        segmentations: Read masks too; takes longer on large files.
 
     Returns:
         The columns, and whether it is an embedded set.
 
     Raises:
-        DatasetNameError, DatasetNotFoundError, AnnotationError: as for `annotations_of`.
+        DatasetNameError, DatasetNotFoundError, AnnotationError: As for `annotations_of`.
     """
     text = os.fspath(name)
     root, file = str(find(datasets_root())), text.removesuffix(_SKIP)
     if file.endswith(".json"):
-        source = _Source(str(find(file)), "", "skip" if text.endswith(_SKIP) else "raise", None, True)
+        source = _Source(str(find(file)), "", "skip" if text.endswith(_SKIP) else "raise", own=True)
     else:
         source = _source(text, root)
         if source.own:
             source = source._replace(json_file=str(find(source.json_file)), image_root=str(find(source.image_root)))
     if source.shapes is not None:
         _draw(*source.shapes, root, progress=False)
-    for path in filter(None, [source.json_file, source.image_root if source.own else ""]):
-        if not os.path.exists(path):
-            raise _not_found(text, source, path)
+    _require(text, source, source.json_file)
+    if source.own and source.image_root:
+        _require(text, source, source.image_root)
     found = load_annotations(
         source.json_file, image_root=source.image_root or None, on_error=source.on_error, segmentations=segmentations
     )
@@ -218,37 +195,25 @@ def _draw(size: str, split: str, root: str | None = None, *, progress: bool = Tr
     dataset.generate(root or datasets_root(), spec.SPECS[size], split, progress=progress)
 
 
-def _not_found(name: str, source: _Source, path: str) -> DatasetNotFoundError:
+def _require(name: str, source: _Source, path: str) -> None:
+    if os.path.exists(path):
+        return
     where = f"{path} (that is {os.path.abspath(path)})" if not os.path.isabs(path) else path
-    if source.own:
-        remedy = "give paths that are absolute or relative to the working directory, as 'file.json@image_folder'"
-    else:
-        remedy = (
-            "put the file there (detectron2's layout: lvis/*.json and coco/*2017/ below one folder), or set "
-            "the environment variable DETECTRON2_DATASETS to that folder (now "
+    fix = "give paths that are absolute or relative to the working directory, as 'file.json@image_folder'"
+    if not source.own:
+        fix = (
+            "put the file there (detectron2's layout: lvis/*.json and coco/*2017/ below one folder), or set the "
+            "environment variable DETECTRON2_DATASETS to that folder (now "
             f"{os.getenv('DETECTRON2_DATASETS')!r}, which means {os.path.abspath(datasets_root())})"
         )
-    return DatasetNotFoundError(f"data set {name!r}: expected {where}, found nothing there. Fix: {remedy}.")
-
-
-def _log_skipped(annotations: Annotations) -> None:
-    if annotations.skipped:
-        counts = ", ".join(f"{kind} {count}" for kind, count in annotations.skipped_counts().items())
-        first = annotations.skipped[0]
-        logger.warning(
-            "%s: left out %d records (%s); the first: %s, %s",
-            annotations.path, len(annotations.skipped), counts, first.record, first.detail,
-        )  # fmt: skip
+    raise DatasetNotFoundError(f"data set {name!r}: expected {where}, found nothing there. Fix: {fix}.")
 
 
 def find_datasets() -> list[dict[str, Any]]:
     """Which named data sets are there, for ``rio info``; reads and draws nothing.
 
     Returns:
-        A dict a name: ``name``, ``found`` (is the annotation file there), ``looked_at`` (its absolute path).
+        Dicts of ``name``, ``found`` (is the annotation file there) and ``looked_at`` (its absolute path).
     """
-    rows = []
-    for name in (*_shapes_splits(), *_lvis_splits()):
-        path = os.path.abspath(_source(name).json_file)
-        rows.append({"name": name, "found": os.path.isfile(path), "looked_at": path})
-    return rows
+    paths = {name: os.path.abspath(source.json_file) for name, source in _named(datasets_root()).items()}
+    return [{"name": name, "found": os.path.isfile(path), "looked_at": path} for name, path in paths.items()]

@@ -14,7 +14,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Generic, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -28,13 +28,11 @@ PIECE = 1 << 20
 BROKEN_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises. Its ValidationError is a DecodeError: valid JSON of another type."""
 
+ANNOTATION = "annotation {id} (image {image_id})"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # as Windows tools write
 _LIST = re.compile(rb'"(images|categories|annotations)"\s*:\s*\[')
 _BORDER = re.compile(rb"\}(\s*,\s*)(?=\{)")  # between two records, or between two objects within one
 
-_I = TypeVar("_I")
-_C = TypeVar("_C")
-_A = TypeVar("_A")
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
@@ -79,13 +77,12 @@ class Rows(NamedTuple):
     mask_offsets: np.ndarray  # (n + 1,) int64
     mask_json: np.ndarray  # (M,) uint8
 
+    def name_of(self, row: int) -> str:
+        return ANNOTATION.format(id=self.ids[row], image_id=self.image_ids[row])
 
-class Contents(NamedTuple):
-    """A file's three lists; `rows` is None without the key "annotations"."""
 
-    images: list[Image]
-    categories: list[Category]
-    rows: Rows | None
+Contents = tuple[list[Image], list[Category], Rows | None]
+"""A file's three lists; None without the key "annotations"."""
 
 
 @contextlib.contextmanager
@@ -101,23 +98,14 @@ def without_collection() -> Iterator[None]:
 
 
 def read_file(path: str, problems: Problems, segmentations: bool) -> Contents:
-    """The file's three lists.
-
-    Raises:
-        AnnotationFileNotFoundError: There is no such file.
-        AnnotationError: It is not JSON, lacks a list, or a record has a wrong type (unless `problems` skips those).
-    """
+    """The file's three lists. An error where it cannot be read; `problems` takes records of a wrong type."""
     with contextlib.suppress(OSError, *BROKEN_JSON):
         return read_in_pieces(path, segmentations)
     return read_whole(path, problems, segmentations)
 
 
 def read_in_pieces(path: str, segmentations: bool) -> Contents:
-    """The same, if every record has the right types.
-
-    Raises:
-        msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError: Read it as a whole.
-    """
+    """The same if every record has the right types; else one of `BROKEN_JSON`: read it as a whole."""
     kinds = {"images": Image, "categories": Category, "annotations": Object if segmentations else Box}
     lists: dict[str, Any] = {}
     # What stands around the lists, each of them replaced by a text that the file does not hold, is decoded at the end.
@@ -133,13 +121,11 @@ def read_in_pieces(path: str, segmentations: bool) -> Contents:
                 around += pieces.data[: match.end() - 1] + f'"{place}"'.encode()
                 pieces.data = pieces.data[match.end() :]
                 portions = pieces.records(kinds[key])
-                lists[key] = (
-                    rows_of(portions) if key == "annotations" else list(itertools.chain.from_iterable(portions))
-                )
+                lists[key] = rows_of(portions) if key == "annotations" else [record for p in portions for record in p]
     keys = msgspec.json.decode((around + pieces.data).removeprefix(_BYTE_ORDER_MARK), type=dict)
     if any(keys.get(key) != place for key in kinds):
         raise msgspec.DecodeError("not the file's own keys")
-    return Contents(lists["images"], lists["categories"], lists["annotations"])
+    return lists["images"], lists["categories"], lists["annotations"]
 
 
 class _Pieces:
@@ -157,50 +143,43 @@ class _Pieces:
 
         Portions are decoded from left to right, so one that decodes as whole records can only end behind a record.
         """
-        decoder = msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]
-        size = PIECE
+        decoder, size = msgspec.json.Decoder(list[kind]), PIECE  # type: ignore[valid-type]
         while True:
             if len(self.data) < size and not self.ended:
                 self.read(size - len(self.data))
-            border = self._last_border()
-            inside = memoryview(self.data)[: border and border.start(1)]
-            text = b"".join((b"[", inside, b"" if border is None else b"]"))
+            borders = list(_BORDER.finditer(self.data, max(len(self.data) - 65536, 0)))
+            borders = borders or list(_BORDER.finditer(self.data))
+            inside = memoryview(self.data)[: borders[-1].start(1) if borders else None]
             try:
-                yield decoder.decode(text)
-            except msgspec.ValidationError:
-                raise
-            except msgspec.DecodeError as error:
-                if end := re.search(r"trailing characters \(byte (\d+)\)", str(error)):
-                    behind = int(end[1]) - 1  # the list ends before
-                    yield decoder.decode(text[:behind])
-                    self.data = self.data[behind - 1 :]
-                    return
-                if self.ended:
-                    raise
-                size *= 2  # a border within a record, or a long record
-            else:
-                if border is None:
+                yield decoder.decode(b"".join((b"[", inside, b"]" if borders else b"")))
+                if not borders:  # the list ends with the data
                     self.data = b""
                     return
-                self.data, size = self.data[border.end() :], PIECE
-
-    def _last_border(self) -> re.Match[bytes] | None:
-        for start in (max(len(self.data) - (1 << 16), 0), 0):
-            if found := list(_BORDER.finditer(self.data, start)):
-                return found[-1]
-        return None
+                self.data, size = self.data[borders[-1].end() :], PIECE
+            except msgspec.DecodeError as error:
+                end = re.search(r"trailing characters \(byte (\d+)\)", str(error))
+                if end:  # the list ends before
+                    yield decoder.decode(b"[" + self.data[: int(end[1]) - 2])
+                    self.data = self.data[int(end[1]) - 2 :]
+                    return
+                if self.ended or isinstance(error, msgspec.ValidationError):
+                    raise
+                size *= 2  # a border within a record, or a long record
 
 
 def rows_of(portions: Iterable[Sequence[Box]]) -> Rows:
+    """The annotations as arrays."""
     # glibc keeps as much memory at hand as a program was seen to free. Without this untouched array it would hand the
     # memory of each portion back and fetch it again, page by page: a third of the time.
     np.empty(31 << 20, dtype=np.uint8)
     parts, text = [], bytearray()
     for objects in itertools.chain([[]], portions):
         n = len(objects)
-        xywh = itertools.chain.from_iterable([o.bbox for o in objects])
-        masks: Sequence[Any] = [o.segmentation for o in objects if isinstance(o, Object)] or [b""] * n
+        masks: list[Any] = [b""] * n
+        if n and isinstance(objects[0], Object):
+            masks = [o.segmentation for o in objects]  # type: ignore[attr-defined]
         text += b"".join(masks)
+        xywh = itertools.chain.from_iterable([o.bbox for o in objects])
         parts.append((
             np.fromiter([o.id for o in objects], np.int64, n),
             np.fromiter([o.image_id for o in objects], np.int64, n),
@@ -216,48 +195,46 @@ def rows_of(portions: Iterable[Sequence[Box]]) -> Rows:
     return Rows._make([*columns, offsets, np.frombuffer(text, dtype=np.uint8)])
 
 
-class _Lists(msgspec.Struct, Generic[_I, _C, _A], gc=False):
-    images: list[_I]
-    categories: list[_C]
-    annotations: list[_A] | None = None
-
-
 def read_whole(path: str, problems: Problems, segmentations: bool) -> Contents:
     """As `read_file`, all at once; where a record has a wrong type, record by record."""
-    data = _content(path)
-    kind = Object if segmentations else Box
+    data, kind = _content(path), Object if segmentations else Box
     try:
         try:
-            file = msgspec.json.decode(data, type=_Lists[Image, Category, kind])  # type: ignore[valid-type]
+            images, categories, boxes = _lists(data, Image, Category, kind)
         except msgspec.ValidationError:
-            raw = msgspec.json.decode(data, type=_Lists[msgspec.Raw, msgspec.Raw, msgspec.Raw])
-            file = _Lists(
-                categories=_decode_each(raw.categories, Category, "category", problems.fatal),
-                images=_decode_each(raw.images, Image, "image", problems.reject),
-                annotations=raw.annotations and _decode_each(raw.annotations, kind, "annotation", problems.reject),
-            )
+            raws, raw_categories, raw_boxes = _lists(data, msgspec.Raw, msgspec.Raw, msgspec.Raw)
+            categories = _decode_each(raw_categories, Category, "category", problems.fatal)
+            images = _decode_each(raws, Image, "image", problems.reject)
+            boxes = raw_boxes and _decode_each(raw_boxes, kind, "annotation", problems.reject)
     except msgspec.ValidationError as error:
         reject_type(error, "file", problems.fatal)
         raise
     except BROKEN_JSON as error:
         problems.fatal("json", "file", "-", *explain_json(data, error))
-    return Contents(file.images, file.categories, None if file.annotations is None else rows_of([file.annotations]))
+    return images, categories, None if boxes is None else rows_of([boxes])
+
+
+def _lists(data: memoryview, image: Any, category: Any, box: Any) -> tuple[Any, ...]:
+    fields: list[Any] = [
+        ("images", list[image]),
+        ("categories", list[category]),
+        ("annotations", list[box] | None, None),
+    ]
+    return msgspec.structs.astuple(msgspec.json.decode(data, type=msgspec.defstruct("File", fields, gc=False)))
 
 
 def _content(path: str) -> memoryview:
     try:
-        data = memoryview(Path(path).read_bytes())
+        return memoryview(Path(path).read_bytes().removeprefix(_BYTE_ORDER_MARK))
     except FileNotFoundError:
         folder = os.path.dirname(os.path.abspath(path))
         state = "its folder has no such file" if os.path.isdir(folder) else f"there is no folder {folder}"
-        raise AnnotationFileNotFoundError(
-            f"{path}: expected an LVIS or COCO annotation file, found none: {state}. Fix: give the path "
-            "of the JSON file, absolute or relative to the working directory."
-        ) from None
+        fix = "give the path of the JSON file, absolute or relative to the working directory"
+        expected = "expected an LVIS or COCO annotation file"
+        raise AnnotationFileNotFoundError(f"{path}: {expected}, found none: {state}. Fix: {fix}.") from None
     except IsADirectoryError:
         fix = "give the path of the JSON file in it"
         raise AnnotationError(path, "file", "-", "a JSON file", "a folder", fix, "json") from None
-    return data[len(_BYTE_ORDER_MARK) :] if data[:3] == _BYTE_ORDER_MARK else data
 
 
 def _decode_each(raws: list[msgspec.Raw], kind: type, noun: str, reject: Callable[..., None]) -> list[Any]:
@@ -275,14 +252,7 @@ def _decode_each(raws: list[msgspec.Raw], kind: type, noun: str, reject: Callabl
 
 
 def reject_type(error: Exception, record: str, reject: Callable[..., None], within: str = "") -> None:
-    """Reject a record in msgspec's words: "Expected `int`, got `str` - at `$.image_id`".
-
-    Args:
-        error: What msgspec raised.
-        record: The record's name.
-        reject: `Problems.reject` or `Problems.fatal`.
-        within: The key of the value that was decoded; "" for a whole record.
-    """
+    """Reject a record in msgspec's words, "Expected `int`, got `str` - at `$.image_id`"; `within` is a value's key."""
     text, _, where = str(error).partition(" - at `$")
     key = (within + where.rstrip("`")).lstrip(".") or "-"
     if missing := re.search(r"missing required field `(.+?)`", text):
@@ -296,14 +266,14 @@ def reject_type(error: Exception, record: str, reject: Callable[..., None], with
 def explain_json(data: bytes | memoryview, error: Exception) -> tuple[str, str, str]:
     """Why a text is not valid JSON, from msgspec's error: what was expected, what was found, how to fix it."""
     where = re.search(r"\(byte (\d+)\)", str(error))
-    position = int(where[1]) if where else 0
-    excerpt = bytes(data[max(position - 20, 0) : position + 20]).decode("utf-8", errors="replace")
-    if where and re.match(rb"-?(NaN|Inf)|N$|I$|aN|nf", bytes(data[position : position + 4])):
+    at = int(where[1]) if where else 0
+    excerpt = repr(bytes(data[max(at - 20, 0) : at + 20]).decode("utf-8", errors="replace"))
+    if where and re.match(rb"-?(NaN|Inf)|N$|I$|aN|nf", bytes(data[at : at + 4])):
         fix = "write such records without the value, or leave them out"
-        return "finite numbers", f"NaN or infinity at byte {position}: {excerpt!r}", fix
+        return "finite numbers", f"NaN or infinity at byte {at}: {excerpt}", fix
     if isinstance(error, RecursionError):
         return "lists and objects", "nesting too deep to read", "check that this is the file you meant"
     if not len(data):
         return "a JSON object", "an empty file", "copy or download the file again"
-    fix = "copy or download the file again; it may be cut off"
-    return "valid JSON in UTF-8", str(error) + (f": {excerpt!r}" if where else ""), fix
+    found, fix = f"{error}: {excerpt}" if where else str(error), "copy or download the file again; it may be cut off"
+    return "valid JSON in UTF-8", found, fix

@@ -17,7 +17,7 @@ import numpy as np
 from rio.data.annotations import Annotations, index_of, require_root
 from rio.data.errors import Problems, Skipped, listing
 from rio.data.masks import are_plain, decode, fault_of
-from rio.data.reading import BROKEN_JSON, Category, Image, Rows, reject_type
+from rio.data.reading import ANNOTATION, BROKEN_JSON, Category, Image, Rows, reject_type
 
 BOX_TOLERANCE = 1.0
 """How far (px) a box may stick out of its image: annotation tools round, and detectron2 clips anyway."""
@@ -42,12 +42,10 @@ def apply_rules(rules: Sequence[Rule], table: Table, record: str, problems: Prob
     for rule in rules:
         rows = np.flatnonzero(rule.broken(table) & keep).tolist()
         for row in rows:
-            values = {name: column[row] for name, column in table.items()}
-            values = {
-                name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()
-            }
-            name, key = record.format(**values), rule.key.format(**values)
-            expected, found = rule.expected.format(**values), rule.found.format(**values)
+            values = {name: c[row].tolist() if isinstance(c, np.ndarray) else c[row] for name, c in table.items()}
+            name, key, expected, found = (
+                text.format(**values) for text in (record, rule.key, rule.expected, rule.found)
+            )
             if expected:
                 problems.reject(rule.kind, name, key, expected, found, rule.fix, more=len(rows) - 1)
             else:
@@ -72,17 +70,17 @@ def category_columns(categories: list[Category], problems: Problems) -> dict[str
     names: dict[str, int] = {}
     ids: set[int] = set()
     for category in categories:
-        record = f"category {category.id}"
+        record, name = f"category {category.id}", category.name
         if category.id in ids:
-            fix = "give it a new id"
-            problems.fatal("duplicate_category_id", record, "id", "an id of its own", "the same id twice", fix)
-        if category.name in names:
-            found = f"{category.name!r}, the name of category {names[category.name]} too"
+            found, fix = "the same id twice", "give it a new id"
+            problems.fatal("duplicate_category_id", record, "id", "an id of its own", found, fix)
+        if name in names:
+            found = f"{name!r}, the name of category {names[name]} too"
             fix = "rename it: tables and frequency groups go by name"
             problems.fatal("duplicate_category_name", record, "name", "a name of its own", found, fix)
         if category.frequency not in (None, "r", "c", "f"):
             problems.fatal("frequency", record, "frequency", "r, c or f", repr(category.frequency))
-        names[category.name] = category.id
+        names[name] = category.id
         ids.add(category.id)
     categories = sorted(categories, key=lambda category: category.id)
     declared = np.array([category.frequency or "" for category in categories], dtype="<U1")
@@ -135,18 +133,15 @@ def image_columns(
     ]
     ids, keep = np.array([image.id for image in images], dtype=np.int64), np.ones(len(images), dtype=bool)
     table: Table = {
-        "id": ids,
-        "name": names,
-        "key": ["coco_url" if use_url else "file_name" for use_url in by_url],
+        "id": ids, "name": names, "key": ["coco_url" if use_url else "file_name" for use_url in by_url],
         "nameless": np.array([name is None for name in names], dtype=bool),
         "leads_out": np.array([_leads_out(name) for name in names], dtype=bool),
         "unlisted": np.array([federated and image.neg_category_ids is None for image in images], dtype=bool),
         "keep": keep,
-    }
+    }  # fmt: skip
     apply_rules(_IMAGE_RULES, table, "image {id}", problems, keep)
     if check_images:
-        files = [(name or "") if k else "" for name, k in zip(names, keep)]
-        table |= _file_columns(require_root(problems.path, root), files)
+        table |= _files(require_root(problems.path, root), [name or "" for name in names])
         apply_rules([_MISSING_IMAGE], table, "image {id}", problems, keep)
     order = np.flatnonzero(keep)
     order = order[np.argsort(ids[order], kind="stable")]
@@ -177,18 +172,13 @@ def _flatten(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     return np.fromiter(itertools.chain.from_iterable(lists), np.int64, int(offsets[-1])), offsets
 
 
-def _file_columns(root: str, names: Sequence[str]) -> Table:
-    """Where the images' files are, and which of them are missing.
-
-    Folders are listed; asking for every file takes minutes for LVIS on a network disk.
-    """
+def _files(root: str, names: Sequence[str]) -> Table:
+    """Where the images' files are, and which are missing. Folders are listed: to ask for each file takes minutes."""
     paths = [os.path.join(root, name) for name in names]
     folders = Counter(map(os.path.dirname, paths))
     present = {folder: _files_in(folder) if count > 100 else set() for folder, count in folders.items()}
-    missing = [
-        os.path.basename(path) not in present[os.path.dirname(path)] and not os.path.isfile(path) for path in paths
-    ]
-    return {"path": paths, "missing": np.array(missing, dtype=bool)}
+    there = [os.path.basename(p) in present[os.path.dirname(p)] or os.path.isfile(p) for p in paths]
+    return {"path": paths, "missing": ~np.array(there, dtype=bool)}
 
 
 def _files_in(folder: str) -> set[str]:
@@ -200,16 +190,9 @@ def _files_in(folder: str) -> set[str]:
 
 
 def missing_images(annotations: Annotations) -> np.ndarray:
-    """Which images have no file below `image_root`.
-
-    Returns:
-        Ascending int64 image indices.
-
-    Raises:
-        AnnotationError: There is no `image_root`.
-    """
+    """Which images have no file below `image_root`: ascending int64 image indices."""
     root = require_root(annotations.path, annotations.image_root)
-    return np.flatnonzero(_file_columns(root, annotations.file_names)["missing"])
+    return np.flatnonzero(_files(root, annotations.file_names)["missing"])
 
 
 def require_images(annotations: Annotations) -> None:
@@ -218,10 +201,9 @@ def require_images(annotations: Annotations) -> None:
     Raises:
         AnnotationError: Names the first missing file and how many there are.
     """
-    files = _file_columns(require_root(annotations.path, annotations.image_root), annotations.file_names)
-    table = {"id": annotations.image_ids, **files}
-    keep = np.ones(annotations.num_images, dtype=bool)
-    apply_rules([_MISSING_IMAGE], table, "image {id}", Problems(annotations.path, "raise"), keep)
+    files = _files(require_root(annotations.path, annotations.image_root), annotations.file_names)
+    problems, keep = Problems(annotations.path, "raise"), np.ones(annotations.num_images, dtype=bool)
+    apply_rules([_MISSING_IMAGE], {"id": annotations.image_ids, **files}, "image {id}", problems, keep)
 
 
 def _sticks_out(t: Table) -> Any:
@@ -258,7 +240,6 @@ _NO_MASK = Rule(
     "no_segmentation", "segmentation", lambda t: (t["mask_length"] == 0) & ~t["iscrowd"],
     "a mask, as the file's other annotations have", "none",
 )  # fmt: skip
-_ANNOTATION = "annotation {id} (image {image_id})"
 
 
 def annotation_columns(
@@ -275,19 +256,17 @@ def annotation_columns(
         areas = np.where(np.isnan(rows.areas), w * h, rows.areas)
     table: Table = {
         "id": rows.ids, "image_id": rows.image_ids, "category_id": rows.category_ids, "bbox": rows.boxes,
-        "right": right, "bottom": bottom, "area": areas, "iscrowd": rows.iscrowd,
-        "mask_length": np.diff(rows.mask_offsets),
+        "right": right, "bottom": bottom, "area": areas, "iscrowd": rows.iscrowd, "width": width, "height": height,
         "image_index": image_index, "class_id": index_of(category_ids, rows.category_ids),
-        "width": width, "height": height, "lost": np.isin(rows.image_ids, skipped_images) & (image_index < 0),
-        "keep": keep,
+        "lost": np.isin(rows.image_ids, skipped_images) & (image_index < 0), "keep": keep,
+        "mask_length": np.diff(rows.mask_offsets),
     }  # fmt: skip
-    apply_rules(_REFERENCE_RULES, table, _ANNOTATION, problems, keep)
+    apply_rules(_REFERENCE_RULES, table, ANNOTATION, problems, keep)
     if len(keep) >= 10 and keep.all() and (right <= 1).all() and (bottom <= 1).all() and (width > 2).all():
         found = f"{rows.boxes[0].tolist()}, and no box of the file reaches beyond the first pixel"
-        fix = "multiply boxes and polygons by the image's width and height"
-        record = _ANNOTATION.format(id=rows.ids[0], image_id=rows.image_ids[0])
+        record, fix = rows.name_of(0), "multiply boxes and polygons by the image's width and height"
         problems.fatal("normalised_boxes", record, "bbox", "[x, y, width, height] in px", found, fix)
-    apply_rules(_BOX_RULES, table, _ANNOTATION, problems, keep)
+    apply_rules(_BOX_RULES, table, ANNOTATION, problems, keep)
     _check_masks(rows, table, problems, keep)
 
     order = np.flatnonzero(keep)
@@ -310,19 +289,18 @@ def _check_masks(rows: Rows, table: Table, problems: Problems, keep: np.ndarray)
     """Reject broken masks; the length of an empty one ("null", "[]") becomes 0."""
     length = table["mask_length"]
     for row in np.flatnonzero(~are_plain(rows.mask_json, rows.mask_offsets) & keep & (length > 0)).tolist():
-        record = _ANNOTATION.format(id=rows.ids[row], image_id=rows.image_ids[row])
         try:
             mask = decode(rows.mask_json[rows.mask_offsets[row] : rows.mask_offsets[row + 1]].data)
+            fault = fault_of(mask, int(table["height"][row]), int(table["width"][row])) if mask else None
         except BROKEN_JSON as error:
-            reject_type(error, record, problems.reject, within="segmentation")
+            reject_type(error, rows.name_of(row), problems.reject, within="segmentation")
             keep[row] = False
             continue
-        fault = fault_of(mask, int(table["height"][row]), int(table["width"][row])) if mask else None
         if fault:
-            kind, key, expected, found, *fix = fault
-            problems.reject(kind, record, key, expected, found, fix[0] if fix else None)
+            kind, key, expected, found, fix = fault
+            problems.reject(kind, rows.name_of(row), key, expected, found, fix)
             keep[row] = False
         elif not mask:
             length[row] = 0
     if length[keep].any():
-        apply_rules([_NO_MASK], table, _ANNOTATION, problems, keep)
+        apply_rules([_NO_MASK], table, ANNOTATION, problems, keep)

@@ -195,7 +195,7 @@ def file_as_folder(place: Place) -> str:
 
 
 def read_only_folder(place: Place) -> str:
-    fail(place, "tempfile.mkstemp", errno.EROFS)
+    fail(place, "os.replace", errno.EROFS)
     return place.train()
 
 
