@@ -91,14 +91,14 @@ def _save(path: str, image: Any, panels: dict[str, tuple[Any, ...]]) -> None:
     figure = Figure(figsize=(len(panels) * width * scale, height * scale), dpi=100)
     row = figure.subplots(1, len(panels), squeeze=False)[0]
     figure.subplots_adjust(0, 0, 1, 1, wspace=0.01)
-    for axes, (title, objects) in zip(row, panels.items(), strict=True):
-        draw_objects(axes, image, *objects)
-        if title:
-            box = {"facecolor": "black", "edgecolor": "none", "alpha": 0.6, "pad": 2}
-            place = {"va": "top", "transform": axes.transAxes, "zorder": 10_000}
-            axes.text(0.01, 0.99, title, fontsize=8, color="white", bbox=box, **place)
     with warnings.catch_warnings():  # a category name in a script that the font lacks is drawn as boxes
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+        for axes, (title, objects) in zip(row, panels.items(), strict=True):
+            draw_objects(axes, image, *objects)
+            if title:
+                box = {"facecolor": "black", "edgecolor": "none", "alpha": 0.6, "pad": 2}
+                place = {"va": "top", "transform": axes.transAxes, "zorder": 10_000}
+                axes.text(0.01, 0.99, title, fontsize=8, color="white", bbox=box, **place)
         figure.savefig(path)
 
 
