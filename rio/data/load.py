@@ -154,11 +154,11 @@ class _Meta(msgspec.Struct):
 
 def _load_cached(path: str, folder: Path, on_error: str, masks: bool) -> Annotations:
     """The columns from the cache, else from the JSON file and into the cache; without an image folder."""
-    import filelock  # takes as long to import as the rest of this package
-
     stamp = _stamp(path)
     if found := _find(path, folder, stamp, on_error, masks):
         return found
+    import filelock  # takes as long to import as the rest of this package
+
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with filelock.FileLock(folder / "lock", timeout=_LOCK_SECONDS):  # one process reads, the others wait

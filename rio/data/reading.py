@@ -187,11 +187,12 @@ def rows_of(portions: Iterable[Sequence[Box]]) -> Rows:
             np.fromiter(xywh, np.float64, 4 * n).reshape(n, 4),
             np.fromiter([np.nan if o.area is None else o.area for o in objects], np.float64, n),
             np.fromiter([bool(o.iscrowd) for o in objects], np.bool_, n),
-            np.fromiter(map(len, masks), np.int64, n),
+            np.fromiter(map(len, masks), np.int32, n),
         ))  # fmt: skip
         del objects, masks  # before the next portion is decoded
     *columns, lengths = (np.concatenate(column) for column in zip(*parts, strict=True))
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
     return Rows._make([*columns, offsets, np.frombuffer(text, dtype=np.uint8)])
 
 

@@ -175,26 +175,19 @@ def cut_off(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def another_type(path: Path) -> None:
-    np.save(path, np.load(path).astype(np.int16))
-
-
+EMPTY = '{"federated":false,"category_names":[],"file_names":[],"skipped":[],"arrays":{}}'
 DAMAGE = {
     "an array cut off": lambda entry: cut_off(entry / "boxes.npy"),
     "an array empty": lambda entry: (entry / "boxes.npy").write_bytes(b""),
     "an array gone": lambda entry: (entry / "areas.npy").unlink(),
-    "an array of another type": lambda entry: another_type(entry / "image_ids.npy"),
+    "an array of another type": lambda entry: np.save(entry / "areas.npy", np.zeros(60, dtype=np.int16)),
     "no array": lambda entry: (entry / "boxes.npy").write_bytes(b"\x00" * 1000),
     "pickled objects": lambda entry: np.save(entry / "boxes.npy", np.array([{}], dtype=object), allow_pickle=True),
     "no meta.json": lambda entry: (entry / "meta.json").unlink(),
     "meta.json cut off": lambda entry: cut_off(entry / "meta.json"),
     "meta.json of another kind": lambda entry: (entry / "meta.json").write_text("{}"),
-    "half the arrays": lambda entry: [
-        (entry / "meta.json").write_text(
-            '{"federated":false,"category_names":[],"file_names":[],"skipped":[],"arrays":{"boxes":["<f8",[60,4]]}}'
-        )
-    ],
-    "an empty folder": lambda entry: [shutil.rmtree(entry), entry.mkdir()],
+    "no array listed": lambda entry: (entry / "meta.json").write_text(EMPTY),
+    "an empty folder": lambda entry: [file.unlink() for file in entry.iterdir()],
 }
 
 

@@ -25,14 +25,6 @@ from rio.data.masks import rle_counts
 from tests.support.annotation_files import SQUARE, TRIANGLE, assert_equal_columns, at, coco, lvis, many, masks_of, write
 
 
-@pytest.fixture
-def load(tmp_path: Path):
-    def _load(data: Any, **kwargs: Any) -> Annotations:
-        return load_annotations(write(tmp_path / "set.json", data), **kwargs)
-
-    return _load
-
-
 def test_columns_by_hand(load):
     a = load(coco(), image_root="images")
     assert (a.num_images, a.num_annotations, a.num_classes) == (2, 4, 3)

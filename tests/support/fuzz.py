@@ -1,8 +1,7 @@
-"""Broken annotation files, results and images by the thousand: ``python -m tests.fuzz --seconds 60``.
+"""Broken annotation files, results and images by the thousand: ``python -m tests.support.fuzz --seconds 60``.
 
-Every input is made from a good one, by hand-written mutations of its values and of its bytes. It passes if it is read, or
-refused by an error of ours, within `SECONDS_EACH` and without more than `MEMORY`. The tests run a few hundred; this
-command runs as long as it is told and prints how many inputs it tried. A failure prints the seed that makes it again.
+Every input is made from a good one, by mutations of its values and of its bytes. It passes if it is read, or refused by an
+error of ours, within `SECONDS_EACH` and `MEMORY`. A failure prints the seed that makes it again.
 """
 
 from __future__ import annotations
@@ -16,14 +15,11 @@ import resource
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from rio.data.errors import AnnotationError
 from rio.data.load import load_annotations
@@ -42,24 +38,9 @@ VALUES: list[Any] = [
     {"size": [2**31 - 1, 2**31 - 1], "counts": [2**32 - 1] * 4}, {"size": [50, 100], "counts": "oooooo0"}, [[1e9] * 6], [[1.0] * 8],
 ]  # fmt: skip
 BYTES = [
-    b"",
-    b"\0",
-    b'"',
-    b"[",
-    b"]",
-    b"{",
-    b"}",
-    b",",
-    b":",
-    b"\\",
-    b"\\ud800",
-    b"NaN",
-    b"-",
-    b"1e999",
-    b"9" * 400,
-    b"\xff",
-]
-BYTES += [b"[" * 3000, b'"x":', b"\xef\xbb\xbf", b" " * 100, b"null", b".5", b"/**/"]
+    b"", b"\0", b'"', b"[", b"]", b"{", b"}", b",", b":", b"\\", b"\\ud800", b"NaN", b"-", b"1e999", b"9" * 400, b"\xff",
+    b"[" * 3000, b'"x":', b"\xef\xbb\xbf", b" " * 100, b"null", b".5", b"/**/",
+]  # fmt: skip
 RESULTS = [
     {"image_id": 7, "category_id": 90, "score": 0.5, "bbox": [1, 1, 9, 9], "segmentation": {"size": [50, 100], "counts": [9, 4991]}},
     {"image_id": 3, "category_id": 5, "score": 0.25, "bbox": [0, 0, 5, 5], "segmentation": {"size": [48, 64], "counts": [0, 3072]}},
@@ -68,11 +49,10 @@ RESULTS = [
 
 def _containers(value: Any) -> list[Any]:
     """The value's lists and objects, itself included."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    found = [value] if isinstance(value, (dict, list)) and value else []
-    for part in inner:
-        found += _containers(part)
-    return found
+    if not isinstance(value, (dict, list)) or not value:
+        return []
+    parts = value.values() if isinstance(value, dict) else value
+    return [value, *(found for part in parts for found in _containers(part))]
 
 
 def _mutate(value: Any, rng: np.random.Generator) -> bytes:
@@ -89,11 +69,9 @@ def _mutate(value: Any, rng: np.random.Generator) -> bytes:
             del place[key]
         elif action == 1 and isinstance(place, list):
             place.append(copy.deepcopy(place[key]))
-        elif action == 2:
-            other = places[rng.integers(len(places))]
-            place[key] = copy.deepcopy(other)
         else:
-            place[key] = copy.deepcopy(VALUES[rng.integers(len(VALUES))])
+            source = places if action == 2 else VALUES
+            place[key] = copy.deepcopy(source[rng.integers(len(source))])
     data = json.dumps(value, ensure_ascii=bool(rng.integers(2))).encode("utf-8", errors="replace")
     for _ in range(max(0, int(rng.integers(-4, 3)))):
         at = int(rng.integers(len(data) + 1))
@@ -119,13 +97,11 @@ def annotation_file(path: Path, rng: np.random.Generator) -> None:
 
 def results_file(path: Path, rng: np.random.Generator) -> None:
     """One results file, evaluated where it is taken."""
-    truth = _truth(path)
+    path.write_text(json.dumps(coco()))
+    truth = load_annotations(path)
     path.write_bytes(_mutate(RESULTS, rng))
-    try:
-        with np.errstate(over="ignore"):
-            evaluate(truth, load_results(path, truth), iou_types=None, allow_empty=True)
-    except ResultsError:
-        pass
+    with contextlib.suppress(ResultsError), np.errstate(over="ignore"):
+        evaluate(truth, load_results(path, truth), iou_types=None, allow_empty=True)
 
 
 def image_file(path: Path, rng: np.random.Generator) -> None:
@@ -146,21 +122,7 @@ def image_file(path: Path, rng: np.random.Generator) -> None:
         read_image(str(path))
 
 
-_truths: dict[str, Any] = {}
-
-
-def _truth(path: Path) -> Any:
-    if "coco" not in _truths:
-        path.write_text(json.dumps(coco()))
-        _truths["coco"] = load_annotations(path)
-    return _truths["coco"]
-
-
-KINDS: dict[str, Callable[[Path, np.random.Generator], None]] = {
-    "annotation files": annotation_file,
-    "results": results_file,
-    "images": image_file,
-}
+KINDS = {"annotation files": annotation_file, "results": results_file, "images": image_file}
 
 
 class FuzzError(AssertionError):
@@ -172,9 +134,7 @@ def try_one(kind: str, seed: int, path: Path) -> None:
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     try:
         KINDS[kind](path, np.random.default_rng(seed))
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
+    except Exception as error:
         raise FuzzError(f"{kind}, seed {seed}: {type(error).__name__}: {error}") from error
     took = time.process_time() - started
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024)
@@ -183,38 +143,27 @@ def try_one(kind: str, seed: int, path: Path) -> None:
 
 
 def main() -> int:
-    """Fuzz until the time is over.
-
-    Returns:
-        Exit code: 1 if an input failed.
-    """
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.splitlines()[0])
+    """Fuzz until the time is over; the exit code is 1 if an input failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60, metavar="N", help="default 60")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the first input (default 0)")
     parser.add_argument("--kind", choices=KINDS, action="append", help="default: all, in turn")
     args = parser.parse_args()
-    import warnings
-
     warnings.simplefilter("ignore")
-    kinds = args.kind or list(KINDS)
-    tried: Counter[str] = Counter()
-    failed = []
+    kinds, end, tried, failed = args.kind or list(KINDS), time.monotonic() + args.seconds, 0, 0
     with tempfile.TemporaryDirectory(prefix="rio-fuzz-") as folder:
         path = Path(folder) / "input"
         for kind in kinds:  # imports and the first tables are nobody's time or memory
             KINDS[kind](path, np.random.default_rng(args.seed))
-        end, seed = time.monotonic() + args.seconds, args.seed
         while time.monotonic() < end:
             for kind in kinds:
                 try:
-                    try_one(kind, seed, path)
+                    try_one(kind, args.seed + tried, path)
                 except FuzzError as error:
-                    failed.append(str(error))
+                    failed += 1
                     print(error, flush=True)
-                tried[kind] += 1
-            seed += 1
-    each = ", ".join(f"{count:,} {kind}" for kind, count in tried.items())
-    print(f"{tried.total():,} inputs tried in {args.seconds:.0f} s ({each}): {len(failed)} failed")
+            tried += 1
+    print(f"{tried:,} inputs of each kind tried in {args.seconds:.0f} s: {failed} failed")
     return bool(failed)
 
 
