@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from rio.engine import rows as helpers
 from rio.memory_bank import MemoryBank
-from tests.support.bank import K, make, of, rows
+from tests.support.bank import K, Waits, make, of, rows
+
+NO_CLASSES = torch.zeros(0, dtype=torch.int64)
+
+
+def values_of(bank: MemoryBank, classes: list[int], **arguments) -> list[float]:
+    """The replayed rows' numbers, whatever their boxes are."""
+    return bank.sample(torch.tensor(classes, dtype=torch.int64), **arguments).features[:, 0].tolist()
 
 
 def read(bank: MemoryBank, classes: list[int], **arguments) -> list[tuple[int, float]]:
@@ -27,6 +34,10 @@ def read(bank: MemoryBank, classes: list[int], **arguments) -> list[tuple[int, f
     return list(zip(replay.gt_classes.tolist(), values.tolist()))
 
 
+def test_doctests():
+    assert doctest.testmod(helpers).failed == 0
+
+
 def test_a_worked_example():
     bank = make()
     assert read(bank, [1, 4, 6]) == []  # nothing stored yet
@@ -34,144 +45,120 @@ def test_a_worked_example():
     assert read(bank, [0, 6]) == []  # no target class in the batch
     assert read(bank, [4]) == [(4, 12.0)]
     assert read(bank, [1, 1, 4]) == [(1, 14.0), (4, 12.0), (1, 10.0)]  # newest of each first
-    bank.write(*rows([20, 21], [1, 1]))  # class 1 now has 4 of 3: 10 leaves
-    assert read(bank, [1]) == [(1, 21.0), (1, 20.0)]
-    assert sorted(bank.features[0, :, 0].tolist()) == [14.0, 20.0, 21.0]
-    assert bank.num_written.tolist() == [4, 1]
-    assert sorted(bank.written_at[0].tolist()) == [0, 1, 1]
-    assert bank.iteration == 2
-
-
-def test_sample_reads_what_was_there_before_and_changes_nothing():
-    bank = make(replay_order="random", replay_per_class=2)
-    bank.write(*rows([1, 2, 3], [1, 1, 4]))
-    before = copy.deepcopy(bank.state_dict())
-    first = read(bank, [1, 4])
-    assert read(bank, [1, 4]) == first
-    for name, value in bank.state_dict().items():
-        assert torch.equal(value, before[name]), name
-
-
-@pytest.mark.parametrize("order", ["newest", "random"])
-def test_empty_steps(order):
-    bank = make(replay_order=order)
-    bank.write(*rows([], []))
-    assert read(bank, []) == []
-    bank.write(*rows([1], [1]))
-    replay = bank.sample(torch.zeros(0, dtype=torch.int64), max_per_foreground=0.5)
-    assert len(replay) == 0 and replay.features.shape == (0, 2) and replay.gt_boxes.shape == (0, 4)
-    assert bank.iteration == 2  # steps without a row count as steps
-
-
-def test_nothing_carries_a_gradient():
-    bank = make()
-    features, *others = rows([1, 2], [1, 4])
-    features.requires_grad_()
-    bank.write(features * 2, *others)
+    features, *others = rows([20, 21], [1, 1])
+    bank.write(features.requires_grad_() * 1, *others)  # class 1 now has 4 of 3: 10 leaves
     replay = bank.sample(torch.tensor([1]))
-    assert not replay.features.requires_grad and not bank.features.requires_grad
-    # A replay is a copy: a later write does not reach into a graph that holds it.
+    assert read(bank, [1]) == [(1, 21.0), (1, 20.0)]
+    assert sorted(bank.features[0, :, 0].tolist()) == [14.0, 20.0, 21.0] and not replay.features.requires_grad
+    assert bank.num_written.tolist() == [4, 1] and sorted(bank.written_at[0].tolist()) == [0, 1, 1]
     bank.write(*rows([5, 5, 5], [1, 1, 1]))
-    assert replay.features[0, 0] == 2
+    assert replay.features[0, 0] == 21  # a copy: a later write does not reach into a graph that holds it
+    bank.write(*rows([], []))
+    replay = bank.sample(NO_CLASSES, max_per_foreground=0.5)
+    assert len(replay) == 0 and replay.features.shape == (0, 2) and replay.gt_boxes.shape == (0, 4)
+    assert bank.iteration == 4  # steps without a row count as steps
 
 
 class Oracle:
-    """The method in Python lists: one deque a class."""
+    """The method in Python lists: (value, object) by class."""
 
-    def __init__(self, class_ids, slots, replayed):
+    def __init__(self, class_ids, slots, replayed, per_object):
         self.stored = {c: deque(maxlen=slots) for c in class_ids}
-        self.replayed = replayed
+        self.replayed, self.per_object = replayed, per_object
 
-    def sample(self, classes):
-        present = [c for c in self.stored if c in set(classes)]
-        newest = {c: list(self.stored[c])[::-1][: self.replayed] for c in present}
-        return [(c, newest[c][rank]) for rank in range(self.replayed) for c in present if rank < len(newest[c])]
+    def sample(self, classes, diverse):
+        table = {}
+        for c in self.stored:
+            if c in classes:
+                turns = []  # (turn, age, value, object)
+                for age, (value, identity) in enumerate(reversed(self.stored[c])):
+                    turn = sum(o == identity for *_, o in turns) if diverse else 0
+                    turns.append((turn, age, value, identity))
+                table[c] = [value for _, _, value, _ in sorted(turns)[: self.replayed]]
+        return [(c, table[c][rank]) for rank in range(self.replayed) for c in table if rank < len(table[c])]
 
-    def write(self, values, classes):
-        for value, c in zip(values, classes):
-            if c in self.stored:
-                self.stored[c].append(float(value))
+    def write(self, table):  # (value, class, IoU, object)
+        for place, (value, c, iou, identity) in enumerate(table):
+            better = sum(o == identity and d == c and (-i, p) < (-iou, place) for p, (_, d, i, o) in enumerate(table))
+            if c in self.stored and (not self.per_object or better < self.per_object):
+                self.stored[c].append((value, identity))
 
 
-steps = st.lists(st.lists(st.integers(-1, K), max_size=14), min_size=1, max_size=8)
+# Class, height of the proposal, place of the object, image.
+roi = st.tuples(st.integers(-1, K), st.integers(1, 9), st.integers(0, 2), st.integers(0, 1))
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    steps=steps,
+    steps=st.lists(st.lists(roi, max_size=14), min_size=1, max_size=6),
     class_ids=st.lists(st.integers(0, K - 1), min_size=1, max_size=K, unique=True),
-    slots=st.integers(1, 5),
-    replayed=st.integers(1, 5),
-    cap=st.sampled_from([0.0, 0.3, 1.0]),
+    slots=st.integers(1, 7),
+    replayed=st.integers(1, 7),
+    per_object=st.integers(0, 3),
+    cap=st.sampled_from([0.3, 1.0]),
 )
-def test_equal_to_the_oracle_whatever_comes(steps, class_ids, slots, replayed, cap):
+def test_equal_to_the_oracle_whatever_comes(steps, class_ids, slots, replayed, per_object, cap):
     replayed = min(replayed, slots)
-    kinds = dict(class_ids=class_ids, slots_per_class=slots, replay_per_class=replayed)
-    newest, randomly = make(**kinds), make(**kinds, replay_order="random")
-    oracle = Oracle(class_ids, slots, replayed)
-    value = 0
-    for classes in steps:
-        values = list(range(value, value + len(classes)))
-        value += len(classes)
-        expected = oracle.sample(classes)
-        assert read(newest, classes) == expected
+    kinds = dict(class_ids=class_ids, slots_per_class=slots, replay_per_class=replayed, write_max_per_object=per_object)
+    banks = {order: make(**kinds, replay_order=order) for order in ("newest", "diverse", "random")}
+    oracle, first = Oracle(class_ids, slots, replayed, per_object), 0
 
-        got = read(randomly, classes)
-        assert len(got) == len(set(got)) == len(expected)  # as many, without replacement, and only what is stored
-        assert all(v in oracle.stored[c] for c, v in got)
-        assert sorted(c for c, _ in got) == sorted(c for c, _ in expected)
+    def sampled(order, **arguments):
+        replay = banks[order].sample(torch.tensor(classes, dtype=torch.int64), **arguments)
+        return list(zip(replay.gt_classes.tolist(), replay.features[:, 0].tolist()))
 
-        if cap:
-            got = read(newest, classes, max_per_foreground=cap)
-            foreground = sum(0 <= c < K for c in classes)
-            assert len(got) == min(len(expected), int(cap * foreground + 1e-3))
-            assert set(got) <= set(expected)
-            # The cap takes the oldest ranks off first: no class is two rows ahead of another.
-            deepest = max((_rank(expected, row) for row in got), default=0)
-            dropped = [row for row in expected if row not in got]
-            assert all(_rank(expected, row) >= deepest for row in dropped), got
-        for bank in (newest, randomly):
-            bank.write(*rows(values, classes))
-        oracle.write(values, classes)
-    for i, c in enumerate(class_ids):
-        stored = newest.features[i, : min(int(newest.num_written[i]), slots), 0].tolist()
-        assert sorted(stored) == sorted(oracle.stored[c])
+    for number, step in enumerate(steps):
+        step.sort(key=lambda roi: roi[3])  # image by image; an object is (image, place)
+        classes, foreground = [c for c, *_ in step], sum(0 <= c < K for c, *_ in step)
+        expected = oracle.sample(classes, diverse=False)
+        assert sampled("newest") == expected
+        assert sampled("diverse") == oracle.sample(classes, diverse=True)
+        got = sampled("random")  # as many, without replacement, only what is stored, and the same again
+        assert len(set(got)) == len(got) and [c for c, _ in got] == [c for c, _ in expected]
+        assert all(v in dict(oracle.stored[c]) for c, v in got) and got == sampled("random")
+        # The cap takes the last ranks off first: no class is two rows ahead of another.
+        got = sampled("newest", max_per_foreground=cap)
+        assert len(got) == min(len(expected), int(cap * foreground + 1e-3)) and set(got) <= set(expected)
+        rank = {row: [r for r in expected if r[0] == row[0]].index(row) for row in expected}
+        assert max((rank[row] for row in got), default=0) <= min((rank[r] for r in set(expected) - set(got)), default=9)
 
-
-def _rank(expected, row):
-    return [r for r in expected if r[0] == row[0]].index(row)
+        values, first = list(range(first, first + len(step))), first + len(step)
+        # Place p's box is 10 wide at 20 p, a proposal covers h tenths of it. The same boxes in both images.
+        gt = torch.tensor([[20.0 * p, 0, 20 * p + 10, 10] for _, _, p, _ in step]).reshape(-1, 4)
+        proposals = torch.tensor([[20.0 * p, 0, 20 * p + 10, h] for _, h, p, _ in step]).reshape(-1, 4)
+        objects = [(10 * (number % 2) + image, p) for _, _, p, image in step]
+        columns = rows(values, classes)[0], proposals, gt, torch.tensor(classes, dtype=torch.int64)
+        counts = [sum(roi[3] == image for roi in step) for image in (0, 1)]
+        for bank in banks.values():
+            bank.write(*columns, rois_per_image=counts, object_ids=of(*objects))
+        oracle.write([(v, c, h, o) for v, (c, h, _, _), o in zip(values, step, objects)])
+    for bank in banks.values():
+        for c, written, stored in zip(class_ids, bank.num_written.tolist(), bank.features[..., 0].tolist()):
+            assert sorted(stored[: min(written, slots)]) == sorted(dict(oracle.stored[c]))
 
 
 def test_a_cap_does_not_always_favour_the_same_class():
-    bank = MemoryBank(num_classes=20, class_ids=range(20), feature_dim=2, slots_per_class=1, replay_per_class=1)
-    served = set()
+    every = list(range(20))
+    bank, served = make(num_classes=20, class_ids=every, slots_per_class=1, replay_per_class=1), set()
     for _ in range(40):
-        bank.write(*rows(list(range(20)), list(range(20))))
-        served |= {c for c, _ in read(bank, list(range(20)), max_per_foreground=0.1)}  # 2 of 20
+        bank.write(*rows(every, every))
+        served |= {c for c, _ in read(bank, every, max_per_foreground=0.1)}  # 2 of 20
     assert len(served) > 15
 
 
 def test_random_order_is_uniform_and_depends_on_seed_and_step_only():
-    counts = torch.zeros(3)
-    bank, twin, other = (make(replay_order="random", replay_per_class=1, seed=s) for s in (7, 7, 8))
-    same = 0
+    banks = [make(replay_order="random", replay_per_class=1, seed=s) for s in (7, 7, 8)]
+    drawn = []
     for step in range(300):
-        for b in (bank, twin, other):
-            b.write(*(rows([0, 1, 2], [1, 1, 1]) if step == 0 else rows([], [])))
+        for bank in banks:
+            bank.write(*(rows([0, 1, 2], [1, 1, 1]) if step == 0 else rows([], [])))
         torch.manual_seed(step)  # the global generator is not looked at, and not moved
         state = torch.get_rng_state()
-        a, b, c = (read(x, [1])[0][1] for x in (bank, twin, other))
+        drawn.append([values_of(bank, [1])[0] for bank in banks])
         assert torch.equal(torch.get_rng_state(), state)
-        assert a == b
-        same += a == c
-        counts[int(a)] += 1
-    assert counts.min() > 70  # 100 expected each, standard deviation 8
-    assert 60 < same < 140
-
-
-def values_of(bank: MemoryBank, classes: list[int], **arguments) -> list[float]:
-    """The replayed rows' numbers, whatever their boxes are."""
-    return bank.sample(torch.tensor(classes, dtype=torch.int64), **arguments).features[:, 0].tolist()
+    own, twin, other = torch.tensor(drawn).T
+    assert own.long().bincount().min() > 70  # 100 expected each, standard deviation 8
+    assert torch.equal(own, twin) and 60 < (own == other).sum() < 140
 
 
 def test_at_most_so_many_rois_of_an_object_are_written_and_the_best():
@@ -187,18 +174,15 @@ def test_at_most_so_many_rois_of_an_object_are_written_and_the_best():
         (7, 4, a, [0, 0, 1, 1]),  # another class, so another object: stays
         (8, 1, a, [0, 0, 10, 5]),  # the next image: another object, stays
     ]
-    features = torch.tensor([[row[0]] * 2 for row in table], dtype=torch.float32)
-    classes = torch.tensor([row[1] for row in table])
-    gt_boxes, proposals = (torch.tensor([row[i] for row in table], dtype=torch.float32) for i in (2, 3))
-    bank.write(features, proposals, gt_boxes, classes, rois_per_image=[7, 0, 1])
+    values, classes, gt_boxes, proposals = map(torch.tensor, zip(*table))
+    step = [values.float()[:, None].expand(-1, 2), proposals.float(), gt_boxes, classes]
+    bank.write(*step, rois_per_image=[7, 0, 1])
     assert values_of(bank, [1]) == [8, 5, 3, 2]  # in the order they came in, the newest first
     assert values_of(bank, [4]) == [7]
-    # The limit is of a write, not of the bank.
-    bank.write(features[:2], proposals[:2], gt_boxes[:2], classes[:2])
-    assert values_of(bank, [1])[:2] == [2, 1]
+    bank.write(*(column[:2] for column in step))
+    assert values_of(bank, [1])[:2] == [2, 1]  # the limit is of a write, not of the bank
     bank.write(*rows([], []), rois_per_image=[0, 0])
-    empty_boxes = torch.zeros(2, 4)
-    bank.write(torch.ones(2, 2), empty_boxes, empty_boxes, torch.tensor([4, 4]))  # 0 / 0 is no trouble
+    bank.write(torch.ones(2, 2), torch.zeros(2, 4), torch.zeros(2, 4), torch.tensor([4, 4]))  # 0 / 0 is no trouble
     assert bank.num_written.tolist() == [6, 3] and bank.iteration == 4
 
 
@@ -208,13 +192,8 @@ def test_each_object_takes_its_turn():
     bank.write(*rows([1, 2, 3, 4], [1, 1, 1, 1]), object_ids=of(a, b, a, a))
     assert values_of(bank, [1]) == [4, 2, 3, 1]  # a's newest, b's; a's second, a's third
     bank.write(*rows([5, 6, 7], [1, 4, 1]), object_ids=of(unknown, c, unknown))  # 1 leaves
-    assert values_of(bank, [1]) == [7, 5, 4, 2, 3]
     # Two unknown ones are two objects; c of class 4 is second among the first of their class.
     assert values_of(bank, [1, 4]) == [7, 6, 5, 4, 2, 3]
-    few = make(slots_per_class=5, replay_per_class=2, replay_order="diverse")
-    few.load_state_dict(bank.state_dict())
-    assert values_of(few, [1]) == [7, 5]
-    assert values_of(few, [0, 6]) == [] and values_of(few, []) == []
     # With all objects unknown it is "newest".
     nobody, newest = (make(replay_order=order, replay_per_class=3) for order in ("diverse", "newest"))
     for bank in (nobody, newest):
@@ -223,10 +202,7 @@ def test_each_object_takes_its_turn():
 
 
 def test_absent_classes_are_replayed_as_well():
-    bank = MemoryBank(
-        num_classes=9, class_ids=[1, 2, 3, 4, 5, 7], feature_dim=2, slots_per_class=3, replay_per_class=2,
-        replay_absent_classes=2,
-    )  # fmt: skip
+    bank = make(num_classes=9, class_ids=[1, 2, 3, 4, 5, 7], replay_absent_classes=2)
     assert read(bank, [1]) == []  # nothing stored
     bank.write(*rows([10, 11, 12, 20, 30, 40], [1, 1, 1, 2, 3, 4]))  # 5 and 7 have nothing
     seen = set()
@@ -241,69 +217,9 @@ def test_absent_classes_are_replayed_as_well():
         assert len(read(bank, [0, 0, 0, 0], max_per_foreground=0.5)) == 2  # a cap holds for all replayed rows
         bank.write(*rows([], []))
     assert len(seen) == 3  # drawn anew
-    everything = {(1, 12.0), (1, 11.0), (2, 20.0), (3, 30.0), (4, 40.0)}
     bank.replay_absent_classes = 50  # more than there are
+    everything = {(1, 12.0), (1, 11.0), (2, 20.0), (3, 30.0), (4, 40.0)}
     assert set(read(bank, [2])) == everything and set(read(bank, [1, 2, 3, 4])) == everything
-
-
-class ObjectOracle:
-    """Both variants that look at objects, in Python lists: (value, object) by class."""
-
-    def __init__(self, class_ids, slots, replayed, per_object):
-        self.stored = {c: deque(maxlen=slots) for c in class_ids}
-        self.replayed, self.per_object = replayed, per_object
-
-    def sample(self, classes):
-        table = {}
-        for c in self.stored:
-            if c in classes:
-                turns = []  # [turn, age, value]
-                for age, (value, identity) in enumerate(reversed(self.stored[c])):
-                    turns.append((sum(o == identity for *_, o in turns), age, value, identity))
-                table[c] = [value for _, _, value, _ in sorted(turns)[: self.replayed]]
-        return [table[c][rank] for rank in range(self.replayed) for c in table if rank < len(table[c])]
-
-    def write(self, table):  # (value, class, IoU, object)
-        for place, (value, c, iou, identity) in enumerate(table):
-            better = sum(o == identity and d == c and (-i, p) < (-iou, place) for p, (_, d, i, o) in enumerate(table))
-            if c in self.stored and (not self.per_object or better < self.per_object):
-                self.stored[c].append((value, identity))
-
-
-# Class, height of the proposal, place of the object, image.
-roi = st.tuples(st.integers(-1, K), st.integers(1, 9), st.integers(0, 2), st.integers(0, 1))
-
-
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    steps=st.lists(st.lists(roi, max_size=14), min_size=1, max_size=6),
-    slots=st.integers(1, 7),
-    replayed=st.integers(1, 7),
-    per_object=st.integers(0, 3),
-)  # fmt: skip
-def test_objects_equal_the_oracle_whatever_comes(steps, slots, replayed, per_object):
-    class_ids, replayed = [4, 1, 2], min(replayed, slots)
-    bank = make(
-        class_ids=class_ids, slots_per_class=slots, replay_per_class=replayed, replay_order="diverse",
-        write_max_per_object=per_object,
-    )  # fmt: skip
-    oracle, value = ObjectOracle(class_ids, slots, replayed, per_object), 0
-    for number, step in enumerate(steps):
-        step.sort(key=lambda roi: roi[3])  # image by image; an object is (image, place)
-        classes = [c for c, *_ in step]
-        assert values_of(bank, classes) == oracle.sample(classes)
-        values = list(range(value, value + len(step)))
-        value += len(step)
-        # Place p's box is 10 wide at 20 p, a proposal covers h tenths of it. The same boxes in both images.
-        gt = torch.tensor([[20.0 * p, 0, 20 * p + 10, 10] for _, _, p, _ in step]).reshape(-1, 4)
-        proposals = torch.tensor([[20.0 * p, 0, 20 * p + 10, h] for _, h, p, _ in step]).reshape(-1, 4)
-        bank.write(
-            torch.tensor(values, dtype=torch.float32)[:, None].expand(-1, 2), proposals, gt,
-            torch.tensor(classes, dtype=torch.int64),
-            rois_per_image=[sum(roi[3] == image for roi in step) for image in (0, 1)],
-            object_ids=of(*((10 * (number % 2) + image, p) for _, _, p, image in step)),
-        )  # fmt: skip
-        oracle.write([(v, c, h, (10 * (number % 2) + image, p)) for v, (c, h, p, image) in zip(values, step)])
 
 
 def test_a_bank_of_format_1_loads_with_its_objects_unknown():
@@ -317,43 +233,37 @@ def test_a_bank_of_format_1_loads_with_its_objects_unknown():
     assert (bank.object_ids == -1).all() and bank.iteration == 1
     assert read(bank, [1, 4]) == [(1, 1.0), (4, 2.0)]
     assert bank.state_dict()["_extra_state"].tolist() == [2, 1]
-    del (state := old.state_dict())["object_ids"]  # but in format 2 nothing may be absent
-    with pytest.raises(RuntimeError, match="object_ids.*absent"):
-        bank.load_state_dict(state)
+    with pytest.raises(ValueError, match="format 1 or 2, found 9"):
+        bank.set_extra_state(torch.tensor([9, 0]))
 
 
 VARIANTS = {"replay_order": "diverse", "replay_absent_classes": 1, "write_max_per_object": 2}
 
 
-@pytest.mark.parametrize("order", ["newest", "random", "variants"])
+@pytest.mark.parametrize("how", [{"replay_order": "newest"}, {"replay_order": "random"}, VARIANTS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_state_dict_continues_exactly(order, dtype, tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    how = VARIANTS if order == "variants" else {"replay_order": order}
-
-    def step(bank, n):
+def test_state_dict_continues_exactly(how, dtype, tmp_path):
+    def step(bank, n, seed):
+        generator = torch.Generator().manual_seed(seed)
         classes = torch.randint(-1, K + 1, (n,), generator=generator)
+        before = copy.deepcopy(bank.state_dict())
         replay = bank.sample(classes, max_per_foreground=0.8)
+        assert all(torch.equal(value, before[name]) for name, value in bank.state_dict().items())  # it only reads
         ids = torch.randint(0, 3, (n, 2), generator=generator)
         boxes = torch.rand(2, n, 4, generator=generator)
         bank.write(torch.randn(n, 2, generator=generator), *boxes, classes, object_ids=ids)
         return replay
 
-    bank = make(**how, storage_dtype=dtype, seed=3)
-    for n in (5, 9, 0, 7):
-        step(bank, n)
+    bank, resumed = (make(**how, storage_dtype=dtype, seed=3) for _ in range(2))
+    for seed, n in enumerate((5, 9, 0, 7)):
+        step(bank, n, seed)
     torch.save(bank.state_dict(), tmp_path / "bank.pth")
     assert all(isinstance(value, torch.Tensor) for value in bank.state_dict().values())  # as fvcore demands
-    resumed = make(**how, storage_dtype=dtype, seed=3)
     resumed.load_state_dict(torch.load(tmp_path / "bank.pth", weights_only=True))
     assert resumed.iteration == bank.iteration == 4
-    for n in (8, 3, 12):
-        state = generator.get_state()
-        a = step(bank, n)
-        generator.set_state(state)
-        b = step(resumed, n)
-        for name in ("features", "proposal_boxes", "gt_boxes", "gt_classes", "written_at"):
-            assert torch.equal(getattr(a, name), getattr(b, name)), name
+    for seed, n in enumerate((8, 3, 12), 9):
+        a, b = (vars(step(each, n, seed)) for each in (bank, resumed))
+        assert all(torch.equal(a[name], b[name]) for name in a)
     assert all(torch.equal(v, resumed.state_dict()[k]) for k, v in bank.state_dict().items())
 
 
@@ -364,19 +274,18 @@ def test_state_dict_continues_exactly(order, dtype, tmp_path):
         ({"feature_dim": 3}, r"features: expected \(2, 3, 2\), found \(2, 3, 3\)"),
         ({"class_ids": [1, 2, 4]}, r"num_written: expected \(2,\), found \(3,\)"),
         ({"class_ids": [1, 5]}, "other ones"),
+        # Checkpointers drop tensors of another shape before they load; what is left must not be taken for a bank.
+        ("features", "features.*absent"),
+        ("object_ids", "object_ids.*absent"),  # which only format 1 may lack
     ],
 )
 def test_a_bank_of_another_run_is_refused_whole(changes, says):
-    other = make(**changes)
+    other = make(**changes) if isinstance(changes, dict) else make()
     other.write(*rows([1], [1], width=other.feature_dim))
-    bank = make()
+    state, bank = {k: v for k, v in other.state_dict().items() if k != changes}, make()
     with pytest.raises(RuntimeError, match=says):
-        bank.load_state_dict(other.state_dict())
+        bank.load_state_dict(state, strict=False)
     assert bank.num_written.sum() == 0
-    # Checkpointers drop tensors of another shape before they load; what is left must not be taken for a bank.
-    partial = {k: v for k, v in make().state_dict().items() if k != "features"}
-    with pytest.raises(RuntimeError, match="features.*absent"):
-        bank.load_state_dict(partial, strict=False)
 
 
 def test_storage_of_another_precision_rounds_the_features_only():
@@ -393,51 +302,32 @@ def test_storage_of_another_precision_rounds_the_features_only():
     assert torch.equal(full.sample(classes).features, features.bfloat16().float())
 
 
-def test_doctests():
-    assert doctest.testmod(helpers).failed == 0
-
-
 def test_the_number_of_rows_is_sent_without_waiting(monkeypatch):
     """torch.tensor([n], device="cuda") would wait for the device; torch.full does not."""
-    made, tensor = [], torch.tensor
+    bank, made, tensor = make(sync=True), [], torch.tensor
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_gather", lambda out, own: [part.copy_(own) for part in out])
+    step = rows([1, 2], [1, 4])
     monkeypatch.setattr(torch, "tensor", lambda *a, **k: made.append(k) or tensor(*a, **k))
-    bank = make(sync=True)
-    made.clear()
-    bank.write(*rows([1, 2], [1, 4]))
+    bank.write(*step)
     assert not [how for how in made if "device" in how]
     assert bank.num_written.tolist() == [2, 2]  # both ranks' rows
 
 
 @pytest.mark.parametrize("variant", [{}, {"replay_order": "random"}, VARIANTS])
-def test_at_most_one_synchronisation_a_call(variant):
-    """On a GPU only operators whose shape the device decides, or whose value the host asks for, wait."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    names = "nonzero _local_scalar_dense item masked_select _unique2 unique_dim bincount equal is_nonzero"
-    waiting, seen = {f"aten.{name}" for name in names.split()}, []
-
-    class Count(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            name = str(function).rsplit(".", 1)[0]
-            indices = args[1] if name in ("aten.index", "aten.index_put", "aten.index_put_") else ()
-            by_mask = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices)
-            unsized = name == "aten.repeat_interleave" and not (kwargs or {}).get("output_size")
-            if name in waiting or by_mask or unsized:
-                seen.append(name)
-            return function(*args, **(kwargs or {}))
-
+def test_one_synchronisation_a_call(variant):
     bank, step = make(**variant), rows([1, 2, 3], [1, 6, 4])
     bank.write(*step)
-    with Count():
-        bank.sample(step[3])
-        assert seen == ["aten.nonzero"]
-        bank.sample(step[3], max_per_foreground=0.5)
-        assert seen == ["aten.nonzero"] * 2
-        bank.write(*step, rois_per_image=[2, 1])
-        assert seen == ["aten.nonzero"] * 3
+    calls = (
+        lambda: bank.sample(step[3]),
+        lambda: bank.sample(step[3], max_per_foreground=0.5),
+        lambda: bank.write(*step, rois_per_image=[2, 1]),
+    )
+    for call in calls:
+        with Waits() as waits:
+            call()
+        assert waits.seen == ["nonzero"]
 
 
 @pytest.mark.parametrize(
@@ -464,26 +354,23 @@ def test_bad_arguments(changes, says):
     assert "Fix: " in str(caught.value)
 
 
-def test_bad_rows():
-    bank = make()
-    features, proposal_boxes, gt_boxes, classes = rows([1, 2], [1, 4])
-    bad = [
-        (
-            (features[:, :1], proposal_boxes, gt_boxes, classes),
-            r"features: expected shape \(2, 2\), found \(2, 1\).*FC_DIM",
-        ),
-        ((features[:1], proposal_boxes, gt_boxes, classes), r"features: expected shape \(2, 2\), found \(1, 2\)"),
-        ((features, proposal_boxes[:, :3], gt_boxes, classes), "proposal_boxes"),
-        ((features, proposal_boxes, torch.zeros(2, 5), classes), "gt_boxes: .*rotated"),
-        ((features, proposal_boxes, gt_boxes, classes.float()), "gt_classes"),
-        ((features, proposal_boxes, gt_boxes, classes.to("meta")), "device"),
-    ]
-    for arguments, says in bad:
-        with pytest.raises(ValueError, match=says):
-            bank.write(*arguments)
-    for ids in (torch.zeros(2, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64), torch.zeros(2, 2)):
-        with pytest.raises(ValueError, match=r"object_ids: expected (shape \(2, 2\)|int64), found"):
-            bank.write(features, proposal_boxes, gt_boxes, classes, object_ids=ids)
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"features": torch.zeros(2, 1)}, r"features: expected shape \(2, 2\), found \(2, 1\).*FC_DIM"),
+        ({"features": torch.zeros(1, 2)}, r"features: expected shape \(2, 2\), found \(1, 2\)"),
+        ({"proposal_boxes": torch.zeros(2, 3)}, "proposal_boxes"),
+        ({"gt_boxes": torch.zeros(2, 5)}, "gt_boxes: .*rotated"),
+        ({"gt_classes": torch.zeros(2)}, "gt_classes"),
+        ({"gt_classes": torch.zeros(2, dtype=torch.int64, device="meta")}, "device"),
+        ({"object_ids": torch.zeros(2, dtype=torch.int64)}, r"object_ids: expected shape \(2, 2\), found"),
+        ({"object_ids": torch.zeros(1, 2, dtype=torch.int64)}, r"object_ids: expected shape \(2, 2\), found"),
+        ({"object_ids": torch.zeros(2, 2)}, "object_ids: expected int64, found"),
+        ({"rois_per_image": [1, 2]}, r"sum to the 2 rows, found \[1, 2\]"),
+    ],
+)
+def test_bad_rows(changes, says):
+    names, bank = ("features", "proposal_boxes", "gt_boxes", "gt_classes"), make()
+    with pytest.raises(ValueError, match=says):
+        bank.write(**(dict(zip(names, rows([1, 2], [1, 4]))) | changes))
     assert bank.iteration == 0 and bank.num_written.sum() == 0
-    with pytest.raises(ValueError, match="format 1 or 2, found 9"):
-        bank.set_extra_state(torch.tensor([9, 0]))

@@ -1,8 +1,9 @@
-"""A small memory bank, and rows for it that are told apart by one number."""
+"""A small memory bank, rows for it that are told apart by one number, and what a call makes a GPU wait for."""
 
 from __future__ import annotations
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rio.memory_bank import MemoryBank
 
@@ -28,3 +29,23 @@ def of(*objects: tuple[int, int]) -> torch.Tensor:
 def ours_in(log: dict) -> dict:
     """What rio logs beside detectron2."""
     return {k: v for k, v in log.items() if "memory_bank/" in k or "rois/" in k}
+
+
+class Waits(TorchDispatchMode):
+    """Collects operators that would make the host wait for a GPU: the device decides their shape or the host reads."""
+
+    NAMES = ("nonzero", "_local_scalar_dense", "item", "masked_select", "_unique2", "unique_dim", "bincount", "equal",
+             "is_nonzero")  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function).rsplit(".", 1)[0].removeprefix("aten.")
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        by_mask = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices)
+        unsized = name == "repeat_interleave" and not (kwargs or {}).get("output_size")
+        if name in self.NAMES or by_mask or unsized:
+            self.seen.append(name)
+        return function(*args, **(kwargs or {}))
