@@ -13,40 +13,41 @@ from rio.engine import telemetry
 from rio.engine.telemetry import LOG_PERIOD
 from rio.memory_bank import MemoryBank
 from rio.roi_heads import RIOFastRCNNOutputLayers
-from tests.support.bank import K, make, of, ours_in, rows
+from tests.support.bank import K, Waits, make, of, ours_in, rows
 
 SIZE = 64
 TRANSFORM = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
 
 
 def of_classes(classes: list[int], ids: list[tuple[int, int]] | None = None) -> Instances:
-    result = Instances((SIZE, SIZE))
+    result = Instances((SIZE, SIZE), gt_classes=torch.tensor(classes, dtype=torch.int64))
     result.proposal_boxes = Boxes(torch.tensor([[5.0, 5, 15, 15]]).repeat(len(classes), 1))
     result.gt_boxes = Boxes(torch.tensor([[5.0, 5, 15, 25]]).repeat(len(classes), 1))
-    result.gt_classes = torch.tensor(classes, dtype=torch.int64)
     if ids is not None:
-        result.gt_object_ids = torch.tensor(ids, dtype=torch.int64).reshape(-1, 2)
+        result.gt_object_ids = of(*ids)
     return result
 
 
-def logged_step(
-    predictor: RIOFastRCNNOutputLayers, features: list, *proposals: Instances, at: int = LOG_PERIOD - 1
-) -> dict[str, float]:
+def logged_step(predictor, features: list, *proposals: Instances, at: int = LOG_PERIOD - 1) -> dict[str, float]:
     with EventStorage(at) as storage:
         predictor.losses(predictor(torch.tensor(features).reshape(-1, 2)), list(proposals))
         return ours_in({k: round(v[0], 6) for k, v in storage.latest().items()})
 
 
-def telling_predictor(bank: MemoryBank | None, class_frequency: str = "rcf") -> RIOFastRCNNOutputLayers:
+def predictor_of(bank: MemoryBank | None, class_frequency: str = "rcf") -> RIOFastRCNNOutputLayers:
     return RIOFastRCNNOutputLayers(
         ShapeSpec(channels=2), box2box_transform=TRANSFORM, num_classes=3, memory_bank=bank,
         class_frequency=class_frequency, cls_agnostic_bbox_reg=True,
     )  # fmt: skip
 
 
+def small_bank() -> MemoryBank:
+    return make(num_classes=3, class_ids=[0, 1], slots_per_class=4, replay_per_class=3)
+
+
 def test_telemetry_by_hand():
-    bank = MemoryBank(num_classes=3, class_ids=[0, 1], feature_dim=2, slots_per_class=4, replay_per_class=3)
-    predictor = telling_predictor(bank)
+    bank = small_bank()
+    predictor = predictor_of(bank)
     first = of_classes([0, 0, 1, 3], [(7, 0), (7, 1), (7, 2), (7, 0)])
     assert logged_step(predictor, [1.0, 0, 0, 1, 1, 1, 5, 5], first, at=3) == {}
     # Replayed are class 0's (0, 1) and (1, 0), from one step ago; class 1 is not in the batch. Class 0's RoIs
@@ -80,53 +81,40 @@ def test_telemetry_by_hand():
 
 
 def test_telemetry_leaves_out_what_cannot_be_computed():
-    bank = MemoryBank(num_classes=3, class_ids=[0, 1], feature_dim=2, slots_per_class=4, replay_per_class=3)
-    predictor = telling_predictor(bank)
-    with EventStorage(LOG_PERIOD - 1) as storage:
-        predictor.losses(predictor(torch.zeros(0, 2)), [])  # no image
-        assert ours_in(storage.latest()) == {"memory_bank/fill": (0.0, LOG_PERIOD - 1)}
-    assert logged_step(predictor, [1.0, 1], of_classes([3])) == {"memory_bank/fill": 0.0}  # no foreground
+    predictor = predictor_of(small_bank())
+    fill = {"memory_bank/fill": 0.0}
+    assert logged_step(predictor, []) == fill  # no image
+    assert logged_step(predictor, [1.0, 1], of_classes([3])) == fill  # no foreground
     log = logged_step(predictor, [1.0, 1], of_classes([2]))  # nothing stored, nothing replayed
-    assert set(log) == {"memory_bank/fill", "memory_bank/replayed_per_foreground"} | {
-        f"rois/share_{group}{what}" for group in "rcf" for what in ("", "_with_replay")
-    }
+    shares = {f"rois/share_{group}{what}" for group in "rcf" for what in ("", "_with_replay")}
+    assert set(log) == {*fill, "memory_bank/replayed_per_foreground"} | shares
     assert log["memory_bank/replayed_per_foreground"] == 0
     predictor.bank_start_iter = 10  # replay has not begun
     assert set(logged_step(predictor, [1.0, 1], of_classes([2]))) == set(log)
 
 
 def test_telemetry_without_a_bank():
-    predictor = telling_predictor(None)
+    predictor = predictor_of(None)
     assert logged_step(predictor, [1.0, 0, 1, 1, 2, 2, 1, 1], of_classes([0, 2, 2]), of_classes([3])) == {
         "rois/share_r": round(1 / 3, 6), "rois/share_c": 0.0, "rois/share_f": round(2 / 3, 6),
     }  # fmt: skip
     assert logged_step(predictor, [1.0, 0], of_classes([0]), at=LOG_PERIOD) == {}
     assert logged_step(predictor, [1.0, 0], of_classes([3])) == {}
-    assert logged_step(telling_predictor(None, ""), [1.0, 0], of_classes([0])) == {}
+    assert logged_step(predictor_of(None, ""), [1.0, 0], of_classes([0])) == {}
     with torch.no_grad():
         assert logged_step(predictor, [1.0, 0], of_classes([0])) == {}
 
 
 def test_telemetry_waits_for_the_device_once():
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Count(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            seen.append(str(function).rsplit(".", 1)[0])
-            return function(*args, **(kwargs or {}))
-
-    bank = MemoryBank(num_classes=3, class_ids=[0, 1], feature_dim=2, slots_per_class=4, replay_per_class=3)
-    predictor, classes = telling_predictor(bank), torch.tensor([0, 1, 3])
+    bank, classes, tolist, read = small_bank(), torch.tensor([0, 1, 3]), torch.Tensor.tolist, []
+    groups = telemetry.frequency_groups("rcf", 3)
     for _ in range(2):
         replay = bank.sample(classes)
         bank.write(torch.rand(3, 2), *torch.rand(2, 3, 4), classes)
-    seen = []
-    tolist = torch.Tensor.tolist
-    with EventStorage(LOG_PERIOD - 1), pytest.MonkeyPatch.context() as patch, Count():
-        patch.setattr(torch.Tensor, "tolist", lambda tensor: (seen.append("tolist"), tolist(tensor))[1])
-        telemetry.log(classes, 3, predictor.frequency_group, bank, torch.rand(3, 2), replay)
-    assert seen.count("tolist") == 1
-    assert not {"aten.nonzero", "aten.index.Tensor_mask", "aten._local_scalar_dense", "aten.item"} & set(seen)
+    with EventStorage(LOG_PERIOD - 1), pytest.MonkeyPatch.context() as patch, Waits() as waits:
+        patch.setattr(torch.Tensor, "tolist", lambda tensor: read.append(1) or tolist(tensor))
+        telemetry.log(classes, 3, groups, bank, torch.rand(3, 2), replay)
+    assert len(read) == 1 and waits.seen == []
 
 
 def plain(numbers: dict[str, torch.Tensor]) -> dict[str, float]:
