@@ -10,6 +10,7 @@ counted once) summed over the processes.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -23,16 +24,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.benchmarks import lvis_size
 
-WORKERS = 4
-BATCH_SIZE, BATCHES = 16, 50
-REPEAT_THRESHOLD = 0.001
+WORKERS, BATCH_SIZE, BATCHES, REPEAT_THRESHOLD = 4, 16, 50, 0.001
 
 
-# ------------------------------------------------------------------------------------------------------------
-# What is measured: each runs in a process of its own, and returns what its peer must return as well
-# ------------------------------------------------------------------------------------------------------------
+# What is measured: each runs in a process of its own, and returns what its peer must return as well.
 
 
 def counts_ours(path: str) -> Callable[[], Any]:
@@ -130,11 +129,6 @@ def import_rio(path: str) -> Callable[[], Any]:
     return run
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Measuring
-# ------------------------------------------------------------------------------------------------------------
-
-
 def _child(what: str, path: str) -> None:
     """Runs one measurement; the last line printed is its figures."""
     run = globals()[what](path)
@@ -153,64 +147,29 @@ def _cpu_seconds() -> float:
 
 
 def measure(what: str, path: Path, cache: Path, *, tree: bool = False) -> dict[str, Any]:
-    """The figures of one measurement.
-
-    Args:
-        what: One of the functions above.
-        path: The annotation file.
-        cache: RIO_CACHE.
-        tree: Take the memory of all processes together.
-    """
+    """The figures of one of the functions above; with `tree`, the memory of all its processes together."""
     environment = os.environ | {"RIO_CACHE": str(cache), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-    words = ["-W", "ignore", "-m", "tests.benchmarks.bench_data", "--child", what, "--path", str(path)]
-    process, out, errors, peak = run_and_watch([sys.executable, *words], environment, watch=tree)
+    words = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.bench_data", "--child", what, "--path", str(path)]
+    pipe, top = subprocess.PIPE, Path(__file__).resolve().parents[2]
+    process = subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=top)
+    peak = [0]
+    if tree:
+        threading.Thread(target=_watch, args=(process, peak), daemon=True).start()
+    out, errors = process.communicate()
     if process.returncode:
         raise RuntimeError(f"{what} ended with code {process.returncode}:\n{errors[-3000:]}")
     figures = json.loads(out.splitlines()[-1])
-    figures["peak_gib"] = max(figures["peak_gib"], peak)
-    return figures
-
-
-def run_and_watch(
-    command: list[str], environment: dict[str, str], *, watch: bool = True
-) -> tuple[subprocess.Popen[str], str, str, float]:
-    """Runs a command: the ended process, its output, its errors, the peak PSS in GiB of it and all it started."""
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        cwd=Path(__file__).resolve().parents[2],
-    )  # fmt: skip
-    peak = [0]
-    if watch:
-        threading.Thread(target=_watch, args=(process, peak), daemon=True).start()
-    out, errors = process.communicate()
-    return process, out, errors, peak[0] / 2**20
+    return figures | {"peak_gib": max(figures["peak_gib"], peak[0] / 2**30)}
 
 
 def _watch(process: subprocess.Popen[str], peak: list[int]) -> None:
     time.sleep(0.2)  # until it has its program, a new process has its parent's memory
     while process.poll() is None:
-        peak[0] = max(peak[0], sum(map(_pss, _family(process.pid))))
+        with contextlib.suppress(psutil.Error):
+            parent = psutil.Process(process.pid)
+            family = [parent, *parent.children(recursive=True)]
+            peak[0] = max(peak[0], sum(member.memory_full_info().pss for member in family))
         time.sleep(0.2)
-
-
-def _family(pid: int) -> list[int]:
-    pids = [pid]
-    for parent in pids:  # grows while it is gone through
-        try:
-            children = Path(f"/proc/{parent}/task/{parent}/children").read_text()
-        except OSError:
-            continue
-        pids += map(int, children.split())
-    return pids
-
-
-def _pss(pid: int) -> int:
-    """KiB."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
 
 
 def run(scale: float = 1.0) -> list[dict[str, Any]]:
@@ -221,8 +180,7 @@ def run(scale: float = 1.0) -> list[dict[str, Any]]:
         cold = measure("counts_ours", path, cache)
         warm = measure("counts_ours", path, cache)
         first_figure = measure("notebook", path, cache)
-        for entry in cache.iterdir():
-            entry.unlink()
+        shutil.rmtree(cache)
         train_cold = measure("training_ours", path, cache, tree=True)
         train_warm = measure("training_ours", path, cache, tree=True)
         instant = measure("import_rio", path, cache)
@@ -245,35 +203,22 @@ def run(scale: float = 1.0) -> list[dict[str, Any]]:
 
 
 def row(
-    what: str,
-    ours: dict[str, Any],
-    reach: str,
-    peer: str = "",
-    theirs: dict[str, Any] | None = None,
-    least: tuple[float, float] | None = None,
-    most: tuple[float, float | None] | None = None,
-) -> dict[str, Any]:
+    what: str, ours: dict[str, Any], reach: str, peer: str = "", theirs: dict[str, Any] | None = None,
+    least: tuple[float, float] | None = None, most: tuple[float, float | None] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """One row of the table; `least` are ratios of CPU and memory, `most` CPU seconds and GB, to be reached."""
-    cpu_ratio = theirs["cpu_s"] / ours["cpu_s"] if theirs else None
-    memory_ratio = theirs["peak_gib"] / ours["peak_gib"] if theirs else None
+    peers = theirs or dict.fromkeys(ours)
+    ratios = {key: theirs[key] / ours[key] if theirs else None for key in ("cpu_s", "peak_gib")}
     met = True
     if least:
-        met = cpu_ratio >= least[0] and memory_ratio >= least[1]
+        met = ratios["cpu_s"] >= least[0] and ratios["peak_gib"] >= least[1]
     if most:
         met = ours["cpu_s"] <= most[0] and (most[1] is None or ours["peak_gib"] * 2**30 <= most[1] * 1e9)
     return {
-        "what": what,
-        "peer": peer,
-        "ours_cpu_s": ours["cpu_s"],
-        "peer_cpu_s": theirs["cpu_s"] if theirs else None,
-        "cpu_ratio": cpu_ratio,
-        "ours_peak_gib": ours["peak_gib"],
-        "peer_peak_gib": theirs["peak_gib"] if theirs else None,
-        "memory_ratio": memory_ratio,
-        "reach": reach,
-        "met": met,
-        "ours_wall_s": ours["wall_s"],
-    }
+        "what": what, "peer": peer, "ours_cpu_s": ours["cpu_s"], "peer_cpu_s": peers["cpu_s"],
+        "cpu_ratio": ratios["cpu_s"], "ours_peak_gib": ours["peak_gib"], "peer_peak_gib": peers["peak_gib"],
+        "memory_ratio": ratios["peak_gib"], "reach": reach, "met": met, "ours_wall_s": ours["wall_s"],
+    }  # fmt: skip
 
 
 def main() -> None:

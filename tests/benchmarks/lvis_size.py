@@ -16,10 +16,12 @@ import math
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 import numpy as np
+
+from rio.data.files import write_atomically
 
 IMAGES, ANNOTATIONS, CATEGORIES = 100_170, 1_270_141, 1_203
 IMAGES_A_CHUNK = 2_000
@@ -91,23 +93,22 @@ def generate(path: str | os.PathLike[str], scale: float = 1.0, seed: int = 0, ta
     width = rng.choice([640, 640, 640, 500, 480, 427], num_images)
     height = np.where(width == 640, rng.choice([480, 427, 425, 640], num_images), 640)
     image_of, class_of = _who_is_where(rng, tail, num_images)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb", buffering=1 << 22) as file:
-            file.write(b'{"info": {"description": "random, the size of LVIS v1", "year": 2026}, "images": [')
-            _write_list(file, _images(rng, image_ids, width, height, image_of, class_of))
-            file.write(b'], "annotations": [')
-            _write_list(file, _annotations(rng, image_ids, width, height, image_of, class_of))
-            file.write(b'], "categories": [')
-            _write_list(file, iter([_categories(tail)]))
-            file.write(b'], "licenses": [{"id": 1, "name": "none", "url": ""}]}')
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return path
+    lists = {
+        "images": _images(rng, image_ids, width, height, image_of, class_of),
+        "annotations": _annotations(rng, image_ids, width, height, image_of, class_of),
+        "categories": iter([_categories(tail)]),
+    }
+
+    def content(file: BinaryIO) -> None:
+        file.write(b'{"info": {"description": "random, the size of LVIS v1", "year": 2026}')
+        for key, chunks in lists.items():
+            file.write(f', "{key}": ['.encode())
+            _write_list(file, chunks)
+            file.write(b"]")
+        file.write(b', "licenses": [{"id": 1, "name": "none", "url": ""}]}')
+
+    write_atomically(path, content)
+    return Path(path)
 
 
 def cached(scale: float = 1.0, folder: str | os.PathLike[str] | None = None) -> Path:
@@ -146,12 +147,8 @@ def _images(rng, image_ids, width, height, image_of, class_of):
             negative = sorted(set(drawn) - present)
             name = f"{image_ids[i]:012d}"
             rows.append({
-                "date_captured": "2013-11-14 11:18:45",
-                "neg_category_ids": [k + 1 for k in negative],
-                "id": int(image_ids[i]),
-                "license": 1,
-                "height": int(height[i]),
-                "width": int(width[i]),
+                "date_captured": "2013-11-14 11:18:45", "neg_category_ids": [k + 1 for k in negative],
+                "id": int(image_ids[i]), "license": 1, "height": int(height[i]), "width": int(width[i]),
                 "flickr_url": f"http://images.example.org/flickr/{name}_z.jpg",
                 "coco_url": f"http://images.example.org/train2017/{name}.jpg",
                 "not_exhaustive_category_ids": sorted(k + 1 for k in present if rng.random() < 0.15),
