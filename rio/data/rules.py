@@ -141,7 +141,8 @@ def image_columns(
     }  # fmt: skip
     apply_rules(_IMAGE_RULES, table, "image {id}", problems, keep)
     if check_images:
-        table |= _files(require_root(problems.path, root), [name or "" for name in names])
+        sound = [(name or "") if stays else "" for name, stays in zip(names, keep.tolist(), strict=True)]
+        table |= _files(require_root(problems.path, root), sound)
         apply_rules([_MISSING_IMAGE], table, "image {id}", problems, keep)
     order = np.flatnonzero(keep)
     order = order[np.argsort(ids[order], kind="stable")]
