@@ -21,11 +21,14 @@ FILES = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "studies")
 LVIS = [p for p in FILES if p.parent.name.startswith("lvis")]
 
 
+def write(folder: Path, text: str, file: str = "c.yaml") -> Path:
+    path = folder / file
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
 def name(path: Path) -> str:
     return path.relative_to(CONFIGS).as_posix()
-
-
-# shipped files
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
@@ -40,16 +43,14 @@ def test_shipped_files_load_and_their_heads_are_built(path, tmp_path):
     levels = {f"p{i}": ShapeSpec(channels=8, stride=2**i) for i in range(2, 7)}
     heads = build_roi_heads(cfg, levels)
     predictors = heads.box_predictor if "Cascade" in type(heads).__name__ else [heads.box_predictor]
+    classifier = {"cosine": "CosineClassifier", "linear": "Linear"}[cfg.MODEL.RIO.CLASSIFIER]
     for predictor in predictors:
         assert (predictor.memory_bank is not None) == cfg.MODEL.RIO.BANK_ENABLED
-        assert (
-            type(predictor.cls_score).__name__
-            == {"cosine": "CosineClassifier", "linear": "Linear"}[cfg.MODEL.RIO.CLASSIFIER]
-        )
+        assert type(predictor.cls_score).__name__ == classifier
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parent.name != "base"], ids=name)
-def test_headers_say_command_gpus_hours_and_what_to_expect(path):
+def test_headers_say_command_gpus_hours_and_what_to_expect_of_which_method(path):
     header = "".join(line for line in path.open(encoding="utf-8") if line.startswith("#"))
     assert f"python -m rio train --config-file configs/{name(path)}" in header
     if path.parent.name in ("lvis_v0.5", "lvis_v1", "custom"):
@@ -57,15 +58,15 @@ def test_headers_say_command_gpus_hours_and_what_to_expect(path):
     if path in LVIS:
         assert ("reported" in header) != ("no number is published" in header)
         assert "not reproduced yet" in header
+        rio, method = load_config(path).MODEL.RIO, path.name.startswith("rio_")
+        assert method == rio.BANK_ENABLED and ("cosine" if method else "linear") == rio.CLASSIFIER
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_children_hold_only_what_differs(path):
     own = yaml.safe_load(path.read_text(encoding="utf-8"))
-    base = own.pop("_BASE_", None)
-    if base is None:
+    if (base := own.pop("_BASE_", None)) is None:
         return
-    parent = load_config(path.parent / base)
 
     def same(values, node, prefix=""):
         for key, value in values.items():
@@ -74,40 +75,38 @@ def test_children_hold_only_what_differs(path):
             elif node[key] == (tuple(value) if isinstance(node[key], tuple) else value):
                 yield f"{prefix}{key}"
 
-    assert list(same(own, parent)) == []
+    assert list(same(own, load_config(path.parent / base))) == []
 
 
-def test_the_references_numbers():
-    cfg = load_config(CONFIGS / "lvis_v0.5/rio_r50.yaml")
-    rio = cfg.MODEL.RIO
-    assert (rio.CLASSIFIER, rio.COSINE_SCALE, rio.SLOTS_PER_CLASS, rio.REPLAY_PER_CLASS) == ("cosine", 48.0, 60, 20)
-    assert (rio.BANK_ENABLED, rio.REPLAY_ORDER, rio.BANK_MAX_IMAGE_COUNT) == (True, "newest", 30)
-    assert rio.WRITE_MAX_PER_OBJECT == rio.REPLAY_ABSENT_CLASSES == 0
-    assert rio.REPLAY_LOSSES == ("cls", "box") and rio.REPLAY_MAX_PER_FOREGROUND == 0 and rio.BANK_START_ITER == 0
-    assert (rio.SAMPLER, cfg.DATALOADER.REPEAT_THRESHOLD) == ("rfs", 0.001)
-    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (90000, (60000, 80000))
-    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (16, 0.02)
-    assert (cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE) == (0.0001, 300)
-    assert cfg.INPUT.MIN_SIZE_TRAIN == (640, 672, 704, 736, 768, 800)
-    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 1230
-    cfg = load_config(CONFIGS / "lvis_v1/rio_x101.yaml")
-    assert (cfg.MODEL.RIO.SLOTS_PER_CLASS, cfg.MODEL.RIO.REPLAY_PER_CLASS) == (100, 5)
-    assert cfg.MODEL.PIXEL_STD == [57.375, 57.120, 58.395] and cfg.MODEL.RESNETS.STRIDE_IN_1X1 is False
-    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (180000, (120000, 160000))
-    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 1203
-    for path in LVIS:
-        rio = load_config(path).MODEL.RIO
-        on = path.name.startswith("rio_")
-        assert ((True, "cosine") if on else (False, "linear")) == (rio.BANK_ENABLED, rio.CLASSIFIER), path
+REFERENCE = {
+    "lvis_v0.5/rio_r50.yaml": """
+MODEL:
+  RIO: {CLASSIFIER: cosine, COSINE_SCALE: 48.0, SLOTS_PER_CLASS: 60, REPLAY_PER_CLASS: 20, BANK_ENABLED: true,
+        REPLAY_ORDER: newest, BANK_MAX_IMAGE_COUNT: 30, WRITE_MAX_PER_OBJECT: 0, REPLAY_ABSENT_CLASSES: 0,
+        REPLAY_LOSSES: [cls, box], REPLAY_MAX_PER_FOREGROUND: 0.0, BANK_START_ITER: 0, SAMPLER: rfs}
+  ROI_HEADS: {SCORE_THRESH_TEST: 0.0001, NUM_CLASSES: 1230}
+DATALOADER: {REPEAT_THRESHOLD: 0.001}
+SOLVER: {MAX_ITER: 90000, STEPS: [60000, 80000], IMS_PER_BATCH: 16, BASE_LR: 0.02}
+TEST: {DETECTIONS_PER_IMAGE: 300}
+INPUT: {MIN_SIZE_TRAIN: [640, 672, 704, 736, 768, 800]}
+""",
+    "lvis_v1/rio_x101.yaml": """
+MODEL:
+  RIO: {SLOTS_PER_CLASS: 100, REPLAY_PER_CLASS: 5}
+  PIXEL_STD: [57.375, 57.120, 58.395]
+  RESNETS: {STRIDE_IN_1X1: false}
+  ROI_HEADS: {NUM_CLASSES: 1203}
+SOLVER: {MAX_ITER: 180000, STEPS: [120000, 160000]}
+""",
+}
 
 
-# loading
-
-
-def write(folder: Path, text: str, file: str = "c.yaml") -> Path:
-    path = folder / file
-    path.write_text(text, encoding="utf-8")
-    return path
+@pytest.mark.parametrize("file", REFERENCE)
+def test_the_references_numbers(file, tmp_path):
+    cfg = load_config(CONFIGS / file)
+    merged = cfg.clone()
+    merged.merge_from_file(str(write(tmp_path, REFERENCE[file])))
+    assert merged == cfg
 
 
 def test_files_then_options(tmp_path):
@@ -124,12 +123,14 @@ def test_whole_numbers_for_floats_and_lists_for_tuples(tmp_path):
     rio = load_config(path, ["MODEL.RIO.REPLAY_MAX_PER_FOREGROUND", "1"]).MODEL.RIO
     assert rio.COSINE_SCALE == 32.0 and isinstance(rio.COSINE_SCALE, float)
     assert rio.REPLAY_LOSSES == ("cls",) and rio.REPLAY_MAX_PER_FOREGROUND == 1.0
+
+
+def test_what_is_allowed(tmp_path):
+    assert load_config(write(tmp_path, "")) == load_config() == get_rio_cfg()
     classes = ["MODEL.ROI_HEADS.NUM_CLASSES", 3, "MODEL.RIO.CLASS_FREQUENCY", "rcf", "MODEL.RIO.BANK_CLASS_IDS", [0, 2]]
     assert load_config(opts=classes).MODEL.RIO.CLASS_FREQUENCY == "rcf"
-
-
-def test_an_empty_file_is_the_defaults(tmp_path):
-    assert load_config(write(tmp_path, "")) == load_config() == get_rio_cfg()
+    off = ["MODEL.RIO.BANK_ENABLED", "False", "MODEL.RIO.CLASSIFIER", "linear"]  # then another head is fine
+    assert load_config(opts=[*off, "MODEL.ROI_HEADS.NAME", "StandardROIHeads"])
 
 
 @pytest.mark.parametrize("old", sorted(REFERENCE_NAMES.keys() - {"MemoryROIHeads"}))
@@ -140,9 +141,8 @@ def test_keys_of_the_reference_name_the_new_one(old, tmp_path):
         with pytest.raises(ConfigError, match=rf"the reference's {old}. Fix: write {re.escape(new)}"):
             load_config(opts=[place + old, "20"])
     write(tmp_path, f"MODEL: {{RIO: {{{old}: 20}}}}", "old.yaml")
-    with pytest.raises(
-        ConfigError, match=rf"old.yaml, named by _BASE_ in .*c.yaml: MODEL.RIO.{old}: .*{re.escape(new)}"
-    ):
+    says = rf"old.yaml, named by _BASE_ in .*c.yaml: MODEL.RIO.{old}: .*{re.escape(new)}"
+    with pytest.raises(ConfigError, match=says):
         load_config(write(tmp_path, "_BASE_: old.yaml"))  # the file that holds it
 
 
@@ -150,7 +150,6 @@ def test_keys_of_the_reference_name_the_new_one(old, tmp_path):
     ("opts", "says"),
     [
         (["MODEL.RIO.SLOT_PER_CLASS", "3"], "did you mean MODEL.RIO.SLOTS_PER_CLASS"),
-        (["MODEL.RIO.BANK_ENABLE", "True"], "did you mean MODEL.RIO.BANK_ENABLED"),
         (["MODEL.SLOTS_PER_CLASS", "3"], "did you mean MODEL.RIO.SLOTS_PER_CLASS"),
         (["SOLVER.BASE_RL", "3"], "did you mean SOLVER.BASE_LR"),
         (["SLOTS_PER_CLAS", "3"], "did you mean MODEL.RIO.SLOTS_PER_CLASS"),
@@ -160,12 +159,10 @@ def test_keys_of_the_reference_name_the_new_one(old, tmp_path):
         (["MODEL.RIO.", "3"], "unknown key MODEL.RIO."),
         (["MODEL.RIO.SLOTS_PER_CLASS"], "KEY VALUE pairs, found 1"),
         (["MODEL.RIO.SLOTS_PER_CLASS", "many"], "SLOTS_PER_CLASS: expected int, found str 'many'"),
-        (["MODEL.RIO.SLOTS_PER_CLASS", "2.5"], "expected int"),
         (["MODEL.RIO.SLOTS_PER_CLASS", "0"], "SLOTS_PER_CLASS: expected a whole number >= 1, found 0"),
         (["MODEL.RIO.SLOTS_PER_CLASS", "10"], "REPLAY_PER_CLASS: expected at most SLOTS_PER_CLASS .10., found 20"),
         (["MODEL.RIO.REPLAY_PER_CLASS", "-1"], ">= 1, found -1"),
         (["MODEL.RIO.COSINE_SCALE", "0"], "> 0, found 0.0"),
-        (["MODEL.RIO.COSINE_SCALE", "-3"], "> 0"),
         (["MODEL.RIO.COSINE_SCALE", "1e999"], "found inf"),
         (["MODEL.RIO.COSINE_SCALE", "None"], "found None"),
         (["MODEL.RIO.CLASSIFIER", "cosin"], "did you mean 'cosine'"),
@@ -188,10 +185,8 @@ def test_keys_of_the_reference_name_the_new_one(old, tmp_path):
         (["MODEL.RIO.BANK_START_ITER", "-1"], "BANK_START_ITER"),
         (["MODEL.RIO.REPLAY_MAX_PER_FOREGROUND", "-0.5"], "REPLAY_MAX_PER_FOREGROUND"),
         (["MODEL.RIO.WRITE_MAX_PER_OBJECT", "-1"], "WRITE_MAX_PER_OBJECT: expected a whole number >= 0"),
-        (["MODEL.RIO.WRITE_MAX_PER_OBJECT", "None"], "WRITE_MAX_PER_OBJECT"),
         (["MODEL.RIO.REPLAY_ABSENT_CLASSES", "-3"], "REPLAY_ABSENT_CLASSES: expected a whole number >= 0"),
         (["MODEL.RIO.REPLAY_ABSENT_CLASSES", "0.5"], "expected int"),
-        (["MODEL.RIO.REPLAY_ORDER", "Diverse"], "did you mean 'diverse'"),
         (["MODEL.RIO.CLASS_FREQUENCY", "rcx"], "letters r, c and f.* found 'rcx' .3."),
         (["MODEL.RIO.CLASS_FREQUENCY", "rcf"], r"NUM_CLASSES \(80\), found 'rcf' \(3\)"),
         (["MODEL.RIO.CLASS_FREQUENCY", "3"], "CLASS_FREQUENCY: expected str"),
@@ -207,11 +202,6 @@ def test_wrong_options(opts, says):
     with pytest.raises(ConfigError, match=says) as caught:
         load_config(opts=opts)
     assert "Fix: " in str(caught.value)
-
-
-def test_another_head_is_fine_once_nothing_of_rio_is_on():
-    off = ["MODEL.RIO.BANK_ENABLED", "False", "MODEL.RIO.CLASSIFIER", "linear"]
-    assert load_config(opts=[*off, "MODEL.ROI_HEADS.NAME", "StandardROIHeads"])
 
 
 @pytest.mark.parametrize(
