@@ -329,6 +329,13 @@ def test_empty_cases(classes, num_proposals, cascade):
     assert_finite(train_steps(heads, number=3, classes=classes, num_proposals=num_proposals)[0])
 
 
+def test_no_image_at_all():
+    predictor = build(make_cfg(agnostic=True)).box_predictor
+    with EventStorage():
+        losses = predictor.losses(predictor(torch.zeros(0, 12)), [])
+    assert predictor.memory_bank.iteration == 1 and losses["loss_box_reg"].item() == 0
+
+
 def test_start_iteration_counts_training_steps_and_survives_a_checkpoint():
     off, _ = train_steps(build(make_cfg(BANK_ENABLED=False)), number=4)
     heads = build(make_cfg(BANK_START_ITER=2))
@@ -389,6 +396,16 @@ def test_the_variants_of_replay(kind, ids):
         assert 0 < bank.num_written.sum() <= 2 * 3 * 4 + 2 * 4
         replay = bank.sample(torch.zeros(0, dtype=torch.int64))
         assert 0 < len(replay) <= 3 and len(set(replay.gt_classes.tolist())) == 1  # an absent class
+
+
+@pytest.mark.parametrize("variant", [{"REPLAY_ORDER": "random"}, VARIANTS])
+def test_state_dict_continues_exactly_through_the_heads(variant):
+    heads = build(make_cfg(**variant))
+    train_steps(heads, ids=True)
+    resumed = build(make_cfg(**variant), seed=77)
+    resumed.load_state_dict(heads.state_dict())
+    (a, _), (b, _) = train_steps(heads, ids=True), train_steps(resumed, ids=True)
+    assert all(map(equal, a, b))
 
 
 def test_ids_that_nobody_asks_for_change_nothing():
