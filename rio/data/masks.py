@@ -6,7 +6,7 @@ Shapes: n masks, M bytes of all of them, one after the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -26,6 +26,25 @@ class RLE(msgspec.Struct, gc=False):
 
 
 decode = msgspec.json.Decoder(list[list[float]] | RLE | None).decode
+
+
+def rle_of(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """Polygons in pixels, or an RLE in either spelling, as a compressed RLE."""
+    from pycocotools import mask as coco_mask
+
+    if isinstance(segmentation, list):
+        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))  # type: ignore[no-any-return]
+    rle = dict(segmentation)
+    return coco_mask.frPyObjects(rle, *rle["size"]) if isinstance(rle["counts"], list) else rle
+
+
+def decoded_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
+    """(height, width) bool of a COCO segmentation: polygons or None in an image of that size, or an RLE of its own."""
+    from pycocotools import mask as coco_mask
+
+    if segmentation is None:
+        return np.zeros(size, bool)
+    return coco_mask.decode(rle_of(segmentation, *size)).astype(bool)  # type: ignore[no-any-return]
 
 
 def rle_counts(counts: str | bytes | Sequence[int]) -> np.ndarray:

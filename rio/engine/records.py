@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-from pycocotools import mask as coco_mask
 
 from rio.data.annotations import Annotations
 from rio.data.errors import AnnotationError
+from rio.data.masks import rle_of
 from rio.data.names import annotations_of
 
 
@@ -99,8 +99,8 @@ class Records(Sequence[dict[str, Any]]):
             "category_id": int(columns.annotation_class[row]),
         }
         segmentation = columns.segmentation(row)
-        if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
-            segmentation = coco_mask.frPyObjects(segmentation, *segmentation["size"])  # detectron2 reads no other RLE
+        if isinstance(segmentation, dict):  # detectron2 reads compressed ones only
+            segmentation = rle_of(segmentation, *segmentation["size"])
         return found if segmentation is None else found | {"segmentation": segmentation}
 
     def __repr__(self) -> str:

@@ -10,6 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
+from rio.data.masks import decoded_mask
 from rio.plots import parts
 from rio.plots.labels import Labels
 from rio.plots.style import COLORS, GROUPS, ink_on, styled
@@ -88,7 +89,7 @@ def _draw_mask(ax: Axes, mask: Mask, shape: tuple[int, int], name: str, look: di
     """Fill and outline of one object."""
     fill = (*to_rgb(look["edgecolor"]), OPACITY)
     if isinstance(mask, Mapping):
-        mask = _decode(mask)
+        mask = decoded_mask(mask, shape)
     if not (isinstance(mask, np.ndarray) and mask.ndim == 2):
         if len(mask):
             path = Path.make_compound_path(*(_polygon(flat, name) for flat in mask))
@@ -106,14 +107,6 @@ def _draw_mask(ax: Axes, mask: Mask, shape: tuple[int, int], name: str, look: di
     lines = {"colors": [look["edgecolor"]], "linewidths": look["linewidth"], "zorder": look["zorder"]}
     ax.contour(range(x0 - 1, x1 + 1), range(y0 - 1, y1 + 1), np.pad(inside, 1).astype(float), levels=[0.5], **lines)
     ax.axis(limits)  # imshow and contour would zoom to the object
-
-
-def _decode(rle: Mapping[str, object]) -> np.ndarray:
-    from pycocotools import mask as coco_mask  # only figures with masks need it
-
-    if isinstance(rle["counts"], list):
-        rle = coco_mask.frPyObjects(dict(rle), *rle["size"])
-    return coco_mask.decode(dict(rle)).astype(bool)
 
 
 def _polygon(flat: Sequence[float], name: str) -> Path:

@@ -13,9 +13,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from rio.data.annotations import Annotations
+from rio.data.masks import rle_of
 from rio.results.federated import JudgedPairs, Prepared, is_in
 from rio.results.reading import Results
-from rio.results.rles import rle_of
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)

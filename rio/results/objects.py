@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pycocotools import mask as coco_mask
 
 from rio.data.annotations import Annotations
+from rio.data.masks import decoded_mask
 from rio.results.federated import JudgedPairs
 from rio.results.reading import Results
-from rio.results.rles import rle_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +51,6 @@ class Objects:
         for mask, segmentation in zip(masks, self.segmentations, strict=True):
             mask[:] = decoded_mask(segmentation, self.size)
         return masks
-
-
-def decoded_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-    """(height, width) bool of a COCO segmentation: polygons, RLE or None."""
-    if segmentation is None:
-        return np.zeros(size, bool)
-    return coco_mask.decode(rle_of(segmentation, *size)).astype(bool)
 
 
 def objects_of(annotations: Annotations, image_index: int) -> Objects:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,12 +65,3 @@ def rle_totals(strings: Sequence[str]) -> np.ndarray:
     times = ((np.repeat(last, last - first + 1) - np.arange(len(value))) >> 1) + 1
     times[first] = 1
     return np.add.reduceat(value * times, first)
-
-
-def rle_of(segmentation: list[list[float]] | dict[str, Any], height: int, width: int) -> dict[str, Any]:
-    """Polygons in pixels, or an RLE in either spelling, as a compressed RLE."""
-    if isinstance(segmentation, list):
-        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return coco_mask.frPyObjects(segmentation, height, width)
-    return segmentation

@@ -19,8 +19,9 @@ import traitlets
 from rio import plots
 from rio.data.annotations import GROUP_NAMES, Annotations
 from rio.data.images import read_image
+from rio.data.masks import decoded_mask
 from rio.results.errors import KINDS
-from rio.results.objects import Objects, decoded_mask, objects_of, predictions_of
+from rio.results.objects import Objects, objects_of, predictions_of
 from rio.widgets import theme
 from rio.widgets.explain import Explanation, explain_object, explain_prediction
 from rio.widgets.explorer import largest_objects

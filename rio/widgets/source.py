@@ -18,6 +18,7 @@ import pandas as pd
 from rio.analysis.run_folder import RunFolder
 from rio.data import names
 from rio.data.annotations import GROUP_NAMES, Annotations, category_id_to_class_id, check_same_categories
+from rio.data.masks import rle_of
 from rio.results.errors import KINDS, find_errors
 from rio.results.federated import JudgedPairs
 from rio.results.reading import Results, ResultsError, load_results
@@ -278,8 +279,6 @@ def made_up_results(annotations: Annotations, seed: int = 0) -> list[dict[str, A
 
 def _moved_mask(annotations: Annotations, row: int, source: Sequence[float], target: Sequence[float]) -> dict[str, Any]:
     """An object's polygons, moved from one box to another, as RLE."""
-    from pycocotools import mask as coco_mask
-
     i = int(annotations.annotation_image[row])
     size = int(annotations.image_height[i]), int(annotations.image_width[i])
     polygons = annotations.segmentation(row)
@@ -288,5 +287,5 @@ def _moved_mask(annotations: Annotations, row: int, source: Sequence[float], tar
         polygons = [[x, y, x + w, y, x + w, y + h, x, y + h]]
     scale = np.divide(target[2:], np.maximum(source[2:], 1e-6))
     moved = [((np.reshape(p, (-1, 2)) - source[:2]) * scale + target[:2]).ravel().tolist() for p in polygons]
-    rle = coco_mask.merge(coco_mask.frPyObjects(moved, *size))
+    rle = rle_of(moved, *size)
     return {"size": list(size), "counts": rle["counts"].decode()}
