@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rio.data.errors import check
+
 
 class CosineClassifier(nn.Module):
     """logits = s * (x / (||x|| + 1e-5)) . W^T with W_c = g_c * v_c / ||v_c||; no bias.
@@ -31,8 +33,7 @@ class CosineClassifier(nn.Module):
     def __init__(self, in_features: int, num_outputs: int, scale: float = 48.0) -> None:
         super().__init__()
         for name, value in {"in_features": in_features, "num_outputs": num_outputs, "scale": scale}.items():
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name}: expected a number > 0, found {value}. Fix: see COSINE_SCALE and FC_DIM")
+            check(0 < value < math.inf, name, "a number > 0", value, "see COSINE_SCALE and FC_DIM")
         self.in_features, self.num_outputs, self.scale = in_features, num_outputs, float(scale)
         self.weight_g = nn.Parameter(torch.empty(num_outputs, 1))
         self.weight_v = nn.Parameter(torch.empty(num_outputs, in_features))
@@ -49,9 +50,8 @@ class CosineClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(R, C) logits of RoI features x (R, D), in the dtype of the parameters; R may be 0."""
-        if x.ndim != 2 or x.shape[1] != self.in_features:
-            expected, found = f"(R, {self.in_features}), the width of the box head's output", tuple(x.shape)
-            raise ValueError(f"x: expected {expected}, found {found}. Fix: change MODEL.ROI_BOX_HEAD.FC_DIM")
+        expected, fits = f"(R, {self.in_features}), as the box head gives", x.shape[1:] == (self.in_features,)
+        check(fits, "x", expected, tuple(x.shape), "change MODEL.ROI_BOX_HEAD.FC_DIM")
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.weight_v.dtype)
             norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)

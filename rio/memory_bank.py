@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rio.data.errors import check
 from rio.engine.rows import gathered, image_of_row, paired_iou, rank_in_group, world_size
 
 REPLAY_ORDERS = ("newest", "random", "diverse")
@@ -113,15 +114,14 @@ class MemoryBank(nn.Module):
             ("RIO.REPLAY_ABSENT_CLASSES", replay_absent_classes, 0, inf),
             ("RIO.WRITE_MAX_PER_OBJECT", write_max_per_object, 0, inf),
         ):
-            _check(low <= value <= high, f"MODEL.{key}", f"{low}..{high}", value, "choose a number in this range")
+            check(low <= value <= high, f"MODEL.{key}", f"{low}..{high}", value, "choose a number in this range")
         advice = "raise MODEL.RIO.BANK_MAX_IMAGE_COUNT, or set MODEL.RIO.BANK_ENABLED False"
-        _check(len(ids) > 0, "class_ids", "at least one target class of few images", "none", advice)
+        check(len(ids) > 0, "class_ids", "at least one target class of few images", "none", advice)
         expected, advice = f"ids below num_classes ({num_classes}), each once", "leave MODEL.RIO.BANK_CLASS_IDS at []"
-        _check(not bad, "class_ids", expected, bad[:5], f"{advice}; category_ids of a file are other numbers")
+        check(not bad, "class_ids", expected, bad[:5], f"{advice}; category_ids of a file are other numbers")
         orders = f"one of {list(REPLAY_ORDERS)}"
-        _check(replay_order in REPLAY_ORDERS, "replay_order", orders, replay_order, "change MODEL.RIO.REPLAY_ORDER")
-        dtype, advice = storage_dtype.is_floating_point, "change MODEL.RIO.BANK_DTYPE"
-        _check(dtype, "storage_dtype", "a floating dtype", storage_dtype, advice)
+        check(replay_order in REPLAY_ORDERS, "replay_order", orders, replay_order, "change MODEL.RIO.REPLAY_ORDER")
+        check(storage_dtype.is_floating_point, "storage_dtype", "a floating dtype", storage_dtype, "see BANK_DTYPE")
         self.num_classes, self.num_target_classes, self.feature_dim = num_classes, len(ids), feature_dim
         self.slots_per_class, self.replay_per_class, self.replay_order = slots_per_class, replay_per_class, replay_order
         self.replay_absent_classes, self.write_max_per_object = replay_absent_classes, write_max_per_object
@@ -250,10 +250,10 @@ class MemoryBank(nn.Module):
             ("gt_boxes", gt_boxes, 4, "give XYXY boxes; rotated ones are not supported"),
             ("object_ids", ids, 2, "give the image id and the place of each RoI's object"),
         ):
-            _check(column.shape == (rows, width), name, f"shape {(rows, width)}", tuple(column.shape), advice)
-        _check(ids.dtype == torch.int64, "object_ids", "int64", ids.dtype, "give whole numbers")
+            check(column.shape == (rows, width), name, f"shape {(rows, width)}", tuple(column.shape), advice)
+        check(ids.dtype == torch.int64, "object_ids", "int64", ids.dtype, "give whole numbers")
         counts = [rows] if rois_per_image is None else list(rois_per_image)
-        _check(sum(counts) == rows, "rois_per_image", f"numbers that sum to the {rows} rows", counts, "count them anew")
+        check(sum(counts) == rows, "rois_per_image", f"numbers that sum to the {rows} rows", counts, "count them anew")
 
         target = self.target_index.index_select(0, gt_classes + 1)  # (R,)
         stored = target < self.num_target_classes
@@ -317,9 +317,9 @@ class MemoryBank(nn.Module):
 
     def _check_classes(self, gt_classes: Tensor) -> None:
         good, found = gt_classes.ndim == 1 and not gt_classes.is_floating_point(), tuple(gt_classes.shape)
-        _check(good, "gt_classes", "class ids of shape (R,)", f"{found} {gt_classes.dtype}", "give whole numbers")
+        check(good, "gt_classes", "class ids of shape (R,)", f"{found} {gt_classes.dtype}", "give whole numbers")
         own, advice = self.num_written.device, "move the bank with the model: model.to(device)"
-        _check(own == gt_classes.device, "gt_classes", f"the bank's device {own}", gt_classes.device, advice)
+        check(own == gt_classes.device, "gt_classes", f"the bank's device {own}", gt_classes.device, advice)
 
     # The state: the buffers, and the step as a small tensor (fvcore's Checkpointer takes nothing but tensors).
 
@@ -327,9 +327,8 @@ class MemoryBank(nn.Module):
         return torch.tensor([_FORMAT, self.iteration], dtype=torch.int64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        version, iteration = (int(v) for v in state)
-        known = f"format 1 or {_FORMAT}"
-        _check(version in (1, _FORMAT), "memory bank state", known, version, "use the version of rio that wrote it")
+        version, iteration = state.tolist()
+        check(version in (1, 2), "memory bank state", "format 1 or 2", version, "use the version of rio that wrote it")
         self.iteration = iteration
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
@@ -353,8 +352,3 @@ class MemoryBank(nn.Module):
             )
             return
         super()._load_from_state_dict(state_dict, prefix, *arguments)
-
-
-def _check(good: bool, what: str, expected: str, found: object, fix: str) -> None:
-    if not good:
-        raise ValueError(f"{what}: expected {expected}, found {found}. Fix: {fix}")

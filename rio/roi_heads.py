@@ -19,12 +19,14 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cross_entropy
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads, FastRCNNOutputLayers, StandardROIHeads
+from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats
 from detectron2.structures import Instances, pairwise_iou
 from torch import Tensor
 
 from rio.classifier import CosineClassifier
+from rio.data.errors import check
 from rio.engine import telemetry
-from rio.memory_bank import MemoryBank, Replay
+from rio.memory_bank import MemoryBank
 
 
 class Predictions(tuple[Tensor, Tensor]):
@@ -71,8 +73,7 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
             ("replay_losses", cls_or_box >= {*replay_losses} > set(), "one or both of 'cls', 'box'", replay_losses),
             ("memory_bank", bank_of in (None, (width, number)), f"feature_dim {width}, num_classes {number}", bank_of),
         ):
-            if not good:
-                raise ValueError(f"{name}: expected {expected}, found {found}. Fix: correct the argument or its key")
+            check(good, name, expected, found, "correct the argument or its key")
         if classifier == "cosine":
             self.cls_score = CosineClassifier(width, number + 1, cosine_scale)
         self.memory_bank, self.replay_losses = memory_bank, tuple(replay_losses)
@@ -83,9 +84,8 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec, stage: int = 0) -> dict[str, Any]:
         rio, bank, number = cfg.MODEL.RIO, None, cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        if number < 1:
-            text = "0 means that of the training set: let the trainer resolve it, or take the config.yaml of a run"
-            raise ValueError(f"MODEL.ROI_HEADS.NUM_CLASSES: expected at least 1, found {number}. Fix: {text}")
+        advice = "let the trainer resolve 0 to that of the training set, or take the config.yaml of a run"
+        check(number >= 1, "MODEL.ROI_HEADS.NUM_CLASSES", "at least 1", number, advice)
         if rio.BANK_ENABLED:
             bank = MemoryBank(
                 num_classes=number,
@@ -121,75 +121,53 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
         return predictions
 
     def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> dict[str, Tensor]:
-        """detectron2's losses on the N images' RoIs, with the replayed rows taken into the means.
+        """detectron2's losses: means over the R RoIs of the N images, and over R + M rows where replay enters.
 
         Args:
             predictions: what ``forward`` returned.
             proposals: N Instances with "proposal_boxes", "gt_classes" and, if the image has objects, "gt_boxes".
 
         Returns:
-            "loss_cls", "loss_box_reg" (detectron2's names), weighted by ``loss_weight``.
+            "loss_cls", "loss_box_reg" (detectron2's names), weighted by ``loss_weight``; without the second where the
+            box regressor is frozen.
         """
-        losses: dict[str, Tensor] = super().losses(predictions, proposals)
-        replay = None
-        if isinstance(predictions, Predictions):
-            replay = self.sample_and_write(predictions.features, proposals)
-        elif self.memory_bank is None and torch.is_grad_enabled() and proposals and telemetry.is_log_step():
-            self.log(proposals)
-        if replay is None or len(replay) == 0:
-            return losses
+        logits, deltas = predictions
+        classes, boxes, gt_boxes = _columns(proposals, deltas.device)
+        _log_classification_stats(logits, classes)
+        bank, replay, features = self.memory_bank, None, getattr(predictions, "features", None)
+        if bank is not None and features is not None:  # sample what was there before, then write this step's RoIs
+            if bank.iteration >= self.bank_start_iter:
+                replay = bank.sample(classes, max_per_foreground=self.replay_max_per_foreground, dtype=features.dtype)
+            ids = torch.cat([classes.new_zeros(0, 2), *map(_object_ids, proposals)])
+            bank.write(features, boxes, gt_boxes, classes, rois_per_image=[*map(len, proposals)], object_ids=ids)
+        if torch.is_grad_enabled() and (proposals or features is not None) and telemetry.is_log_step():
+            telemetry.log(classes, self.num_classes, self.frequency_group, bank, features, replay)
 
-        # Both losses are sums over rows divided by the number of rows. With R own and M replayed rows the joint mean
-        # is R / (R + M) of the own one plus M / (R + M) of the replayed one, so detectron2's own stays as it logs it.
-        share = len(replay) / (predictions[0].shape[0] + len(replay))
-        for name, loss in self.replayed_losses(replay).items():
-            losses[name] = (1 - share) * losses[name] + share * self.loss_weight.get(name, 1.0) * loss
-        return losses
-
-    def replayed_losses(self, replay: Replay) -> dict[str, Tensor]:
-        """Unweighted means over the M replayed rows, of the losses that they enter."""
-        found = {}
-        if "cls" in self.replay_losses:
-            scores, classes = self.cls_score(replay.features), replay.gt_classes
-            if getattr(self, "use_sigmoid_ce", False):  # detectron2 after v0.6
-                found["loss_cls"] = self.sigmoid_cross_entropy_loss(scores, classes)
-            else:
-                found["loss_cls"] = cross_entropy(scores, classes, reduction="mean")
-        if "box" in self.replay_losses:
-            deltas = self.bbox_pred(replay.features)
-            found["loss_box_reg"] = self.box_reg_loss(replay.proposal_boxes, replay.gt_boxes, deltas, replay.gt_classes)
-        return found
-
-    def sample_and_write(self, features: Tensor, proposals: list[Instances]) -> Replay | None:
-        """One step of the bank: sample what was there before, then write the step's RoI features (R, D)."""
-        bank = self.memory_bank
-        assert bank is not None, "only with a bank"
-        classes, boxes = _classes(proposals, features.device), [torch.zeros(0, 4, device=features.device)]
-        replay = None
-        if bank.iteration >= self.bank_start_iter:
-            replay = bank.sample(classes, max_per_foreground=self.replay_max_per_foreground, dtype=features.dtype)
-        bank.write(
-            features,
-            torch.cat(boxes + [p.proposal_boxes.tensor for p in proposals]),
-            # An image without objects has neither gt_boxes nor ids; its RoIs are background and never read.
-            torch.cat(boxes + [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]),
-            classes,
-            rois_per_image=[len(p) for p in proposals],
-            object_ids=torch.cat([classes.new_zeros(0, 2), *map(_object_ids, proposals)]),
-        )
-        if telemetry.is_log_step():
-            self.log(proposals, features, replay)
-        return replay
-
-    def log(self, proposals: list[Instances], features: Tensor | None = None, replay: Replay | None = None) -> None:
-        """Telemetry of a step; waits for the device once."""
-        classes = _classes(proposals, self.bbox_pred.weight.device)
-        telemetry.log(classes, self.num_classes, self.frequency_group, self.memory_bank, features, replay)
+        rows = [logits, classes]
+        if replay is not None and "cls" in self.replay_losses:
+            rows = _joined(rows, [self.cls_score(replay.features), replay.gt_classes])
+        found = {"loss_cls": cross_entropy(*rows, reduction="mean")}
+        if self.bbox_pred.weight.requires_grad:
+            rows = [boxes, gt_boxes, deltas, classes]
+            if replay is not None and "box" in self.replay_losses:
+                own = [replay.proposal_boxes, replay.gt_boxes, self.bbox_pred(replay.features), replay.gt_classes]
+                rows = _joined(rows, own)
+            found["loss_box_reg"] = self.box_reg_loss(*rows)
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in found.items()}
 
 
-def _classes(proposals: list[Instances], device: torch.device) -> Tensor:
-    """(R,) int64 class ids."""
-    return torch.cat([torch.zeros(0, dtype=torch.int64, device=device), *(p.gt_classes for p in proposals)])
+def _columns(proposals: list[Instances], device: torch.device) -> list[Tensor]:
+    """Of all images' RoIs: (R,) int64 class ids, (R, 4) proposal boxes, (R, 4) boxes of their objects."""
+    classes, boxes = [torch.zeros(0, dtype=torch.int64, device=device)], [torch.zeros(0, 4, device=device)]
+    # An image without objects has no gt_boxes; its RoIs are background, whose box is never read.
+    gt_boxes = [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
+    own, theirs = [p.gt_classes for p in proposals], [p.proposal_boxes.tensor for p in proposals]
+    return [torch.cat(column) for column in (classes + own, boxes + theirs, boxes + gt_boxes)]
+
+
+def _joined(own: list[Tensor], replayed: list[Tensor]) -> list[Tensor]:
+    """Column by column, the step's own rows and then the replayed ones."""
+    return [torch.cat(pair) for pair in zip(own, replayed, strict=True)]
 
 
 def _object_ids(proposals: Instances) -> Tensor:

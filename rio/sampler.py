@@ -7,10 +7,13 @@ NumPy only, so a notebook can ask "what would RFS do?" without torch; a DataLoad
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from rio.data.errors import check
 
 if TYPE_CHECKING:
     from rio.data.annotations import Annotations
@@ -20,6 +23,9 @@ METHODS = ("none", "rfs", "irfs", "class_aware")
 
 class SamplerError(ValueError):
     """An argument that cannot work; the message names it, what was expected, what was found and the fix."""
+
+
+_check = partial(check, error=SamplerError)
 
 
 def category_repeat_factors(
@@ -59,7 +65,8 @@ def category_repeat_factors(
     array([5., 1., 1.], dtype=float32)
     """
     image_count = np.asarray(image_count, dtype=np.int64)
-    _check_method(method, METHODS[:3])
+    expected, advice = f"one of {', '.join(METHODS[:3])}", "see MODEL.RIO.SAMPLER"
+    _check(method in METHODS[:3], "method", expected, repr(method), advice)
     _check(image_count.ndim == 1, "image_count", "shape (K,)", image_count.shape, "pass one number per category")
     _check(num_images >= 1, "num_images", "at least 1", num_images, "check that the annotation file holds images")
     possible = (image_count >= 0) & (image_count <= num_images)
@@ -113,7 +120,7 @@ def image_repeat_factors(
     Raises:
         SamplerError: see `category_repeat_factors`; or no image is left to train on.
     """
-    _check_method(method, METHODS)
+    _check(method in METHODS, "method", f"one of {', '.join(METHODS)}", repr(method), "see MODEL.RIO.SAMPLER")
     num_images, path = len(annotations.image_ids), str(annotations.path)
     _check(num_images > 0, path, "at least 1 image to train on", "no images", "choose another file")
     kept = ~np.asarray(annotations.iscrowd, dtype=bool)
@@ -265,16 +272,6 @@ def aspect_ratio_groups(annotations: Annotations) -> np.ndarray:
     return np.where(np.asarray(annotations.image_width) > np.asarray(annotations.image_height), 0, 1).astype(np.int8)
 
 
-def _check(good: bool | np.bool_, what: str, expected: str, found: object, fix: str) -> None:
-    if not good:
-        raise SamplerError(f"{what}: expected {expected}, found {found}. Fix: {fix}.")
-
-
 def _check_each(good: np.ndarray, what: str, expected: str, values: np.ndarray, fix: str) -> None:
     for worst in np.flatnonzero(~good)[:1]:
         _check(False, f"{what}[{worst}]", expected, values[worst], fix)
-
-
-def _check_method(method: str, allowed: tuple[str, ...]) -> None:
-    expected = f"one of {', '.join(allowed)}"
-    _check(method in allowed, "method (MODEL.RIO.SAMPLER)", expected, repr(method), "write one of them")

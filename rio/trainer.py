@@ -14,13 +14,10 @@ stay; RoIs are chosen by other random numbers.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
-import threading
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -36,7 +33,7 @@ import rio.engine.backbone
 import rio.roi_heads  # noqa: F401  both register their modules with detectron2
 from rio.engine.checkpoints import Checkpointer
 from rio.engine.errors import Interrupted, TrainingError, is_out_of_memory, not_finite, out_of_memory, own_words
-from rio.engine.hooks import EvaluateAndKeepBest, PeriodicCheckpoints, Writers, forget_lines_from
+from rio.engine.hooks import EvaluateAndKeepBest, PeriodicCheckpoints, Writers, forget_lines_from, stop_signals_go_to
 from rio.engine.inference import evaluate_model, load_initial_weights, share_first_ranks_statistics
 from rio.engine.loader import INIT, STEP, TrainingLoader, build_training_loader, derived_seed, seed_libraries
 
@@ -145,7 +142,7 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
             TrainingError: Out of memory, a loss that is not finite, an image that cannot be loaded.
         """
         self._last_eval_results: dict[str, dict[str, float]] = {}
-        with self._handle_signals():
+        with stop_signals_go_to(self._on_signal):
             try:
                 super().train()
             except Interrupted:
@@ -214,22 +211,9 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
             128 + (self._stop_signal or signal.SIGINT),
         )
 
-    @contextlib.contextmanager
-    def _handle_signals(self) -> Iterator[None]:
+    def _on_signal(self, number: int) -> None:
         """The first signal in a step lets it finish; a second one, or one between steps, stops at once."""
-        if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
-            yield
-            return
-
-        def on_signal(number: int, frame: Any) -> None:
-            finish, self._stop_signal = self._in_step and self._stop_signal is None, self._stop_signal or number
-            if not finish:
-                raise KeyboardInterrupt
-            logger.info("Stopping after this iteration (once more to stop at once, without a checkpoint) ...")
-
-        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        finish, self._stop_signal = self._in_step and self._stop_signal is None, self._stop_signal or number
+        if not finish:
+            raise KeyboardInterrupt
+        logger.info("Stopping after this iteration (once more to stop at once, without a checkpoint) ...")

@@ -23,9 +23,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"rio.cli"},
     # The method.
     "sampler": {"numpy", "torch", "rio.data"},
-    "memory_bank": {"torch", "rio.engine.rows"},
-    "classifier": {"torch"},
-    "roi_heads": {"torch", "fvcore", "detectron2", "rio.memory_bank", "rio.classifier", "rio.engine.telemetry"},
+    "memory_bank": {"torch", "rio.data.errors", "rio.engine.rows"},
+    "classifier": {"torch", "rio.data.errors"},
+    "roi_heads": {"torch", "fvcore", "detectron2"}
+    | {"rio.data.errors", "rio.memory_bank", "rio.classifier", "rio.engine.telemetry"},
     "config": {"detectron2", "rio.engine.config_files", "rio.memory_bank", "rio.sampler"},
     "trainer": DETECTRON | {"rio.config", "rio.data", "rio.engine", "rio.results", "rio.roi_heads", "rio.sampler"},
     # The rooms around it.

@@ -274,15 +274,15 @@ def test_equal_to_detectron2_on_the_longer_list_of_rois(loss_type, agnostic, cla
     assert len(replayed[-1]) > 0
 
 
-def test_a_later_detectron2_with_sigmoid_losses():
-    """After v0.6 the predictor may use a sigmoid cross-entropy, under this name."""
-    predictor = build(make_cfg()).box_predictor
-    seen = []
-    predictor.use_sigmoid_ce = True
-    predictor.sigmoid_cross_entropy_loss = lambda s, c: seen.append((s.shape, c)) or s.sum() * 0 + 3.0
-    replay = predictor.memory_bank.sample(torch.zeros(0, dtype=torch.int64))
-    assert predictor.replayed_losses(replay)["loss_cls"].item() == 3.0
-    assert seen[0][0] == (0, NUM_CLASSES + 1)
+@pytest.mark.parametrize("cascade", [False, True])
+def test_a_frozen_box_regressor_has_no_loss(cascade):
+    """As when the classifier is trained on frozen features."""
+    reference, _ = train_steps(build(make_cfg(cascade=cascade)))
+    heads = build(make_cfg(cascade=cascade))
+    for predictor in heads.box_predictor if cascade else [heads.box_predictor]:
+        predictor.bbox_pred.requires_grad_(False)
+    losses, _ = train_steps(heads)
+    assert all(equal(a, {k: v for k, v in b.items() if "box_reg" not in k}) for a, b in zip(losses, reference))
 
 
 @pytest.mark.parametrize("cascade", [False, True])

@@ -1,10 +1,16 @@
-"""Errors of annotation files, and the list of what was left out instead."""
+"""The one check of arguments; errors of annotation files, and the list of what was left out instead."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
+
+
+def check(good: Any, what: str, expected: str, found: object, fix: str, error: type[Exception] = ValueError) -> None:
+    """Raise an error of what was expected, found and is to be done, unless good."""
+    if not good:
+        raise error(f"{what}: expected {expected}, found {found}. Fix: {fix}")
 
 
 class AnnotationError(ValueError):

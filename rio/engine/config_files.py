@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 import yaml
 from detectron2.config import CfgNode
+
+from rio.data import errors
 
 # Names of the reference implementation -> what to write instead.
 REFERENCE_NAMES = {
@@ -34,10 +37,7 @@ class ConfigFileNotFound(ConfigError, FileNotFoundError):
     """A config file, or one that its ``_BASE_`` names, does not exist."""
 
 
-def check(good: bool, what: str, expected: str, found: object, fix: str) -> None:
-    """Raise a ConfigError unless good."""
-    if not good:
-        raise ConfigError(f"{what}: expected {expected}, found {found}. Fix: {fix}")
+check = partial(errors.check, error=ConfigError)
 
 
 def merge_file(cfg: CfgNode, file: str, parents: tuple[str, ...] = ()) -> None:

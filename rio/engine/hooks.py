@@ -1,4 +1,4 @@
-"""Hooks of the trainer: checkpoints, evaluation with the best weights, writers."""
+"""Hooks of the trainer: checkpoints, evaluation with the best weights, writers; signals."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
@@ -94,3 +96,18 @@ def forget_lines_from(path: str, iteration: int) -> None:
                 kept.append(line)
     if kept != lines:
         write_atomically(path, b"".join(kept))
+
+
+@contextlib.contextmanager
+def stop_signals_go_to(function: Callable[[int], None]) -> Iterator[None]:
+    """Call `function` with the number of every SIGINT and SIGTERM; only in the main thread, which signals belong to."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, frame: function(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
