@@ -18,7 +18,7 @@ _LATER = {
     "results": "ap_by_group ap_by_image_count ap_difference errors_by_group KIND_COLORS",
     "studies": "arm_ap paired_differences",
     "training": "loss_curves",
-    "objects": "draw_objects",
+    "objects": "draw_objects outlines",
 }
 _MODULE_OF = {name: module for module, names in _LATER.items() for name in names.split()}
 __all__ = ["COLORS", "GROUPS", "GROUP_NAMES", "LEVEL_NAMES", "PlotError", "ink_on", "luminance", "style", "tint"]

@@ -15,7 +15,7 @@ from rio.plots import parts
 from rio.plots.labels import Labels
 from rio.plots.style import COLORS, GROUPS, ink_on, styled
 
-Mask = np.ndarray | Sequence[Sequence[float]] | Mapping[str, object] | None
+Mask = np.ndarray | list[list[float]] | Mapping[str, object] | None
 OPACITY = 0.34  # of the masks
 PAD = 1.2  # points around a label
 
@@ -85,36 +85,39 @@ def draw_objects(
     return ax
 
 
-def _draw_mask(ax: Axes, mask: Mask, shape: tuple[int, int], name: str, look: dict[str, object]) -> None:
+def _draw_mask(ax: Axes, mask: Mask, size: tuple[int, int], name: str, look: dict[str, object]) -> None:
     """Fill and outline of one object."""
-    fill = (*to_rgb(look["edgecolor"]), OPACITY)
-    if isinstance(mask, Mapping):
-        mask = decoded_mask(mask, shape)
-    if not (isinstance(mask, np.ndarray) and mask.ndim == 2):
-        if len(mask):
-            path = Path.make_compound_path(*(_polygon(flat, name) for flat in mask))
-            ax.add_patch(PathPatch(path, facecolor=fill, joinstyle="round", **look))
-        return
-    if mask.shape != shape:
-        raise parts.PlotError(f"{name}: expected shape {shape} of the image, found {mask.shape}.")
-    if not mask.any():
-        return
-    # Only the mask's own bounding box: cheap for small objects in large images.
-    (y0, y1), (x0, x1) = (np.flatnonzero(mask.any(axis=axis))[[0, -1]] + [0, 1] for axis in (1, 0))
-    inside, limits = mask[y0:y1, x0:x1].astype(bool), ax.axis()
-    extent = (x0 - 0.5, x1 - 0.5, y1 - 0.5, y0 - 0.5)
-    ax.imshow(inside[..., None] * np.array(fill), extent=extent, interpolation="nearest", zorder=look["zorder"])
-    lines = {"colors": [look["edgecolor"]], "linewidths": look["linewidth"], "zorder": look["zorder"]}
-    ax.contour(range(x0 - 1, x1 + 1), range(y0 - 1, y1 + 1), np.pad(inside, 1).astype(float), levels=[0.5], **lines)
-    ax.axis(limits)  # imshow and contour would zoom to the object
+    if isinstance(mask, np.ndarray) and mask.shape != size:
+        raise parts.PlotError(f"{name}: expected shape {size} of the image, found {mask.shape}.")
+    if isinstance(mask, list) and any(len(polygon) < 6 or len(polygon) % 2 for polygon in mask):
+        raise parts.PlotError(f"{name}: expected polygons of at least 3 points as [x0, y0, ...], found {mask!r}.")
+    # Annotation px have their origin at the corner, imshow's at the centre.
+    edges = [Path(np.vstack([points, points[:1]]) - 0.5, closed=True) for points in outlines(mask, size)]
+    if edges:
+        fill = (*to_rgb(look["edgecolor"]), OPACITY)
+        ax.add_patch(PathPatch(Path.make_compound_path(*edges), facecolor=fill, joinstyle="round", **look))
 
 
-def _polygon(flat: Sequence[float], name: str) -> Path:
-    points = np.asarray(flat, dtype=float)
-    if points.ndim != 1 or len(points) < 6 or len(points) % 2:
-        raise parts.PlotError(f"{name}: expected polygons of at least 3 points as [x0, y0, ...], found {flat!r}.")
-    points = points.reshape(-1, 2) - 0.5  # annotation px have their origin at the corner, imshow's at the centre
-    return Path(np.vstack([points, points[:1]]), closed=True)
+def outlines(mask: Mask, size: tuple[int, int]) -> list[np.ndarray]:
+    """The edges of a mask, holes included.
+
+    Args:
+        mask: as for `draw_objects`.
+        size: (height, width) of the image.
+
+    Returns:
+        (points, 2) x and y each, px; the origin is the image's corner. [] for no mask.
+    """
+    if mask is None or isinstance(mask, list):
+        return [np.reshape(polygon, (-1, 2)).astype(float) for polygon in mask or ()]
+    import cv2  # only RLE and bitmaps need it
+
+    bitmap = (mask if isinstance(mask, np.ndarray) else decoded_mask(mask, size)).astype(np.uint8)
+    x, y, w, h = cv2.boundingRect(bitmap)
+    # Three times the size, so that outlines run along the pixels' edges and a single pixel has corners.
+    large = bitmap[y : y + h, x : x + w].repeat(3, 0).repeat(3, 1)
+    found = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_TC89_L1, offset=(3 * x, 3 * y))[0] if w else ()
+    return [(contour[:, 0] + 0.5) / 3 for contour in found if len(contour) > 2]
 
 
 def _name_box(labels: Labels, box: np.ndarray, words: str, color: str, look: dict[str, object]) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from rio.results.errors import KINDS, box_iou
+from rio.results.errors import box_iou
 from rio.results.objects import Objects, predictions_of
 from rio.widgets.source import FOUND_IOU, PredictionSource
 
@@ -25,60 +25,53 @@ class Explanation:
     table: pd.DataFrame
 
 
-def explain_object(source: PredictionSource, annotation_index: int, threshold: float, *, count: int = 6) -> Explanation:
+def explain_object(source: PredictionSource, annotation_index: int, threshold: float) -> Explanation:
     """Why was this object missed, or how was it found? Looks at all predictions of its image, however low their score.
 
     Args:
         source: from `open_predictions`.
         annotation_index: row of `truth`.
         threshold: score from which a prediction counts.
-        count: rows of the table.
     """
-    truth = source.truth
-    image, class_id = int(truth.annotation_image[annotation_index]), int(truth.annotation_class[annotation_index])
+    truth, row = source.truth, annotation_index
+    image, class_id = int(truth.annotation_image[row]), int(truth.annotation_class[row])
     name, found = truth.category_names[class_id], predictions_of(source.results, truth, image)
-    total, scores = len(found), found.scores
-    iou = box_iou(found.boxes, truth.boxes[annotation_index][None])[:, 0] if total else np.zeros(0)
-    same = found.class_ids == class_id
+    total, names, scores = len(found), found.names, found.scores
+    iou, same = box_iou(found.boxes, truth.boxes[row][None])[:, 0], found.class_ids == class_id
     right, overlapping = np.flatnonzero(same & (iou >= FOUND_IOU)), np.flatnonzero(iou >= FOUND_IOU)
     near = np.flatnonzero(same & (iou >= 0.1))
-    if len(right) and scores[right[0]] >= threshold:
+    if len(right):
         first, best = right[0], overlapping[0]
-        sentence = f"Found: {name} with score {scores[first]:.2f}, box overlap (IoU) {iou[first]:.2f}."
-        if not same[best]:
-            sentence += f" A higher score, {scores[best]:.2f}, calls it {found.names[best]}."
-    elif len(right):
-        first, best = right[0], overlapping[0]
-        sentence = (
-            f"The right answer is there, but its score {scores[first]:.2f} is below the threshold {threshold:.2f}: "
-            f"rank {first + 1} of {total} in this image."
-        )
-        if best != first:
-            sentence += f" At the same place {found.names[best]} has {scores[best]:.2f}."
+        if scores[first] >= threshold:
+            sentence = f"Found: {name} with score {scores[first]:.2f}, box overlap (IoU) {iou[first]:.2f}."
+            other = f" A higher score, {scores[best]:.2f}, calls it {names[best]}."
+        else:
+            sentence = (
+                f"The right answer is there, but its score {scores[first]:.2f} is below the threshold {threshold:.2f}: "
+                f"rank {first + 1} of {total} in this image."
+            )
+            other = f" At the same place {names[best]} has {scores[best]:.2f}."
+        sentence += other if best != first else ""
     elif len(overlapping):
         first = overlapping[0]
         sentence = (
-            f"The place is right (IoU {iou[first]:.2f}), the name is not: it is called {found.names[first]} with score "
+            f"The place is right (IoU {iou[first]:.2f}), the name is not: it is called {names[first]} with score "
             f"{scores[first]:.2f}, and no box there is called {name}."
         )
     elif len(near):
-        first = near[np.argmax(iou[near])]
-        sentence = (
-            f"The name is right, the box is not: the best {name} overlaps it by only IoU {iou[first]:.2f} (score "
-            f"{scores[first]:.2f})."
-        )
+        first = near[iou[near].argmax()]
+        overlap = f"the best {name} overlaps it by only IoU {iou[first]:.2f} (score {scores[first]:.2f})"
+        sentence = f"The name is right, the box is not: {overlap}."
     elif total and iou.max() > 0.1:
-        first = int(iou.argmax())
-        sentence = (
-            f"No box fits: the closest of {total} overlaps by IoU {iou[first]:.2f} and is called {found.names[first]} "
-            f"(score {scores[first]:.2f})."
-        )
+        first = iou.argmax()
+        called = f"is called {names[first]} (score {scores[first]:.2f})"
+        sentence = f"No box fits: the closest of {total} overlaps by IoU {iou[first]:.2f} and {called}."
     elif total:
         sentence = f"Nothing was predicted here: none of the image's {total} boxes overlaps it by more than IoU 0.1."
     else:
         sentence = "Nothing at all was predicted in this image."
     touching = np.flatnonzero(iou > 0.05)
-    rows = touching[np.argsort(-iou[touching], kind="stable")][:count].tolist()
+    rows = touching[np.argsort(-iou[touching], kind="stable")][:6].tolist()
     rows = list(dict.fromkeys([*rows, *right[:1].tolist(), *np.flatnonzero(same)[:1].tolist()]))
     return Explanation(sentence, _table(found, rows, iou, same, threshold))
 
@@ -91,48 +84,33 @@ def explain_prediction(source: PredictionSource, entry: int, threshold: float) -
         entry: row of `source.entries`.
         threshold: score from which a prediction counts.
     """
-    entries, truth = source.entries, source.truth
-    name, overlap = truth.category_names[int(entries.class_id[entry])], float(entries.iou[entry])
-    found = predictions_of(source.results, truth, int(entries.image[entry]))
-    own = int(np.flatnonzero(found.indices == entries.result_index[entry])[0])
-    target = truth.category_names[int(entries.gt_class[entry])] if entries.gt_class[entry] >= 0 else ""
+    row, class_names = source.entries.loc[entry], source.truth.category_names
+    name, target = class_names[row.class_id], class_names[row.gt_class] if row.gt_class >= 0 else ""
+    found = predictions_of(source.results, source.truth, row.image)
+    own = int(np.flatnonzero(found.indices == row.result_index)[0])
     it = f"{name} with score {found.scores[own]:.2f}, rank {own + 1} of {len(found)}"
     sentence = {
-        "correct": f"Correct: {it}, overlaps its object by IoU {overlap:.2f}.",
-        "classification": f"Wrong class: {it}, sits on a {target} (IoU {overlap:.2f}).",
-        "localisation": f"Loose box: {it}, overlaps its {target} by only IoU {overlap:.2f}; {FOUND_IOU} is required.",
-        "both": f"Wrong class and loose box: {it}, the nearest object is a {target} (IoU {overlap:.2f}).",
+        "correct": f"Correct: {it}, overlaps its object by IoU {row.iou:.2f}.",
+        "classification": f"Wrong class: {it}, sits on a {target} (IoU {row.iou:.2f}).",
+        "localisation": f"Loose box: {it}, overlaps its {target} by only IoU {row.iou:.2f}; {FOUND_IOU} is required.",
+        "both": f"Wrong class and loose box: {it}, the nearest object is a {target} (IoU {row.iou:.2f}).",
         "duplicate": f"Duplicate: {it}; this {target} was found already with a higher score.",
-        "background": f"Background: {it}, but there is no object (highest overlap IoU {overlap:.2f}).",
+        "background": f"Background: {it}, but there is no object (highest overlap IoU {row.iou:.2f}).",
         "unverified": f"Not judged: {it}; LVIS's annotators did not check {name} exhaustively in this image, so this "
         "counts neither as right nor as wrong.",
-    }[KINDS[entries.kind[entry]]]
-    if entries.annotation_index[entry] >= 0:
-        table = explain_object(source, int(entries.annotation_index[entry]), threshold).table
-        return Explanation(sentence, table)
+    }[row.kind]
+    if row.annotation_index >= 0:
+        return Explanation(sentence, explain_object(source, row.annotation_index, threshold).table)
     iou = box_iou(found.boxes, found.boxes[own][None])[:, 0]
-    rows = np.flatnonzero(iou > 0.3)[:6].tolist()
-    return Explanation(sentence, _table(found, rows, iou, None, threshold))
+    return Explanation(sentence, _table(found, np.flatnonzero(iou > 0.3)[:6].tolist(), iou, None, threshold))
 
 
 def _table(found: Objects, rows: list[int], iou: np.ndarray, same: np.ndarray | None, threshold: float) -> pd.DataFrame:
     """`same`: which predictions have the object's class; None: there is no object to judge by."""
-
-    def verdict(row: int) -> str:
-        parts = [] if same is None else ["right class" if same[row] else "other class"]
-        if same is not None and iou[row] < FOUND_IOU:
-            parts.append("box off")
-        if found.scores[row] < threshold:
-            parts.append("below threshold")
-        return " · ".join(parts)
-
-    return pd.DataFrame(
-        {
-            "rank": [row + 1 for row in rows],
-            "name": [found.names[row] for row in rows],
-            "group": [str(found.groups[row]) for row in rows],
-            "score": [float(found.scores[row]) for row in rows],
-            "iou": [float(iou[row]) for row in rows],
-            "verdict": [verdict(row) for row in rows],
-        }
-    )
+    table = pd.DataFrame({"rank": np.arange(len(found)) + 1, "name": found.names, "group": found.groups})
+    table = table.assign(score=found.scores, iou=iou).iloc[rows]
+    words = [np.where(table["score"] < threshold, "below threshold", "")]
+    if same is not None:
+        name, box = np.where(same[rows], "right class", "other class"), table["iou"] < FOUND_IOU
+        words = [name, np.where(box, "box off", ""), *words]
+    return table.assign(verdict=[" · ".join(filter(None, own)) for own in zip(*words, strict=True)])

@@ -1,7 +1,4 @@
-"""Ground truth and predictions, ready to be browsed: read once, as columns; no image is opened here.
-
-D: predictions, A: annotations, n: entries (predictions first, then objects).
-"""
+"""Ground truth and predictions, ready to be browsed: read once, as columns; no image is opened here."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from rio.analysis.run_folder import RunFolder
 from rio.data import names
 from rio.data.annotations import GROUP_NAMES, Annotations, category_id_to_class_id, check_same_categories
 from rio.data.masks import rle_of
-from rio.results.errors import KINDS, find_errors
+from rio.results.errors import find_errors
 from rio.results.federated import JudgedPairs
 from rio.results.reading import Results, ResultsError, load_results
 from rio.widgets import theme
@@ -31,12 +28,12 @@ LOWEST_SCORE = 0.05
 FOUND_IOU = 0.5
 SHOWN_KINDS = ("missed", "classification", "localisation", "background", "duplicate", "both", "correct", "unverified")
 POINTING = ("correct", "classification", "localisation")  # kinds of predictions that leave their object not missed
-GROUPS = tuple(GROUP_NAMES)
+# The columns of `PredictionSource.entries` to sort by. Missed objects have no score: the largest come first.
 ORDERS = {
-    "highest score first": "score",
-    "lowest score first": "-score",
-    "rarest class first": "rarity",
-    "by image": "image",
+    "highest score first": ("is_object", "falling_score", "falling_area"),
+    "lowest score first": ("is_object", "rising_score", "falling_area"),
+    "rarest class first": ("rarity", "falling_score", "falling_area"),
+    "by image": ("image", "is_object", "falling_score", "falling_area"),
 }
 DEMO_RUN = "output/demo/rio-seed1"
 MADE_UP = (
@@ -71,27 +68,64 @@ class PredictionSource:
         return find_errors(self.truth, self.results, iou_threshold=FOUND_IOU, score_threshold=self.lowest_score)
 
     @cached_property
-    def entries(self) -> Entries:
-        """All that can be browsed, whatever the threshold."""
-        return Entries(self.truth, self.matches)
+    def entries(self) -> pd.DataFrame:
+        """All that can be browsed, whatever the threshold: predictions first, then all objects.
+
+        Columns: kind, iou, result_index, annotation_index as in `find_errors`; score (of an object the highest of a
+        prediction that finds or points at it: it is missed at every threshold above; -inf: at all); image (index);
+        class_id, gt_class (predicted, the object's own if missed; the object's, -1: none), own_group, other_group
+        (of these two classes; the same if there is one); rarity (rank of the rarest of them), and what `ORDERS` needs.
+        """
+        truth, columns = self.truth, ["kind", "score", "iou", "image_index", "result_index", "annotation_index"]
+        found = self.matches[self.matches["result_index"] >= 0]
+        pointing = found[found["kind"].isin(POINTING)].groupby("annotation_index")["score"].max()
+        rows = np.flatnonzero(JudgedPairs.of(truth).ground_truth)
+        objects = pd.DataFrame({"score": pointing.reindex(rows, fill_value=-np.inf).array, "annotation_index": rows})
+        objects["kind"] = pd.Categorical(["missed"] * len(rows), found["kind"].cat.categories)
+        objects = objects.assign(image_index=truth.annotation_image[rows], result_index=-1, iou=np.nan)
+        table = pd.concat([found[columns], objects[columns]], ignore_index=True)
+        predicted = category_id_to_class_id(truth.category_ids, found["category_id"].to_numpy())
+        class_id = np.append(predicted, truth.annotation_class[rows])
+        gt_class = np.append(truth.annotation_class, -1)[table["annotation_index"]]  # annotation -1 has no class
+        other, is_object = np.where(gt_class >= 0, gt_class, class_id), table["result_index"] < 0
+        group = pd.Categorical(truth.frequency, list(GROUP_NAMES))
+        # The group is the training set's, and comes first.
+        rank = np.argsort(np.lexsort((truth.image_count, group.codes)))
+        falling_area = np.append(np.zeros(len(found)), -truth.areas[rows])
+        return table.rename(columns={"image_index": "image"}).assign(
+            class_id=class_id, gt_class=gt_class, own_group=group[class_id], other_group=group[other],
+            rarity=np.minimum(rank[class_id], rank[other]), is_object=is_object, falling_area=falling_area,
+            rising_score=table["score"].where(~is_object, 0), falling_score=-table["score"].where(~is_object, 0),
+        )  # fmt: skip
+
+    def active(self, threshold: float, *, group: str = "", class_id: int = -1) -> pd.DataFrame:
+        """Entries from a score on: predictions, and objects that none of them finds or points at.
+
+        Args:
+            threshold: score from which a prediction counts.
+            group: "r", "c" or "f": only entries that involve it, as the predicted class's or as the object's.
+            class_id: only entries that involve this class; -1: all.
+        """
+        table = self.entries
+        chosen = (table["score"] >= threshold) ^ table["is_object"]
+        if group:
+            chosen &= (table["own_group"] == group) | (table["other_group"] == group)
+        if class_id >= 0:
+            chosen &= (table["class_id"] == class_id) | (table["gt_class"] == class_id)
+        return table[chosen]
 
     def summary(self, threshold: float = 0.3) -> pd.DataFrame:
         """Predictions and missed objects of each kind: one row per kind; columns rare, common, frequent, all."""
-        entries, shown = self.entries, self.entries.active(threshold)
-        counts = {
-            name: np.bincount(entries.kind[shown & (entries.own_group == k)], minlength=len(KINDS))
-            for k, name in enumerate(GROUP_NAMES.values())
-        }
-        table = pd.DataFrame(counts, index=pd.Index(KINDS, name="kind")).loc[list(SHOWN_KINDS)]
+        table = self.active(threshold).groupby(["kind", "own_group"], observed=False).size().unstack()
+        table = table.loc[list(SHOWN_KINDS)].set_axis(list(GROUP_NAMES.values()), axis=1)
         return table.assign(all=table.sum(axis=1))
 
     def accounts_for_all(self, threshold: float = 0.3) -> bool:
         """Whether each prediction has exactly one kind, and each object is either found, pointed at or missed."""
-        shown, rows = self.entries.active(threshold), self.matches[self.matches["score"] >= threshold]
-        missed = int((shown & (self.entries.result_index < 0)).sum())
-        objects = int(JudgedPairs.of(self.truth).ground_truth.sum())
+        shown, rows = self.active(threshold), self.matches[self.matches["score"] >= threshold]
+        missed, objects = int(shown["is_object"].sum()), int(JudgedPairs.of(self.truth).ground_truth.sum())
         reached = rows[rows["kind"].isin(POINTING)]["annotation_index"].nunique()
-        return int(shown.sum()) == len(rows) + missed and objects == reached + missed
+        return len(shown) == len(rows) + missed and objects == reached + missed
 
     def __repr__(self) -> str:
         return f"PredictionSource({self.title}: {self.truth.num_images} images, {len(self.results)} predictions)"
@@ -106,75 +140,6 @@ class PredictionSource:
 def banner(text: str) -> str:
     """A coloured box with what the reader must know; "" for no text."""
     return f'<div class="rio-banner">{html.escape(text)}</div>' if text else ""
-
-
-class Entries:
-    """Columns of all predictions (first) and all objects (each can be missed at some threshold), from `find_errors`.
-
-    Attributes:
-        score: (n,) a prediction's score; of an object the highest score of a prediction that finds or points at it:
-            it is missed at every threshold above (-inf: at all).
-        kind, image: (n,) code into `KINDS`; image index.
-        class_id, gt_class: (n,) predicted class (the object's own if missed); the object's class, -1: none.
-        own_group, other_group: (n,) codes into `GROUP_NAMES` of these two classes (the same if there is one).
-        result_index, annotation_index: (n,) rows of `Results` and `Annotations`, -1: none.
-        iou: (n,) as in `find_errors`.
-        rarity: (n,) rank of the rarest class involved, 0 the rarest.
-        area: (n,) px², 0 of predictions.
-    """
-
-    def __init__(self, truth: Annotations, matches: pd.DataFrame) -> None:
-        rows = matches[matches["result_index"] >= 0]
-        objects = np.flatnonzero(JudgedPairs.of(truth).ground_truth)
-        pointed = rows[rows["kind"].isin(POINTING)]
-        best = np.full(truth.num_annotations, -np.inf)
-        np.maximum.at(best, pointed["annotation_index"].to_numpy(), pointed["score"].to_numpy())
-
-        def joined(of_predictions: Any, of_objects: Any) -> np.ndarray:
-            return np.concatenate([np.asarray(of_predictions), np.broadcast_to(of_objects, len(objects))])
-
-        self.score = joined(rows["score"], best[objects])
-        self.kind = joined(rows["kind"].cat.codes, KINDS.index("missed"))
-        self.image = joined(rows["image_index"], truth.annotation_image[objects]).astype(np.int64)
-        self.result_index = joined(rows["result_index"], -1)
-        self.annotation_index = joined(rows["annotation_index"], objects)
-        self.iou = joined(rows["iou"], np.nan)
-        self.area = joined(np.zeros(len(rows)), truth.areas[objects])
-        classes = np.append(truth.annotation_class, -1).astype(np.int64)  # annotation -1 has no class
-        predicted = category_id_to_class_id(truth.category_ids, rows["category_id"].to_numpy())
-        self.class_id = joined(predicted, classes[objects])
-        self.gt_class = classes[self.annotation_index]
-        other = np.where(self.gt_class >= 0, self.gt_class, self.class_id)
-        group = np.array([GROUPS.index(g) for g in truth.frequency.tolist()], np.int8)
-        self.own_group, self.other_group = group[self.class_id], group[other]
-        rank = np.argsort(np.lexsort((truth.image_count, group)))  # the group is the training set's, and comes first
-        self.rarity = np.minimum(rank[self.class_id], rank[other])
-
-    def active(self, threshold: float) -> np.ndarray:
-        """(n,) bool: predictions from the threshold on, and the objects that none of them finds or points at."""
-        return np.where(self.result_index >= 0, self.score >= threshold, self.score < threshold)
-
-    def select(self, threshold: float, *, group: str = "", class_id: int = -1) -> np.ndarray:
-        """(n,) bool: active entries that involve a group or a class, as the predicted one or as the object's."""
-        chosen = self.active(threshold)
-        if group:
-            code = GROUPS.index(group)
-            chosen &= (self.own_group == code) | (self.other_group == code)
-        if class_id >= 0:
-            chosen &= (self.class_id == class_id) | (self.gt_class == class_id)
-        return chosen
-
-    def ordered(self, rows: np.ndarray, order: str) -> np.ndarray:
-        """Row numbers in an order of `ORDERS`. Missed objects have no score: the largest come first."""
-        missed = self.result_index[rows] < 0
-        score, size = np.where(missed, 0.0, self.score[rows]), np.where(missed, -self.area[rows], 0.0)
-        keys = {
-            "score": (size, -score, missed),
-            "-score": (size, score, missed),
-            "rarity": (size, -score, self.rarity[rows]),
-            "image": (size, -score, missed, self.image[rows]),
-        }[order]
-        return rows[np.lexsort(keys)]
 
 
 @theme.sentences
@@ -204,9 +169,9 @@ def open_predictions(
             raise ResultsError(
                 "results: expected their ground truth too, found none. Fix: give dataset='val.json@images'"
             )
-        if not isinstance(results, (str, os.PathLike)):
-            return _source(dataset, train, results, "results", lowest_score)
-        return _source(dataset, train, names.find(results), f"results {results}", lowest_score)
+        is_file = isinstance(results, (str, os.PathLike))
+        title = f"results {results}" if is_file else "results"
+        return _source(dataset, train, names.find(results) if is_file else results, title, lowest_score)
     folder = RunFolder(names.find(run)) if run is not None else None
     if folder is None or not folder.path.is_dir():
         if run is not None and os.fspath(run) not in ("", DEMO_RUN):
@@ -214,10 +179,7 @@ def open_predictions(
                 f"run {run}: expected a folder with config.yaml and instances_results.json, found nothing at "
                 f"{folder.path}. Fix: `make demo` makes {DEMO_RUN}"
             )
-        (truth, _), (train_set, _) = (
-            names.browse("shapes_demo_val", segmentations=True),
-            names.browse("shapes_demo_train"),
-        )
+        truth, train_set = names.browse("shapes_demo_val", segmentations=True)[0], names.browse("shapes_demo_train")[0]
         made_up = load_results(made_up_results(truth), truth)
         return PredictionSource(truth, made_up, train_set, "made-up predictions, embedded set", MADE_UP, lowest_score)
     if not folder.predictions_file.is_file():
@@ -263,29 +225,19 @@ def made_up_results(annotations: Annotations, seed: int = 0) -> list[dict[str, A
         named = k if luck < skill or not len(frequent) else int(rng.choice(frequent))
         loose = 0.35 if rng.random() < 0.12 else 0.05
         other = int(rng.integers(a.num_classes))
-        size, (x, y, w, h) = np.array([a.image_width[i], a.image_height[i]], float), a.boxes[row]
+        size, source = np.array([a.image_width[i], a.image_height[i]], float), a.boxes[row]
         for score, class_id, noise in ((rng.beta(6, 2), named, loose), (rng.beta(1, 7), other, 0.2)):
-            dx, dy, dw, dh = rng.normal(0, noise, 4)
-            low = np.clip([x + dx * w, y + dy * h], 0, size - 2)
-            high = np.clip(low + np.exp([dw, dh]) * (w, h), low + 2, size)
-            box = [*low.tolist(), *(high - low).tolist()]
-            record = {"image_id": int(a.image_ids[i]), "category_id": int(a.category_ids[class_id]), "bbox": box}
+            move, stretch = rng.normal(0, noise, (2, 2))
+            low = np.clip(source[:2] + move * source[2:], 0, size - 2)
+            high = np.clip(low + np.exp(stretch) * source[2:], low + 2, size)
+            record = {"image_id": int(a.image_ids[i]), "category_id": int(a.category_ids[class_id])}
+            record |= {"bbox": [*low.tolist(), *(high - low).tolist()]}
             record["score"] = float(np.clip(score, 0.001, 0.999))
-            if a.has_segmentations:
-                record["segmentation"] = _moved_mask(a, row, (x, y, w, h), box)
+            polygons = a.segmentation(row)
+            if isinstance(polygons, list):  # moved with the box
+                scale = (high - low) / np.maximum(source[2:], 1e-6)
+                moved = [((np.reshape(p, (-1, 2)) - source[:2]) * scale + low).ravel().tolist() for p in polygons]
+                rle = rle_of(moved, *size[::-1].astype(int).tolist())
+                record["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
             records.append(record)
     return records
-
-
-def _moved_mask(annotations: Annotations, row: int, source: Sequence[float], target: Sequence[float]) -> dict[str, Any]:
-    """An object's polygons, moved from one box to another, as RLE."""
-    i = int(annotations.annotation_image[row])
-    size = int(annotations.image_height[i]), int(annotations.image_width[i])
-    polygons = annotations.segmentation(row)
-    if not isinstance(polygons, list):
-        (x, y, w, h), source = target, target
-        polygons = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-    scale = np.divide(target[2:], np.maximum(source[2:], 1e-6))
-    moved = [((np.reshape(p, (-1, 2)) - source[:2]) * scale + target[:2]).ravel().tolist() for p in polygons]
-    rle = rle_of(moved, *size)
-    return {"size": list(size), "counts": rle["counts"].decode()}

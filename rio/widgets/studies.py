@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import html
 import os
 from collections.abc import Callable, Sequence
@@ -39,6 +41,21 @@ def open_study(path: str | os.PathLike[str] | None) -> Study:
     return Study(StudyResult.from_json(file / "study.json" if file.is_dir() else file))
 
 
+def _view(method: Callable) -> Callable:
+    """Where there is nothing to show, a sentence that says why; errors as sentences too."""
+
+    @functools.wraps(method)
+    def shown(self: Study, *args: Any, **kwargs: Any) -> Any:
+        if self.result is not None and self.result.runs:
+            return method(self, *args, **kwargs)
+        text = "No study was named: open_study(None)."
+        if self.result is not None:
+            text = f"Study {self.result.name}: no run is finished yet."
+        return Page(text, theme.notice(text))
+
+    return theme.sentences(shown)
+
+
 class Study:
     """A study's result: what its arms reach, and what each gains over another. Made by `open_study`.
 
@@ -53,74 +70,65 @@ class Study:
         self.result = result
 
     @property
-    def _nothing(self) -> Note | None:
-        """Why there is nothing to show, if there is nothing."""
-        if self.result is None:
-            return Note("No study was named: open_study(None).")
-        return None if self.result.runs else Note(f"Study {self.result.name}: no run is finished yet.")
-
-    @property
     def iou_types(self) -> list[str]:
         """Kinds of AP that the finished runs have: "bbox", "segm"."""
         runs = self.result.runs if self.result else []
         return [kind for kind in IOU_NAMES if any(kind in run.metrics for run in runs)]
 
-    @theme.sentences
-    def table(self, iou_type: str = "bbox") -> Table | Note:
+    @_view
+    def table(self, iou_type: str = "bbox") -> Table | Page:
         """AP of every arm with a finished run: `rio.study.result.StudyResult.table` of one kind of AP."""
-        if self._nothing:
-            return self._nothing
         rows = self._arms(iou_type)
         note = "Percent; mean over seeds ± half the distance between the highest and the lowest seed"
         return Table.of(rows, _arm_cells(rows), f"{self._on(iou_type)}. {note}")
 
-    @theme.sentences
-    def comparisons(self, iou_type: str = "bbox", pairs: Pairs = None) -> Table | Note:
+    @_view
+    def comparisons(self, iou_type: str = "bbox", pairs: Pairs = None) -> Table | Page:
         """What arms gain over others: `rio.study.result.StudyResult.comparisons` of one kind of AP."""
-        if self._nothing:
-            return self._nothing
         rows = self._differences(iou_type, pairs)
         cells = _difference_cells(rows, lambda row: f"{format_difference(row)} {'●' if row.resolved else '○'}")
         return Table.of(rows, cells, f"{self._on(iou_type)}. Points and 95 % interval; ● resolved, ○ not resolved")
 
-    @theme.sentences
-    def findings(self, iou_type: str = "bbox", pairs: Pairs = None) -> Findings | Note:
-        """What the comparisons say, in sentences made from their numbers."""
-        return self._nothing or Findings(self._on(iou_type), self._differences(iou_type, pairs))
+    @_view
+    def findings(self, iou_type: str = "bbox", pairs: Pairs = None) -> Page:
+        """What the comparisons say, in sentences made from their numbers: of all categories, then of each group."""
+        table, of = self._differences(iou_type, pairs), self._on(iou_type)
+        found = {
+            f"{name.capitalize()} categories.": _finding(table[table["metric"] == metric])
+            for metric, name in zip(METRICS, ("all", *GROUP_NAMES.values()), strict=True)
+        }
+        lines = "".join(f"<p><b>{name}</b> {html.escape(text)}</p>" for name, text in found.items())
+        text = "\n".join([of, *map(" ".join, found.items())])
+        return Page(text, theme.view(f'<p class="rio-quiet">{html.escape(of)}</p>{lines}'))
 
-    @theme.sentences
     def figures(self, iou_type: str = "bbox", pairs: Pairs = None) -> None:
         """Draw AP of the arms, seed by seed, and the comparisons with their intervals."""
-        if self._nothing:
-            display(self._nothing)
-            return
+        if nothing := self._draw(iou_type, pairs):
+            display(nothing)
+
+    @_view
+    def _draw(self, iou_type: str, pairs: Pairs) -> None:
         runs, differences = self.result.per_run(), self._differences(iou_type, pairs)
         name = IOU_NAMES[iou_type] + (" (tuning)" if self.result.role == "tune" else "")
         plots.arm_ap(runs[runs["iou_type"] == iou_type], label=f"{name}, %")
         if len(differences):
             plots.paired_differences(differences, label=f"{name}, difference in points")
 
-    @theme.sentences
-    def copy_table(self) -> Copy | Note:
+    @_view
+    def copy_table(self) -> Copy | Page:
         """AP and differences in Markdown and LaTeX, each with a button that copies it."""
-        if self._nothing:
-            return self._nothing
         texts = {}
         for kind in self.iou_types:
-            rows = {
-                IOU_NAMES[kind]: _arm_cells(self._arms(kind)),
-                f"{IOU_NAMES[kind]}, points": _difference_cells(
-                    self._differences(kind), lambda row: format_difference(row, bold=True)
-                ),
-            }
+            name, bold = IOU_NAMES[kind], functools.partial(format_difference, bold=True)
+            differences = _difference_cells(self._differences(kind), bold)
+            tables = {name: _arm_cells(self._arms(kind)), f"{name}, points": differences}
             how = (
                 f"{self._on(kind)}: mean ± half the distance between the highest and the lowest seed; "
                 "difference and 95 % interval over categories (paired bootstrap), bold where resolved."
             )
-            markdown = [markdown_table(title, cells) for title, cells in rows.items()]
-            texts[f"Markdown, {IOU_NAMES[kind]}"] = "\n\n".join([*markdown, how])
-            latex = [latex_table(title, cells) for title, cells in rows.items()]
-            texts[f"LaTeX, {IOU_NAMES[kind]}"] = "\n".join([f"% {how}", *latex])
+            markdown, latex = (list(map(of, tables, tables.values())) for of in (markdown_table, latex_table))
+            texts[f"Markdown, {name}"] = "\n\n".join([*markdown, how])
+            texts[f"LaTeX, {name}"] = "\n".join([f"% {how}", *latex])
         return Copy(texts=texts)
 
     def _arms(self, iou_type: str) -> pd.DataFrame:
@@ -146,38 +154,39 @@ class Study:
         tuning = " (for choosing settings, not a result)" if result.role == "tune" else ""
         return f"{IOU_NAMES[iou_type]} on {', '.join(result.evaluated_on)}{tuning}, {result.progress}"
 
-    def _repr_html_(self) -> str:
-        if self._nothing:
-            return self._nothing._repr_html_()
-        result, kinds = self.result, self.iou_types
-        cells = {kind: {arm: cells for arm, *cells in _arm_cells(self._arms(kind))} for kind in kinds}
+    @_view
+    def _page(self) -> Page:
+        result, kinds, tuning = self.result, self.iou_types, "for choosing settings, not a result"
+        cells = {kind: {arm: own for arm, *own in _arm_cells(self._arms(kind))} for kind in kinds}
         arms = dict.fromkeys(arm for by_arm in cells.values() for arm in by_arm)
         rows = [[arm, *(c for kind in kinds for c in cells[kind].get(arm, ["–"] * len(METRICS)))] for arm in arms]
         columns = ["arm", *(IOU_NAMES[kind] if m == "AP" else m for kind in kinds for m in METRICS)]
-        facts = [
-            "for choosing settings, not a result" if result.role == "tune" else "",
-            f"trained on {', '.join(result.trained_on)}",
-            "mean over seeds ± half the distance between the highest and the lowest",
-            *(result.command, result.machine, result.date),
-        ]
+        facts = [tuning] if result.role == "tune" else []
+        facts += [f"trained on {', '.join(result.trained_on)}"]
+        facts += ["mean over seeds ± half the distance between the highest and the lowest"]
+        facts += filter(None, (result.command, result.machine, result.date))
         if all(name.startswith("shapes_") for name in result.evaluated_on):
             facts.append("the embedded, synthetic set: what you see here holds for this set only")
         caption = f"Study {result.name}: {result.progress}, on {', '.join(result.evaluated_on)}"
-        quiet = theme.view(html.escape(" · ".join(filter(None, facts))), "rio-quiet")
-        return theme.html_table(columns, rows, caption=caption) + quiet
+        quiet = theme.view(html.escape(" · ".join(facts)), "rio-quiet")
+        return Page(caption, theme.html_table(columns, rows, caption=caption) + quiet)
+
+    def _repr_html_(self) -> str:
+        return self._page()._repr_html_()
 
     def __repr__(self) -> str:
         return f"Study({self.result.name}, {self.result.progress})" if self.result else "Study(None)"
 
 
-class Note:
-    """One sentence in place of a view that has nothing to show."""
+@dataclasses.dataclass(repr=False)
+class Page:
+    """What a notebook shows: `text` where there is no browser, `page` where there is."""
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    text: str
+    page: str
 
     def _repr_html_(self) -> str:
-        return theme.notice(self.text)
+        return self.page
 
     def __repr__(self) -> str:
         return self.text
@@ -199,35 +208,11 @@ class Table(pd.DataFrame):
         return self.shown
 
 
-class Findings:
-    """A study's comparisons in sentences.
-
-    Attributes:
-        of: what the numbers are of.
-        sentences: about all categories, then about each frequency group.
-    """
-
-    def __init__(self, of: str, comparisons: pd.DataFrame) -> None:
-        self.of = of
-        self.sentences = [
-            _finding(f"{name.capitalize()} categories", comparisons[comparisons["metric"] == metric])
-            for metric, name in zip(METRICS, ("all", *GROUP_NAMES.values()), strict=True)
-        ]
-
-    def _repr_html_(self) -> str:
-        parts = (sentence.partition(". ") for sentence in self.sentences)
-        lines = "".join(f"<p><b>{html.escape(of)}.</b> {html.escape(text)}</p>" for of, _, text in parts)
-        return theme.view(f'<p class="rio-quiet">{html.escape(self.of)}</p>{lines}')
-
-    def __repr__(self) -> str:
-        return "\n".join([self.of, *self.sentences])
-
-
-def _finding(categories: str, rows: pd.DataFrame) -> str:
+def _finding(rows: pd.DataFrame) -> str:
     """Gains and losses of one metric with their intervals, largest first, and what is not resolved."""
     rows = rows.dropna(subset="difference").sort_values("difference", ascending=False, kind="stable")
     if not len(rows):
-        return f"{categories}. Nothing to compare."
+        return "Nothing to compare."
     names = [f"{row.arm} over {row.baseline}" for row in rows.itertuples()]
     signed = [f"{name} {format_difference(row)}" for name, row in zip(names, rows.itertuples(), strict=True)]
     resolved, gain = rows["resolved"].astype(bool), rows["difference"] > 0
@@ -236,8 +221,7 @@ def _finding(categories: str, rows: pd.DataFrame) -> str:
         "Resolved losses": list(compress(signed, resolved & ~gain))[::-1],
         "Not resolved": list(compress(names, ~resolved)),
     }
-    verdicts = (f"{verdict}: {'; '.join(own) or 'none'}." for verdict, own in parts.items())
-    return " ".join([f"{categories}.", *verdicts])
+    return " ".join(f"{verdict}: {'; '.join(own) or 'none'}." for verdict, own in parts.items())
 
 
 def _arm_cells(table: pd.DataFrame) -> list[list[str]]:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import base64
 import functools
 import html
+import io
 import re
 import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+from PIL import Image
 
-P = ParamSpec("P")
-T = TypeVar("T")
+F = TypeVar("F", bound=Callable)
 
 FOLDER = Path(__file__).resolve().parent / "static"
 # CSS of every view. Colours follow JupyterLab's theme (light and dark) and have defaults for voila.
@@ -33,17 +34,17 @@ class NotebookError(Exception):
         return textwrap.wrap(str(self), 112, break_long_words=False, break_on_hyphens=False)
 
 
-def sentences(function: Callable[P, T]) -> Callable[P, T]:
+def sentences(function: F) -> F:
     """Turn errors that users can fix (of a file, name or setting) into a `NotebookError`; bugs keep their traceback."""
 
     @functools.wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
         except (ValueError, OSError) as error:
             raise NotebookError(sentence(error)) from None
 
-    return wrapper
+    return wrapper  # type: ignore[return-value]
 
 
 def sentence(error: BaseException) -> str:
@@ -102,33 +103,24 @@ def _shown(cell: Any) -> str:
     return f"{cell:,}" if isinstance(cell, (int, np.integer)) and not isinstance(cell, bool) else str(cell)
 
 
-def thumbnail(image: np.ndarray, box: np.ndarray, *, side: int = 72, margin: float = 0.15) -> str:
+def thumbnail(image: np.ndarray, box: np.ndarray, *, side: int = 72) -> str:
     """A square cut around a box, with some of its surroundings, as a data URI.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         box: x, y, width, height in px. Where the square leaves the image, the edge is repeated.
         side: of the thumbnail, px.
-        margin: surroundings on each side, as a share of the box's longer side.
     """
-    x, y, w, h = (float(v) for v in box)
-    half = max(max(w, h) * (0.5 + margin), 4.0)
-    cx, cy = x + w / 2, y + h / 2
-    x0, y0, x1, y1 = (int(np.floor(v)) for v in (cx - half, cy - half, cx + half + 1, cy + half + 1))
-    rows = np.clip(np.arange(y0, y1), 0, image.shape[0] - 1)
-    columns = np.clip(np.arange(x0, x1), 0, image.shape[1] - 1)
-    import cv2  # only views with pictures need it
-
+    (x, y, w, h), reach = box, max(0.65 * max(box[2:]), 4.0)
+    rows, columns = (np.arange(np.floor(c - reach), np.floor(c + reach + 1)) for c in (y + h / 2, x + w / 2))
+    rows, columns = (np.clip(at, 0, n - 1).astype(int) for at, n in zip((rows, columns), image.shape, strict=False))
     square = image[rows[:, None], columns]
-    shrinks = square.shape[0] > side
-    square = cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg(square)).decode('ascii')}"
+    square = np.asarray(Image.fromarray(square).resize((side, side), Image.Resampling.BICUBIC))
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg(square)).decode()}"
 
 
 def jpeg(image: np.ndarray, quality: int = 88) -> bytes:
     """An (H, W, 3) uint8 RGB image as a JPEG file's bytes."""
-    import cv2
-
-    return cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])[
-        1
-    ].tobytes()
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality)
+    return file.getvalue()

@@ -133,34 +133,34 @@ def test_every_reason_has_a_sentence(tmp_path, results, words):
     source = PredictionSource(truth, load_results(results, truth), None, "")
     assert explain_object(source, 0, 0.3).sentence.startswith(words)
     view = Inspector(source)  # an empty list, or an image that is not there, is said and not raised
-    assert view.state()["why"]
+    assert view.explanation.sentence
 
 
 def test_browsing(source):
     view = Inspector(source, kind="correct")
-    assert view.state()["entries"] == 2
-    first = view.state()["image_index"]
+    assert len(view.rows) == 2
+    first = view.source.entries["image"][view.rows[0]]
     view.viewer.set_state({})  # as the browser's first message does
     view.on_message(view.viewer, {"step": 1}, [])
-    assert view.state()["position"] == 1 and view.state()["image_index"] != first
+    assert view.position == 1 and view.source.entries["image"][view.rows[1]] != first
     view.step(5)
-    assert view.state()["position"] == 1, "the end holds"
+    assert view.position == 1, "the end holds"
     view.step(-9)
-    assert view.state()["position"] == 0
+    assert view.position == 0
     view.group.value = "r"
-    assert view.state()["entries"] == 0 and "No entry" in view.state()["why"]
+    assert len(view.rows) == 0 and "No entry" in view.explanation.sentence
     view.kind.value = "classification"
-    assert view.state()["entries"] == 1, "a dog on a rare object concerns rare ones"
+    assert len(view.rows) == 1, "a dog on a rare object concerns rare ones"
     view.group.value = ""
     view.category.value = "dog"
-    assert view.state()["entries"] == 1
+    assert len(view.rows) == 1
     view.category.value = "do"
-    assert "No category is called 'do'" in view.state()["why"]
+    assert "No category is called 'do'" in view.explanation.sentence
     view.category.value = ""
     view.threshold.value = 0.65
-    assert view.state()["entries"] == 0
+    assert len(view.rows) == 0
     view.kind.value = "missed"
-    assert view.state()["entries"] == 2
+    assert len(view.rows) == 2
     labels = dict((value, label) for label, value in view.kind.options)
     assert labels["missed"].endswith(" 2") and labels["correct"].endswith(" 1")
 
@@ -182,7 +182,7 @@ def test_threshold_keeps_the_place(source):
 def test_a_click_asks_about_an_object(source):
     view = Inspector(source, kind="correct", order="by image")
     view.on_message(view.viewer, {"select": 1, "panel": "truth"}, [])
-    assert view.state()["why"].startswith("The right answer is there")
+    assert view.explanation.sentence.startswith("The right answer is there")
     focus = [o for p in view.viewer.scene["panels"] for o in p["objects"] if o["focus"]]
     assert len(focus) == 1 and focus[0]["group"] == "r"
     for nonsense in (None, {"select": "x", "panel": "truth"}, {"select": 1, "panel": "../"}, {"step": "1"}, {}):
@@ -191,7 +191,7 @@ def test_a_click_asks_about_an_object(source):
 
 def test_nothing_of_a_file_becomes_markup(source):
     view = Inspector(source, threshold=0.65, kind="missed")
-    assert view.state()["entries"] == 2
+    assert len(view.rows) == 2
     page = view.item.value + view.why.value
     assert "<img src=x" not in page and "<b>1" not in page
     assert "&lt;img src=x" in page
