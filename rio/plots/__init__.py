@@ -8,7 +8,7 @@ around calls gives figures for a dark page.
 
 from importlib import import_module
 
-from rio.plots.parts import PlotError
+from rio.plots.parts import PlotError, counted, percent
 from rio.plots.style import COLORS, GROUP_NAMES, GROUPS, LEVEL_NAMES, ink_on, luminance, style, tint
 
 # Loaded when first asked for: seaborn takes half a second, and tables in notebooks need only names and colours.
@@ -21,8 +21,8 @@ _LATER = {
     "objects": "draw_objects outlines",
 }
 _MODULE_OF = {name: module for module, names in _LATER.items() for name in names.split()}
-__all__ = ["COLORS", "GROUPS", "GROUP_NAMES", "LEVEL_NAMES", "PlotError", "ink_on", "luminance", "style", "tint"]
-__all__ += list(_MODULE_OF)
+__all__ = ["COLORS", "GROUPS", "GROUP_NAMES", "LEVEL_NAMES", "PlotError", "counted", "ink_on", "luminance", "percent"]
+__all__ += ["style", "tint", *_MODULE_OF]
 
 
 def __getattr__(name: str) -> object:

@@ -47,16 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = project_root() / "notebooks" / NOTEBOOK
     if not source.is_file():
         parser.error(f"{source}: no such notebook. Fix: run this from a clone of the repository")
-    given = {name: _absolute(getattr(args, name)) for name in ("run", "results", "dataset", "train")}
-    given = {"threshold": args.threshold} | {name: value for name, value in given.items() if value is not None}
+    given = {name: _absolute(value) for name in ("run", "results", "dataset", "train") if (value := vars(args)[name])}
+    given["threshold"] = args.threshold
     with tempfile.TemporaryDirectory(prefix="rio-app-") as folder:
         return _serve(_copy(source, Path(folder), given), args.port, args.no_browser)
 
 
-def _absolute(name: str | None) -> str | None:
+def _absolute(name: str) -> str:
     """A path, or both paths of "file.json@images", absolute; names of data sets stay."""
-    if name is None:
-        return None
     file, at, images = name.partition(".json@")
     if at:
         return f"{Path(file).expanduser().absolute()}{at}{Path(images).expanduser().absolute()}"
@@ -84,7 +82,7 @@ def _serve(notebook: Path, port: int, no_browser: bool) -> int:
     command = [
         sys.executable, "-m", "voila", str(notebook), "--token", "--template=rio", "--Voila.ip=127.0.0.1",
         # Show the sentence with which a notebook stops; voila's default only says that there was an error.
-        "--VoilaConfiguration.show_tracebacks=True", f"--port={port}", *(["--no-browser"] if no_browser else []),
+        "--VoilaConfiguration.show_tracebacks=True", f"--port={port}", *["--no-browser"] * no_browser,
     ]  # fmt: skip
     process = subprocess.Popen(command, env=environment)
     while True:

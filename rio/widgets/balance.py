@@ -12,24 +12,20 @@ import pandas as pd
 import traitlets
 
 from rio import plots
-from rio.analysis.arms import (
-    ARMS,
-    BANK,
-    CLASS_AWARE,
-    IRFS,
-    NONE,
-    RFS,
-    RFS_BANK,
-    WITH_BANK,
-    Arms,
-    Settings,
-    disagreement,
-)
+from rio.analysis import arms
+from rio.analysis.arms import BANK, CLASS_AWARE, IRFS, NONE, RFS, RFS_BANK, Arms, Settings
 from rio.data.annotations import GROUP_NAMES
 from rio.widgets import theme
 from rio.widgets.dataset import Data
 
-COLORS = {BANK: "#999933", RFS: "#AA4499", IRFS: "#44AA99", CLASS_AWARE: "#88CCEE", RFS_BANK: "var(--ink)"}
+COLORS = {
+    NONE: "var(--quiet)",
+    BANK: "#999933",
+    RFS: "#AA4499",
+    IRFS: "#44AA99",
+    CLASS_AWARE: "#88CCEE",
+    RFS_BANK: "var(--ink)",
+}
 DASHES = {IRFS: "6 3", CLASS_AWARE: "2 3"}
 LEVELS = plots.LEVEL_NAMES
 FEATURE_DIM = 1024
@@ -38,7 +34,7 @@ FEATURE_DIM = 1024
 class Balance(Arms):
     """`rio.analysis.arms.Arms` for notebooks: what training would see, with sliders. Made by `compare_sampling`."""
 
-    disagreement = staticmethod(disagreement)
+    disagreement = staticmethod(arms.disagreement)
 
     def panel(self) -> Panel:
         """Sliders for threshold, slots and replay, the exposures of every category, and the measures of imbalance."""
@@ -128,39 +124,38 @@ class Panel(ipywidgets.VBox):
         self.status.value = theme.status(self._summary(settings))
 
     def _spec(self, settings: Settings, level: str) -> dict:
-        a = self._balance.annotations
+        a, replayed = self._balance.annotations, ["replayed"] if level == "rois" else []
         order = np.argsort(-a.image_count, kind="stable")
-        shown = [arm for arm in ARMS if level == "rois" or arm not in WITH_BANK]
-        seen = {}
+        shown = [arm for arm in arms.ARMS if level == "rois" or arm not in arms.WITH_BANK]
+        tables = {arm: self._balance.table(arm, settings) for arm in shown}
+        seen = pd.DataFrame({arm: of[[level, *replayed]].sum(axis=1) for arm, of in tables.items()})
+        seen = seen.iloc[order].where(seen > 0)
+        x, series = list(range(len(order))), []
         for arm in shown:
-            table = self._balance.table(arm, settings)
-            seen[arm] = (table[level] + (table["replayed"] if level == "rois" else 0)).to_numpy()[order]
-        positive = np.concatenate([values[values > 0] for values in seen.values()])
-        x = list(range(len(order)))
-        series = [
-            {"name": arm, "kind": "line", "x": x, "y": _shown(seen[arm]), "color": COLORS[arm], "dash": DASHES.get(arm),
-             "width": 2.6 if arm == RFS_BANK else 1.8}
-            for arm in shown if arm != NONE
-        ]  # fmt: skip
-        bars = {"name": f"{NONE} (bars)", "kind": "bars", "x": x, "y": _shown(seen[NONE]), "color": "var(--quiet)"}
-        limits = [float(positive.min()) * 0.6, float(positive.max()) * 1.5]
+            y = [None if np.isnan(v) else float(f"{v:.5g}") for v in seen[arm]]
+            look = {
+                "kind": "line",
+                "color": COLORS[arm],
+                "dash": DASHES.get(arm),
+                "width": 1.8 + 0.8 * (arm == RFS_BANK),
+            }
+            series.append({"name": arm, "x": x, "y": y} | look)
+        series[0] |= {"name": f"{NONE} (bars)", "kind": "bars", "dim": True, "groups": a.frequency[order].tolist()}
         label = f"{len(x):,} categories, from most to least frequent"
+        limits = [0.6 * seen.min(axis=None), 1.5 * seen.max(axis=None)]
         return {
             "height": 290,
             "x": {"domain": [-0.8, len(x) - 0.2], "ticks": False, "label": label},
             "y": {"domain": limits, "scale": "log", "label": f"{LEVELS[level]} seen in an epoch"},
-            "series": [bars | {"dim": True, "groups": a.frequency[order].tolist()}, *series],
+            "series": series,
             "names": [a.category_names[k] for k in order.tolist()],
-            "notes": [f"{n:,} image{'s' if n != 1 else ''} annotated" for n in a.image_count[order].tolist()],
+            "notes": [f"{plots.counted(n, 'image')} annotated" for n in a.image_count[order].tolist()],
         }
 
     def _summary(self, settings: Settings) -> str:
         of, a = self._balance, self._balance.annotations
-        table, length, targets = (
-            of.table(RFS_BANK, settings),
-            of.epoch_length(RFS, settings),
-            of.target_class_ids(settings),
-        )
+        table, targets = of.table(RFS_BANK, settings), of.target_class_ids(settings)
+        length = of.epoch_length(RFS, settings)
         ratio = table["replayed"].sum() / max(table["rois"].sum(), 1e-9)
         mib = len(targets) * settings.slots_per_class * (FEATURE_DIM * 4 + 2 * 16 + 8) / 2**20
         return (
@@ -170,31 +165,14 @@ class Panel(ipywidgets.VBox):
         )
 
 
-def _shown(values: np.ndarray) -> list[float | None]:
-    return [None if v <= 0 else float(f"{v:.5g}") for v in values.tolist()]
-
-
 def _measures(rows: pd.DataFrame, level: str) -> str:
     """The table under the chart: one row per arm."""
-    columns = [
-        "",
-        *GROUP_NAMES.values(),
-        "Gini",
-        "normalised entropy",
-        "effective classes",
-        "max / min",
-        "epoch, images",
-    ]
+    columns = ["", *GROUP_NAMES.values(), "Gini", "normalised entropy", "effective classes", "max / min"]
     cells = [
-        [
-            row.arm,
-            *(f"{s:.1%}" if s >= 0.001 or s == 0 else "<0.1%" for s in (getattr(row, g) for g in GROUP_NAMES)),
-            f"{row.gini:.3f}",
-            f"{row.normalised_entropy:.3f}",
-            f"{row.effective_classes:,.1f} of {row.categories:,}",
-            "∞" if np.isinf(row.max_min_ratio) else f"{row.max_min_ratio:,.1f}",
-            f"{row.epoch_length:,.0f}",
-        ]
+        [row.arm, *(plots.percent(getattr(row, group)) for group in GROUP_NAMES), f"{row.gini:.3f}",
+         f"{row.normalised_entropy:.3f}", f"{row.effective_classes:,.1f} of {row.categories:,}",
+         "∞" if np.isinf(row.max_min_ratio) else f"{row.max_min_ratio:,.1f}", f"{row.epoch_length:,.0f}"]
         for row in rows.itertuples()
-    ]
-    return theme.html_table(columns, cells, caption=f"Shares and imbalance of the {level} that training sees")
+    ]  # fmt: skip
+    caption = f"Shares and imbalance of the {level} that training sees"
+    return theme.html_table([*columns, "epoch, images"], cells, caption=caption)

@@ -53,20 +53,15 @@ class Data:
 
     def share(self, group: str, column: str | None = None) -> float:
         """Share of a frequency group ("r", "c", "f") in the categories, or in a column of `table`."""
-        of_group = self.table["frequency"] == group
-        return float(
-            of_group.mean() if column is None else self.table[column][of_group].sum() / self.table[column].sum()
-        )
+        weights = self.table[column] if column else pd.Series(1, self.table.index)
+        return float(weights[self.table["frequency"] == group].sum() / weights.sum())
 
     def _repr_html_(self) -> str:
         a, counts = self.annotations, self.table["frequency"].value_counts()
         cells = [(a.num_images, "images"), (a.instance_count.sum(), "objects"), (a.num_classes, "categories")]
         cells += [(counts.get(g, 0), f"{g}|{name} categories") for g, name in GROUP_NAMES.items()]
-        notes = [self.name]
-        if self.embedded:
-            notes.append("synthetic, drawn by rio: what it shows holds for this set")
-        if not self.has_images:
-            notes.append("no image files: counts and sizes, but no thumbnails")
+        notes = [self.name] + ["synthetic, drawn by rio: what it shows holds for this set"] * self.embedded
+        notes += ["no image files: counts and sizes, but no thumbnails"] * (not self.has_images)
         if a.skipped:
             kinds = ", ".join(f"{kind} {count:,}" for kind, count in a.skipped_counts().items())
             notes.append(f"{len(a.skipped):,} records left out ({kinds})")

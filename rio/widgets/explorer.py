@@ -50,14 +50,14 @@ class Explorer(anywidget.AnyWidget):
         """Data URIs of a class's largest objects, from different images if it has that many; [] without image files."""
         if not self._data.has_images:
             return []
-        return [uri for uri, _ in largest_objects(self._data.annotations, class_id, count, self._rows(class_id))]
+        rows, offsets = self._by_class
+        rows = rows[offsets[class_id] : offsets[class_id + 1]]
+        return [uri for uri, _ in largest_objects(self._data.annotations, class_id, count, rows)]
 
     def detail(self, class_id: int) -> dict:
         """What the panel shows of one class: thumbnails, and the categories it shares its images with."""
-        a = self._data.annotations
-        image, classes = self._pairs
-        own = np.zeros(a.num_images, dtype=bool)
-        own[image[classes == class_id]] = True
+        a, (image, classes) = self._data.annotations, self._pairs
+        own = np.bincount(image[classes == class_id], minlength=a.num_images) > 0
         together = np.bincount(classes[own[image]], minlength=a.num_classes)
         together[class_id] = 0
         best = np.argsort(-together, kind="stable")[:PARTNERS]
@@ -81,10 +81,6 @@ class Explorer(anywidget.AnyWidget):
         rows = rows[np.argsort(a.annotation_class[rows], kind="stable")]
         return rows, np.searchsorted(a.annotation_class[rows], np.arange(a.num_classes + 1))
 
-    def _rows(self, class_id: int) -> np.ndarray:
-        rows, offsets = self._by_class
-        return rows[offsets[class_id] : offsets[class_id + 1]]
-
 
 def largest_objects(
     annotations: Annotations, class_id: int, count: int, rows: np.ndarray | None = None, *, side: int = 72
@@ -101,12 +97,11 @@ def largest_objects(
     Returns:
         (data URI, file name) pairs. Images that cannot be opened are left out; the next object stands in.
     """
-    a = annotations
+    a, found = annotations, []
     if rows is None:
         rows = np.flatnonzero((a.annotation_class == class_id) & ~a.iscrowd)
     rows = rows[np.argsort(-a.areas[rows], kind="stable")]
-    nth = pd.Series(rows).groupby(a.annotation_image[rows]).cumcount().to_numpy()  # of its image
-    found: list[tuple[str, str]] = []
+    nth = pd.Series(rows).groupby(a.annotation_image[rows]).cumcount()  # of its image
     for row in rows[np.argsort(nth, kind="stable")][: 3 * count].tolist():
         image = int(a.annotation_image[row])
         try:
@@ -126,10 +121,9 @@ def _columns(data: Data) -> dict:
     """The table as JSON columns, with objects per image and the median size (percent of the image's area)."""
     table, shares = data.table, area_shares(data.annotations)
     median = 100 * shares["area"].groupby(shares["class_id"]).median().reindex(range(len(table)))
-    ratio = table["instance_count"] / table["image_count"].where(table["image_count"] > 0)
-    columns = {name: table[name].tolist() for name in table.columns}
-    columns["per_image"] = [None if pd.isna(v) else round(float(v), 3) for v in ratio]
-    columns["size"] = [None if pd.isna(v) else float(v) for v in median]
+    ratio = (table["instance_count"] / table["image_count"].where(table["image_count"] > 0)).round(3)
+    table = table.assign(per_image=ratio, size=median.to_numpy())
+    columns = {name: [None if pd.isna(v) else v for v in table[name].tolist()] for name in table}
     return columns | {"pictures": data.has_images}
 
 

@@ -9,11 +9,14 @@ import ipywidgets
 import numpy as np
 import traitlets
 
+from rio import plots
 from rio.analysis import runs as analysis
 from rio.analysis.runs import IOU_NAMES, METRICS, NAMES, RunsError, Where, with_spread
 from rio.data.annotations import GROUP_NAMES
 from rio.widgets import theme
 from rio.widgets.balance import Lines
+
+COLORS = ("#44AA99", "#AA4499", "#88CCEE", "#999933")  # of the arms; the last one is in the page's ink
 
 
 @theme.sentences
@@ -36,13 +39,11 @@ def open_runs(
 class Runs(analysis.Runs):
     """`rio.analysis.runs.Runs` for notebooks. Made by `open_runs`."""
 
-    by_group = theme.sentences(analysis.Runs.by_group)
-    per_category = theme.sentences(analysis.Runs.per_category)
-    difference = theme.sentences(analysis.Runs.difference)
-    recomputed = theme.sentences(analysis.Runs.recomputed)
-    errors = theme.sentences(analysis.Runs.errors)
-    markdown = theme.sentences(analysis.Runs.markdown)
-    latex = theme.sentences(analysis.Runs.latex)
+    by_group, per_category, difference, recomputed, errors, markdown, latex = map(
+        theme.sentences,
+        (analysis.Runs.by_group, analysis.Runs.per_category, analysis.Runs.difference, analysis.Runs.recomputed,
+         analysis.Runs.errors, analysis.Runs.markdown, analysis.Runs.latex),
+    )  # fmt: skip
 
     @theme.sentences
     def curves(self, category: str | None = None, *, iou_type: str = "bbox") -> Curves:
@@ -61,10 +62,8 @@ class Runs(analysis.Runs):
     @theme.sentences
     def copy_table(self) -> Copy:
         """The tables in Markdown and LaTeX, each with a button that copies it."""
-        texts = {}
-        for kind in self.iou_types:
-            texts[f"Markdown, {IOU_NAMES[kind]}"] = self.markdown(kind)
-            texts[f"LaTeX, {IOU_NAMES[kind]}"] = self.latex(kind)
+        forms = {"Markdown": self.markdown, "LaTeX": self.latex}
+        texts = {f"{form}, {IOU_NAMES[kind]}": of(kind) for kind in self.iou_types for form, of in forms.items()}
         return Copy(texts=texts)
 
     def _repr_html_(self) -> str:
@@ -102,10 +101,8 @@ class Curves(ipywidgets.VBox):
             (f"{name}   ({GROUP_NAMES[truth.frequency[k]]}, {runs.image_count[k]:,} training images)", k)
             for name, k in by_name.items()
         ]
-        value = order[0] if category is None else by_name[category]
-        self.choice = ipywidgets.Dropdown(
-            options=options, value=value, description="category", layout={"width": "520px"}
-        )
+        value, layout = order[0] if category is None else by_name[category], {"width": "520px"}
+        self.choice = ipywidgets.Dropdown(options=options, value=value, description="category", layout=layout)
         self.chart, self.status = Lines(), ipywidgets.HTML()
         super().__init__([self.choice, self.chart, self.status], layout={"max_width": "860px"})
         self.choice.observe(self._update, "value")
@@ -119,19 +116,14 @@ class Curves(ipywidgets.VBox):
             own = [e for (a, _), e in runs.evaluated_again.items() if a == arm]
             curves = [e.precision_recall(category_id, iou_type=kind)["precision"].to_numpy() for e in own]
             y = [None if np.isnan(v) else round(float(v), 4) for v in np.mean(curves, axis=0)]
-            last = i == len(runs.arms) - 1
-            color = "var(--ink)" if last else ("#44AA99", "#AA4499", "#88CCEE", "#999933")[i % 4]
+            color = "var(--ink)" if arm == runs.arms[-1] else COLORS[i % len(COLORS)]
             series.append({"name": runs.title(arm), "kind": "line", "color": color, "x": recall, "y": y, "width": 2.2})
             ap.append(f"{runs.title(arm)} {np.mean([e.per_category[f'AP_{kind}'][k] for e in own]):.1f}")
         self.chart.spec = {
-            "height": 280,
-            "x": {"domain": [0, 1], "label": "recall"},
-            "y": {"domain": [0, 1.02], "label": "precision, IoU 0.5"},
-            "series": series,
-            "names": [f"recall {r:.2f}" for r in recall],
-        }
-        n = int(runs.truth.instance_count[k])
-        objects = f"{n:,} object{'s' if n != 1 else ''} to be found"
+            "height": 280, "x": {"domain": [0, 1], "label": "recall"}, "series": series,
+            "y": {"domain": [0, 1.02], "label": "precision, IoU 0.5"}, "names": [f"recall {r:.2f}" for r in recall],
+        }  # fmt: skip
+        objects = f"{plots.counted(int(runs.truth.instance_count[k]), 'object')} to be found"
         self.status.value = theme.status(f"{objects}. {IOU_NAMES[kind]} over all IoU thresholds: {', '.join(ap)}.")
 
 

@@ -75,10 +75,10 @@ def tiles(cells: Iterable[tuple[object, str]], note: str) -> str:
     """Large numbers with a label each, and a quiet line below. A label "r", "c" or "f" first: its dot's colour."""
     shown = ""
     for value, label in cells:
-        group, dot, name = label.partition("|")
-        label = f'<span class="rio-dot {group}"></span>{html.escape(name)}' if dot else html.escape(label)
-        shown += f'<div class="rio-tile"><div class="rio-value">{_shown(value)}</div>'
-        shown += f'<div class="rio-label">{label}</div></div>'
+        group, bar, name = label.rpartition("|")
+        dot = f'<span class="rio-dot {group}"></span>' if bar else ""
+        shown += f'<div class="rio-tile"><div class="rio-value">{html.escape(_shown(value))}</div>'
+        shown += f'<div class="rio-label">{dot}{html.escape(name)}</div></div>'
     return f'<div class="rio-tiles">{shown}</div><div class="rio-quiet">{html.escape(note)}</div>'
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -25,26 +26,26 @@ from tqdm import tqdm
 from rio import plots
 from rio.data import names
 from rio.study.process import ALIVE, LaunchError, Training, train_command
-from rio.widgets import theme as _theme
+from rio.widgets import theme
 
 REFRESH_SECONDS = 2.0
-STYLE = (_theme.FOLDER / "training.css").read_text(encoding="utf-8")
-# Columns of metrics.json, their titles in small figures, and their labels and formats as tiles.
-SMALL = {
-    "lr": "learning rate",
-    "memory_bank/fill": "bank fill",
-    "memory_bank/replayed_per_foreground": "replayed rows per foreground RoI",
-    "bbox/AP": "box AP",
+STYLE = (theme.FOLDER / "training.css").read_text(encoding="utf-8")
+# Columns of metrics.json, what they are called, their formats; and those of them that have a small figure.
+COLUMNS = {
+    "total_loss": ("loss", "{:.2f}"),
+    "lr": ("learning rate", "{:.2g}"),
+    "memory_bank/fill": ("bank filled", "{:.0%}"),
+    "memory_bank/replayed_per_foreground": ("replayed / foreground RoI", "{:.2f}"),
+    "bbox/AP": ("box AP", "{:.1f}"),
+    "bbox/APr": ("box APr", "{:.1f}"),
+    "segm/AP": ("mask AP", "{:.1f}"),
 }
-TILES = (
-    ("total_loss", "loss", "{:.2f}"),
-    ("lr", "learning rate", "{:.2g}"),
-    ("memory_bank/fill", "bank filled", "{:.0%}"),
-    ("memory_bank/replayed_per_foreground", "replayed / foreground RoI", "{:.2f}"),
-    ("bbox/AP", "box AP", "{:.1f}"),
-    ("bbox/APr", "box APr", "{:.1f}"),
-    ("segm/AP", "mask AP", "{:.1f}"),
-)
+SMALL = ("lr", "memory_bank/fill", "memory_bank/replayed_per_foreground", "bbox/AP")
+BUTTONS = {  # name -> icon, look, tip
+    "Start": ("play", "success", "Begins a new run"),
+    "Stop": ("stop", "warning", "Saves a checkpoint first"),
+    "Resume": ("forward", "info", "Continues from the last checkpoint"),
+}
 
 
 def find_configs() -> dict[str, Path]:
@@ -66,7 +67,7 @@ def count_gpus() -> int:
     """NVIDIA GPUs of this machine, without importing torch; 0 if none can be seen."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
+        return sum(part.strip() not in ("", "-1") for part in visible.split(","))
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10)
         return sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
@@ -84,11 +85,10 @@ def draw_progress(table: pd.DataFrame, max_iter: int = 0) -> Figure:
         PlotError: no loss in the rows.
     """
     small = [column for column in SMALL if column in table and table[column].notna().any()]
-    if len(table) > 800:  # more rows than pixels: every n-th, and all that an evaluation wrote
-        keep = pd.Series(range(len(table))) % (len(table) // 400) == 0
-        keep |= table["bbox/AP"].notna().to_numpy() if "bbox/AP" in table else False
-        keep.iloc[-1] = True
-        table = table[keep.to_numpy()]
+    if len(table) > 800:  # more rows than pixels: every n-th, the last, and all that an evaluation wrote
+        at = np.arange(len(table))
+        keep = (at % (len(table) // 400) == 0) | (at == at[-1])
+        table = table[keep | table["bbox/AP"].notna() if "bbox/AP" in table else keep]
     right = max_iter if max_iter > 1 else None
     with plots.style():
         figure = Figure(figsize=(9.8, 3.3), layout="constrained")
@@ -98,15 +98,14 @@ def draw_progress(table: pd.DataFrame, max_iter: int = 0) -> Figure:
         if right:
             left.set_xlim(0, right)
         for row, column in enumerate(small):
-            ax, rows = figure.add_subplot(grid[row, 1]), table[table[column].notna()]
-            x, y = rows["iteration"], rows[column]
-            ax.plot(x, y, color="#2A6CAB", marker="o" if len(rows) == 1 else None, markersize=4)
-            ax.fill_between(x, y, color="#2A6CAB", alpha=0.1, linewidth=0)
-            ax.set_title(f"{SMALL[column]}  {y.iloc[-1]:.3g}", fontsize=8.5, fontweight="normal", pad=3)
-            ax.set(xlim=(0, right), ylim=(0, max(float(y.max()) * 1.15, 1e-9)))
+            ax, values = figure.add_subplot(grid[row, 1]), table.set_index("iteration")[column].dropna()
+            ax.plot(values, color="#2A6CAB", marker="o" if len(values) == 1 else None, markersize=4)
+            ax.fill_between(values.index, values, color="#2A6CAB", alpha=0.1, linewidth=0)
+            title = f"{COLUMNS[column][0]}  {values.iloc[-1]:.3g}"
+            ax.set_title(title, fontsize=8.5, fontweight="normal", pad=3)
+            ax.set(xlim=(0, right), ylim=(0, max(float(values.max()) * 1.15, 1e-9)))
             ax.yaxis.set_major_locator(MaxNLocator(2))
             ax.tick_params(labelbottom=row == len(small) - 1, labelsize=7.5)
-            ax.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -153,13 +152,9 @@ class TrainingPanel(ipywidgets.VBox):
         options = shlex.join(map(str, options))
         self.options = text(520, value=options, description="options", placeholder="KEY VALUE ...")
         self.data = {
-            key: text(
-                430,
-                value=(data or {}).get(key, ""),
-                description=key.replace("_", " "),
-                placeholder="file.json" if key.endswith("json") else "folder",
-            )
-            for key in ("train_json", "train_images", "val_json", "val_images")
+            key: text(430, value=(data or {}).get(key, ""), description=key.replace("_", " "), placeholder=what)
+            for split in ("train", "val")
+            for key, what in ((f"{split}_json", "file.json"), (f"{split}_images", "folder"))
         }
         own = ipywidgets.Accordion(
             [ipywidgets.HBox(list(self.data.values()), layout={"flex_flow": "row wrap"})],
@@ -170,18 +165,14 @@ class TrainingPanel(ipywidgets.VBox):
         self.figure = ipywidgets.Image(format="png", layout={"display": "none"})
         self.start_button, self.stop_button, self.resume_button = buttons = [
             ipywidgets.Button(description=name, icon=icon, button_style=look, tooltip=tip, layout={"width": "110px"})
-            for name, icon, look, tip in (
-                ("Start", "play", "success", "Begins a new run"),
-                ("Stop", "stop", "warning", "Saves a checkpoint first"),
-                ("Resume", "forward", "info", "Continues from the last checkpoint"),
-            )
+            for name, (icon, look, tip) in BUTTONS.items()
         ]
         controls = [self.config, self.output_dir, self.num_gpus, self.seed, self.options]
         form = ipywidgets.HBox(controls)
         form.add_class("rio-form")
-        style = ipywidgets.HTML(f'<div class="rio-view"><style>{_theme.STYLE}{STYLE}</style></div>')
-        parts = [style, form, own, self.about, self.command, ipywidgets.HBox(buttons), self.status, self.figure]
-        super().__init__(parts)
+        style = ipywidgets.HTML(f'<div class="rio-view"><style>{theme.STYLE}{STYLE}</style></div>')
+        buttons = ipywidgets.HBox(buttons)
+        super().__init__([style, form, own, self.about, self.command, buttons, self.status, self.figure])
         self.add_class("rio-training")
         self._trouble = ""
         self._drawn: tuple[Any, ...] = ()
@@ -190,7 +181,7 @@ class TrainingPanel(ipywidgets.VBox):
         for control in (*controls, *self.data.values()):
             control.observe(self._on_setting, "value")
         stop = lambda: self.run.stop(at_once=self.run.state() == "stopping")  # noqa: E731
-        for button, action in zip(buttons, (self._start, stop, lambda: self.run.resume()), strict=True):
+        for button, action in zip(buttons.children, (self._start, stop, lambda: self.run.resume()), strict=True):
             button.on_click(lambda _, action=action: self._try(action))
         self._on_setting()
 
@@ -204,22 +195,15 @@ class TrainingPanel(ipywidgets.VBox):
         """
         config = self._configs[self.config.value]
         if not config.is_file():
-            raise LaunchError(
-                f"config {self.config.value}: expected one of configs/ or a YAML file, found nothing there"
-            )
+            expected = "expected one of configs/ or a YAML file, found nothing there"
+            raise LaunchError(f"config {self.config.value}: {expected}")
         try:
             options = shlex.split(self.options.value)
         except ValueError as error:
             raise LaunchError(f"options: expected KEY VALUE pairs, found {self.options.value!r}: {error}") from error
-        given = {key: text.value for key, text in self.data.items() if text.value.strip()}
-        return train_command(
-            _short(config),
-            _short(self.run.path),
-            num_gpus=self.num_gpus.value,
-            seed=self.seed.value,
-            data={key: _short(names.find(value)) for key, value in given.items()},
-            options=options,
-        )
+        data = {key: _short(names.find(text.value)) for key, text in self.data.items() if text.value.strip()}
+        choices = {"num_gpus": self.num_gpus.value, "seed": self.seed.value, "data": data, "options": options}
+        return train_command(_short(config), _short(self.run.path), **choices)
 
     def start(self) -> str:
         """Start the training; a run that is in the folder already, running or ended, is found again and left as it is.
@@ -258,7 +242,7 @@ class TrainingPanel(ipywidgets.VBox):
         try:
             action()
         except LaunchError as error:
-            self._trouble = _theme.sentence(error)
+            self._trouble = theme.sentence(error)
         self.refresh()
         self._watch()
 
@@ -266,8 +250,8 @@ class TrainingPanel(ipywidgets.VBox):
         folder = names.find(self.output_dir.value.strip() or ".")
         if folder != self.run.path:
             self.run, self._drawn = Training(folder), ()
-        text = describe_config(self._configs[self.config.value])
-        self.about.value = f'<div class="rio-view rio-quiet" style="white-space: pre-line">{html.escape(text)}</div>'
+        text = html.escape(describe_config(self._configs[self.config.value]))
+        self.about.value = f'<div class="rio-view rio-quiet" style="white-space: pre-line">{text}</div>'
         self._try(self._show_command)
 
     def _show_command(self) -> None:
@@ -316,23 +300,17 @@ class TrainingPanel(ipywidgets.VBox):
             parts.append(f'<div class="{kind}">{html.escape(self.run.explain())}</div>')
         if last and state != "new":
             parts.append(f'<div class="rio-track"><div style="width:{100 * done / last:.1f}%"></div></div>')
-        tiles = (
-            f'<div class="rio-tile"><div class="rio-value">{html.escape(value)}</div>'
-            f'<div class="rio-label">{label}</div></div>'
-            for value, label in (self._tiles(state, table) if len(table) else ())
-        )
-        parts.append(f'<div class="rio-tiles">{"".join(tiles)}</div>')
         since, pid = self.run.note().get("started"), self.run.pid()
         where = [f"started {datetime.datetime.fromtimestamp(since):%d %b %H:%M}"] if since and state != "new" else []
         where += [f"process {pid}"] if pid else []
-        return (
-            f'<div class="rio-view"><div class="rio-state"><span class="rio-pill {state}">{state}</span>'
-            f'<span class="rio-quiet">{html.escape(" · ".join([*where, _short(self.run.path)]))}</span></div>'
-            f"{''.join(parts)}</div>"
-        )
+        parts.append(theme.tiles(self._tiles(state, table), " · ".join([*where, _short(self.run.path)])))
+        pill = f'<div class="rio-state"><span class="rio-pill {state}">{state}</span></div>'
+        return f'<div class="rio-view">{pill}{"".join(parts)}</div>'
 
     def _tiles(self, state: str, table: pd.DataFrame) -> list[tuple[str, str]]:
         """(value, label) of everything that is known."""
+        if table.empty:
+            return []
         done, last, _, pace = self.run.progress()
         tiles = [(f"{done:,}" + (f" / {last:,}" if last else ""), "iterations")]
         if state == "training" and pace and last:
@@ -341,10 +319,8 @@ class TrainingPanel(ipywidgets.VBox):
             tiles.append((f"{batch / pace:.1f}", "images/s"))
         if memory := self.run.memory():
             tiles.append((f"{memory[0]:.1f} GiB", memory[1]))
-        for column, label, form in TILES:
-            known = table[column].dropna() if column in table else ()
-            tiles += [(form.format(float(known.iloc[-1])), label)] if len(known) else []
-        return tiles
+        known = table.reindex(columns=COLUMNS).ffill().iloc[-1].dropna()
+        return tiles + [(COLUMNS[name][1].format(value), COLUMNS[name][0]) for name, value in known.items()]
 
 
 def _short(path: Path) -> str:
