@@ -10,64 +10,51 @@ import numpy as np
 import pytest
 import torch
 
-from tests.benchmarks import bench_evaluation
+from tests.benchmarks import bench_evaluation, gpu, gpu_arms
 from tests.support import tiny_shapes
 
 
 def test_the_evaluations_row_compares_the_same_numbers(tmp_path, monkeypatch):
     monkeypatch.setenv("RIO_BENCH", str(tmp_path))
     monkeypatch.setattr(bench_evaluation, "PREDICTIONS_AN_IMAGE", 20)
+    monkeypatch.setattr(bench_evaluation, "TURNS", {"masks": (1, 1)})
     row = bench_evaluation.row("masks", 0.0)
     assert row["what"] == "evaluation, 20 images x 20 masks: bit-identical"
     assert row["cpu_ratio"] == row["peer_cpu_s"] / row["ours_cpu_s"] and row["peer"] == "lvis"
 
 
-def test_the_full_size_has_no_peer(monkeypatch):
-    measured = bench_evaluation.Measured(cpu_s=20.0, wall_s=14.0, peak_gib=2.0, precision=np.zeros(3))
-    monkeypatch.setattr(bench_evaluation, "measure", lambda *arguments: measured)
-    monkeypatch.setattr(bench_evaluation, "files", lambda *arguments: ("truth", "results"))
-    row = bench_evaluation.row("full", 1.0)
-    assert row["peer_cpu_s"] is row["cpu_ratio"] is None and row["met"] and row["ours_cpu_s"] == 20.0
-
-
-def test_numbers_that_differ_are_said_to(monkeypatch):
+def test_rows_without_a_peer_or_with_other_numbers(monkeypatch):
     def measured(side, *arguments):
-        return bench_evaluation.Measured(1.0, 1.0, 0.1, np.full(3, 0.5 if side == "rio" else 0.25))
+        return bench_evaluation.Measured(20.0, 14.0, 2.0, np.full(3, 0.5 if side == "rio" else 0.25))
 
     monkeypatch.setattr(bench_evaluation, "measure", measured)
     monkeypatch.setattr(bench_evaluation, "files", lambda *arguments: ("truth", "results"))
+    row = bench_evaluation.row("full", 1.0)
+    assert row["peer_cpu_s"] is row["cpu_ratio"] is None and row["met"] and row["ours_cpu_s"] == 20.0
     row = bench_evaluation.row("boxes", 1.0)
     assert row["what"].endswith("NOT THE SAME NUMBERS") and not row["met"]
 
 
-# ------------------------------------------------------------------------------------------------------------
 # The GPU's, in small on a CPU
-# ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def gpu():
-    return pytest.importorskip("tests.benchmarks.gpu", reason="needs detectron2")
-
-
-def test_gpu_benchmark_runs_in_small(gpu, tmp_path, capsys):
+def test_gpu_benchmark_runs_in_small(tiny_set, tmp_path, capsys):
     out = tmp_path / "gpu.json"
     words = "--device cpu --tiny --rounds 1 --block 1 --warm-up 1 --iterations 2 --skip bank"
     words += " --only fp32 --only tf32"
-    bench = [*tiny_shapes.data_options(tiny_shapes.draw(tmp_path)), *tiny_shapes.model_options()]
-    bench += ["DATALOADER.NUM_WORKERS", "0"]
+    bench = [*tiny_shapes.data_options(tiny_set), *tiny_shapes.model_options(), "DATALOADER.NUM_WORKERS", "0"]
     precision = torch.get_float32_matmul_precision()
     gpu.run(gpu.parser().parse_args([*words.split(), "--out", str(out), "--bench-options", *bench]))
     found = json.loads(out.read_text())
     assert [row["setting"] for row in found["speed"]] == ["fp32", "tf32"] and found["left_out"] == ["bank"]
     first, second = found["speed"]
     for row in (first, second):
-        assert row["rio_images_s"] == pytest.approx(1e3 * gpu.TINY.images / row["rio_ms"])
+        assert row["rio_images_s"] == pytest.approx(1e3 * gpu_arms.TINY.images / row["rio_ms"])
         assert row["rio_by_plain"] == pytest.approx(row["rio_ms"] / row["plain_ms"])
         assert row["times_plain_fp32"] == pytest.approx(first["plain_ms"] / row["rio_ms"])
     assert np.isfinite([found["loss"][key][when] for key in ("first", "best") for when in ("begin", "end")]).all()
     parts = found["profile"]["parts"]
-    assert set(parts) == {name for name, _, _ in gpu.parts_of(arm(gpu, "rio", gpu.Setting("fp32")))}
+    assert set(parts) == {name for name, _, _ in gpu.parts_of(arm("rio", gpu_arms.Setting("fp32")))}
     assert all(part["host_ms"] > 0 for part in parts.values())
     assert torch.get_float32_matmul_precision() == precision
     bench_set = found["bench_set"]
@@ -77,7 +64,7 @@ def test_gpu_benchmark_runs_in_small(gpu, tmp_path, capsys):
     assert "rio_by_plain" in capsys.readouterr().out
 
 
-def test_gpu_profile_takes_both_entries_of_a_name(gpu):
+def test_gpu_profile_takes_both_entries_of_a_name():
     def event(host, device):
         return SimpleNamespace(key="part: box head", cpu_time_total=host, device_time_total=device)
 
@@ -86,35 +73,35 @@ def test_gpu_profile_takes_both_entries_of_a_name(gpu):
         assert gpu.part_times(events, steps=2) == {"box head": {"host_ms": 2.0, "device_ms": 3.0}}
 
 
-def arm(gpu, kind, setting):
-    cfg = gpu.config(kind, gpu.TINY, "cpu")
-    return gpu.Arm(cfg, setting, itertools.cycle(gpu.random_batches(gpu.TINY)))
+def arm(kind, setting):
+    cfg = gpu_arms.config(kind, gpu_arms.TINY, "cpu")
+    return gpu_arms.Arm(cfg, setting, itertools.cycle(gpu_arms.random_batches(gpu_arms.TINY)))
 
 
-def test_gpu_settings_do_what_they_say(gpu):
-    every = gpu.settings()[-1]
-    assert [s.name for s in gpu.settings()][:3] == ["fp32", "tf32", "+ AMP"]
+def test_gpu_settings_do_what_they_say():
+    every = gpu_arms.settings()[-1]
+    assert [s.name for s in gpu_arms.settings()][:3] == ["fp32", "tf32", "+ AMP"]
     assert all((every.tf32, every.amp, every.channels_last, every.fused, every.pinned))
-    one = arm(gpu, "rio", gpu.Setting("", channels_last=True, fused=True))
+    one = arm("rio", gpu_arms.Setting("", channels_last=True, fused=True))
     weight = one.model.backbone.bottom_up.stem.conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert all(group["fused"] for group in one.optimizer.param_groups)
-    plain = arm(gpu, "plain", gpu.Setting(""))
+    plain = arm("plain", gpu_arms.Setting(""))
     assert type(plain.model.roi_heads).__name__ == "StandardROIHeads"
     # The optimiser goes by detectron2's groups: what it trains, and with which decay, stays.
     groups = [
         sorted((group["weight_decay"], p.numel()) for group in each.optimizer.param_groups for p in group["params"])
-        for each in (one, arm(gpu, "rio", gpu.Setting("")))
+        for each in (one, arm("rio", gpu_arms.Setting("")))
     ]
     assert groups[0] == groups[1]
 
 
-def test_gpu_loss_is_the_same_for_the_same_arm(gpu):
+def test_gpu_loss_is_the_same_for_the_same_arm():
     """Two arms start alike and see alike images; the loss of two settings can be compared."""
     losses = []
     for _ in range(2):
-        with gpu.numbers(gpu.Setting("")):
-            one = arm(gpu, "rio", gpu.Setting(""))
+        with gpu_arms.numbers(gpu_arms.Setting("")):
+            one = arm("rio", gpu_arms.Setting(""))
             torch.manual_seed(0)
             losses.append([float(one.step()) for _ in range(2)])
     assert losses[0] == losses[1]
@@ -122,14 +109,14 @@ def test_gpu_loss_is_the_same_for_the_same_arm(gpu):
     assert written.sum() > 0  # there are targets in the batches
 
 
-def test_gpu_minutes_are_kept(gpu, capsys):
+def test_gpu_minutes_are_kept(capsys):
     result = gpu.run(gpu.parser().parse_args(["--device", "cpu", "--tiny", "--minutes", "-1"]))
     assert result["left_out"] == ["bank", "speed", "loss", "profile", "bench_set"]
 
 
-def test_gpu_random_batches_are_what_a_loader_gives(gpu):
-    size = gpu.Size(batches=2)
-    batches = gpu.random_batches(size)
+def test_gpu_random_batches_are_what_a_loader_gives():
+    size = gpu_arms.Size(batches=2)
+    batches = gpu_arms.random_batches(size)
     for record in batches[0]:
         height, width = record["image"].shape[1:]
         assert min(height, width) == 800 and record["instances"].image_size == (height, width)
@@ -138,7 +125,7 @@ def test_gpu_random_batches_are_what_a_loader_gives(gpu):
         masks = record["instances"].gt_masks.get_bounding_boxes().tensor
         torch.testing.assert_close(masks, boxes, atol=1e-2, rtol=0)
     classes = torch.cat([record["instances"].gt_classes for record in batches[0]])
-    targets = np.isin(classes, gpu.target_ids(size)).sum()
-    assert targets == gpu.TARGETS_A_BATCH and len(gpu.target_ids(size)) == 553
-    again = gpu.random_batches(size)
+    targets = np.isin(classes, gpu_arms.target_ids(size)).sum()
+    assert targets == gpu_arms.TARGETS_A_BATCH and len(gpu_arms.target_ids(size)) == 553
+    again = gpu_arms.random_batches(size)
     assert torch.equal(batches[1][3]["image"], again[1][3]["image"])

@@ -30,7 +30,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,198 +38,12 @@ from typing import Any
 import detectron2
 import numpy as np
 import torch
-from detectron2.config import CfgNode
-from detectron2.layers import FrozenBatchNorm2d
-from detectron2.modeling import build_model
-from detectron2.solver import build_optimizer
-from detectron2.structures import Boxes, Instances, PolygonMasks
-from detectron2.utils.events import EventStorage
 
-import rio.engine.backbone
-import rio.roi_heads  # noqa: F401  (both register modules)
 from rio.config import load_config
 from rio.engine.loader import build_training_loader
 from rio.engine.setup import setup_training
-from tests.benchmarks import bench_memory_bank
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-CONFIG = CONFIGS / "lvis_v1" / "rio_r50.yaml"
-PLAIN = (
-    *("MODEL.ROI_HEADS.NAME", "StandardROIHeads"),
-    *("MODEL.RIO.BANK_ENABLED", False, "MODEL.RIO.CLASSIFIER", "linear"),
-)
-OBJECTS_AN_IMAGE, TARGETS_A_BATCH = 12, 3  # LVIS: 12.7; the targets are rare, also under repeat factors
-SIZES = ((480, 640), (427, 640), (640, 480), (640, 640))  # most of LVIS, before resizing
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How a step is run; the same for plain and RIO."""
-
-    name: str
-    tf32: bool = False  # matrix products of the heads too; convolutions have it from PyTorch
-    amp: bool = False
-    channels_last: bool = False
-    fused: bool = False  # SGD in one kernel
-    pinned: bool = False  # images are copied while the GPU computes
-
-
-def settings() -> list[Setting]:
-    """Each with one thing more than the one before."""
-    found = [Setting("fp32")]
-    more = {"tf32": "tf32", "+ AMP": "amp", "+ channels_last": "channels_last", "+ fused SGD": "fused"}
-    for name, key in (more | {"+ pinned memory": "pinned"}).items():
-        found.append(replace(found[-1], name=name, **{key: True}))
-    return found
-
-
-@dataclass(frozen=True)
-class Size:
-    """What is measured on: the real thing, or something that a CPU does in a second."""
-
-    short_side: int = 800
-    images: int = 4
-    batches: int = 8
-    classes: int = 1203
-    targets: int = 553
-    options: tuple = ()
-
-
-TINY = Size(
-    short_side=64,
-    images=2,
-    batches=2,
-    classes=12,
-    targets=5,
-    options=(
-        *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.FPN.OUT_CHANNELS", 16),
-        *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", 50, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 20),
-        *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16, "MODEL.ROI_BOX_HEAD.FC_DIM", 32),
-        *("MODEL.ROI_MASK_HEAD.CONV_DIM", 16, "MODEL.ROI_MASK_HEAD.NUM_CONV", 1),
-    ),
-)
-
-
-def config(kind: str, size: Size, device: str) -> CfgNode:
-    """The config of "plain" (detectron2's own heads and classifier) or "rio"."""
-    options = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", device, "SEED", 1, "MODEL.ROI_HEADS.NUM_CLASSES", size.classes]
-    options += ["MODEL.RIO.BANK_CLASS_IDS", target_ids(size)]
-    return load_config(CONFIG, [*options, *(PLAIN if kind == "plain" else ()), *size.options])
-
-
-def target_ids(size: Size) -> list[int]:
-    return list(range(0, 2 * size.targets, 2))
-
-
-def random_batches(size: Size, seed: int = 0) -> list[list[dict[str, Any]]]:
-    """What detectron2's loader would give: uint8 images, boxes, classes, polygons; on the CPU."""
-    rng = np.random.default_rng(seed)
-    targets = target_ids(size)
-    others = np.setdiff1d(np.arange(size.classes), targets)
-    batches = []
-    for _ in range(size.batches):
-        classes = rng.choice(others, (size.images, OBJECTS_AN_IMAGE))
-        rows = rng.choice(classes.size, TARGETS_A_BATCH, replace=False)
-        classes.reshape(-1)[rows] = rng.choice(targets, TARGETS_A_BATCH)
-        batches.append([_random_image(rng, size, own) for own in classes])
-    return batches
-
-
-def _random_image(rng: np.random.Generator, size: Size, classes: np.ndarray) -> dict[str, Any]:
-    height, width = SIZES[int(rng.integers(len(SIZES)))]
-    scale = size.short_side / min(height, width)
-    height, width = round(height * scale), round(width * scale)
-    extent = np.exp(rng.normal(np.log(0.12), 0.8, (len(classes), 2))).clip(0.03, 0.9) * (width, height)
-    corner = rng.uniform(0, 1, (len(classes), 2)) * ((width, height) - extent)
-    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    circle = np.stack([np.cos(angle), np.sin(angle)], 1) / 2 + 0.5
-    instances = Instances((height, width))
-    instances.gt_boxes = Boxes(torch.tensor(np.concatenate([corner, corner + extent], 1), dtype=torch.float32))
-    instances.gt_classes = torch.tensor(classes)
-    instances.gt_masks = PolygonMasks([[(c + circle * e).ravel()] for c, e in zip(corner, extent, strict=True)])
-    image = torch.from_numpy(rng.integers(0, 256, (3, height, width), dtype=np.uint8))
-    return {"image": image, "instances": instances, "height": height, "width": width}
-
-
-class Arm:
-    """A model and its optimiser under a setting; `step` trains it on one batch.
-
-    Args:
-        cfg: what to build.
-        setting: how a step is run.
-        batches: what a loader gives, without end.
-    """
-
-    def __init__(self, cfg: CfgNode, setting: Setting, batches: Iterable[list[dict[str, Any]]]) -> None:
-        self.setting, self.device = setting, torch.device(cfg.MODEL.DEVICE)
-        torch.manual_seed(1)
-        self.model = build_model(cfg).train()
-        batches = iter(batches)
-        first = next(batches)
-        self.batches = itertools.chain([first], batches)
-        self._normalise(first)
-        if setting.channels_last:
-            self.model.to(memory_format=torch.channels_last)
-        self.optimizer = build_optimizer(cfg, self.model)
-        if setting.fused:
-            keys = ("params", "lr", "weight_decay", "momentum", "nesterov", "dampening")
-            groups = [{key: group[key] for key in keys} for group in self.optimizer.param_groups]
-            self.optimizer = torch.optim.SGD(groups, lr=cfg.SOLVER.BASE_LR, fused=True)
-        # SOLVER.AMP.ENABLED: float16, with the gradients scaled; a CPU has bfloat16, which needs no scaling.
-        self.dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
-        scaled = setting.amp and self.device.type == "cuda"
-        self.scaler = torch.amp.GradScaler("cuda", enabled=scaled) if scaled else None
-        # The configs' rate is for their batch; warmed up, as training begins.
-        share = len(first) / cfg.SOLVER.IMS_PER_BATCH
-        self.rates = [group["lr"] * share for group in self.optimizer.param_groups]
-        self.steps = 0
-
-    @torch.no_grad()
-    def _normalise(self, batch: list[dict[str, Any]]) -> None:
-        """Frozen norms take the first batch's statistics: with 0 and 1 random weights overflow."""
-
-        def take(norm: FrozenBatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
-            norm.running_mean.copy_(inputs[0].mean((0, 2, 3)))
-            norm.running_var.copy_(inputs[0].var((0, 2, 3), unbiased=False) + 1e-5)
-
-        norms = [m for m in self.model.modules() if isinstance(m, FrozenBatchNorm2d)]
-        handles = [norm.register_forward_pre_hook(take) for norm in norms]
-        self.model.backbone(self.model.preprocess_image(batch).tensor)
-        for handle in handles:
-            handle.remove()
-
-    def step(self) -> torch.Tensor:
-        """One iteration on the next batch; returns the loss, not waited for."""
-        batch = next(self.batches)
-        warm = min(1.0, (self.steps + 1) / 100)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * warm
-        self.steps += 1
-        if self.setting.pinned:
-            batch = [d | {"image": d["image"].to(self.device, non_blocking=True)} for d in batch]
-        with torch.autocast(self.device.type, self.dtype, enabled=self.setting.amp):
-            loss = sum(self.model(batch).values())
-        self.optimizer.zero_grad()
-        if self.scaler is None:
-            loss.backward()
-            self.optimizer.step()
-        else:
-            self.scaler.scale(loss).backward()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        return loss.detach()
-
-
-@contextlib.contextmanager
-def numbers(setting: Setting) -> Iterator[None]:
-    """float32 products in TF32 or not, for as long as the setting is measured."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if setting.tf32 else "highest")
-    try:
-        with EventStorage():
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+from tests.benchmarks import bench_memory_bank, gpu_arms
+from tests.benchmarks.gpu_arms import PLAIN, TINY, Arm, Setting, Size, numbers
 
 
 @dataclass
@@ -255,13 +69,21 @@ class Task:
         batches = copy.deepcopy(self.batches)
         if setting.pinned and self.cuda:
             batches = [[d | {"image": d["image"].pin_memory()} for d in batch] for batch in batches]
-        return Arm(config(kind, self.size, self.device), setting, itertools.cycle(batches))
+        return Arm(gpu_arms.config(kind, self.size, self.device), setting, itertools.cycle(batches))
 
-    def milliseconds(self, work: Callable[[], Any]) -> float:
-        """Until the last kernel has ended; on a CPU of its time."""
-        start = bench_memory_bank.clock(self.device)
-        work()
-        return 1e3 * (bench_memory_bank.clock(self.device) - start)
+    def turns(self, arms: dict[str, Arm]) -> dict[str, list[float]]:
+        """Milliseconds a step of each arm, a block of steps at a time; who is first changes from round to round.
+
+        Until the last kernel has ended; on a CPU of its time.
+        """
+        times: dict[str, list[float]] = {name: [] for name in arms}
+        for number in range(self.rounds):
+            for name in list(arms) if number % 2 else list(arms)[::-1]:
+                with numbers(arms[name].setting):
+                    start = bench_memory_bank.clock(self.device)
+                    _steps(arms[name], self.block)
+                    times[name].append(1e3 * (bench_memory_bank.clock(self.device) - start) / self.block)
+        return times
 
     def peak(self, work: Callable[[], Any], before: int) -> float | None:
         """GiB allocated at most during `work`, beyond what was before the model was there."""
@@ -290,18 +112,14 @@ def speed(task: Task, chosen: list[Setting]) -> list[dict[str, Any]]:
         if rows and time.monotonic() > task.ends:
             print(f"{setting.name:18s} left out: the minutes are over")
             continue
-        row: dict[str, Any] = {"setting": setting.name, **{k: v for k, v in asdict(setting).items() if k != "name"}}
-        with numbers(setting):
-            arms = {}
-            for kind in ("plain", "rio"):
-                before = torch.cuda.memory_allocated() if task.cuda else 0
+        row, arms = asdict(setting), {}
+        row["setting"] = row.pop("name")
+        for kind in ("plain", "rio"):
+            before = torch.cuda.memory_allocated() if task.cuda else 0
+            with numbers(setting):
                 arms[kind] = arm = task.arm(kind, setting)
                 row[f"{kind}_peak_gib"] = task.peak(lambda arm=arm: _steps(arm, task.warm_up), before)
-            times = {kind: [] for kind in arms}
-            for number in range(task.rounds):
-                for kind in ("plain", "rio") if number % 2 else ("rio", "plain"):
-                    ms = task.milliseconds(lambda arm=arms[kind]: _steps(arm, task.block))
-                    times[kind].append(ms / task.block)
+        times = task.turns(arms)
         for kind, found in times.items():
             row[f"{kind}_ms"] = statistics.median(found)
             row[f"{kind}_images_s"] = 1e3 * task.size.images / row[f"{kind}_ms"]
@@ -311,6 +129,7 @@ def speed(task: Task, chosen: list[Setting]) -> list[dict[str, Any]]:
         rows.append(row)
         row["times_plain_fp32"] = rows[0]["plain_ms"] / row["rio_ms"]
         print(json.dumps(row), flush=True)
+        del arm
         arms.clear()
         task.free()
     fastest = min(rows, key=lambda row: row["rio_ms"])["setting"]
@@ -333,11 +152,8 @@ def loss(task: Task, first: Setting) -> dict[str, Any]:
             losses = [arm.step() for _ in range(task.iterations)]
         values = torch.stack(losses).float().cpu().tolist()
         last = max(1, task.iterations // 10)
-        found[name] = {
-            "setting": setting.name,
-            "begin": statistics.mean(values[:last]),
-            "end": statistics.mean(values[-last:]),
-        }
+        begin, end = statistics.mean(values[:last]), statistics.mean(values[-last:])
+        found[name] = {"setting": setting.name, "begin": begin, "end": end}
         del arm, losses
         task.free()
     found["best_by_first"] = found["best"]["end"] / found["first"]["end"]
@@ -381,7 +197,7 @@ def part_times(events: Iterable[Any], steps: int) -> dict[str, dict[str, float]]
 def parts_of(arm: Arm) -> list[tuple[str, Any, str]]:
     model, heads = arm.model, arm.model.roi_heads
     predictor = heads.box_predictor
-    return [
+    return [  # what to show, owner, method
         ("images to the device, padded", model, "preprocess_image"),
         ("backbone", model.backbone, "forward"),
         ("proposals", model.proposal_generator, "forward"),
@@ -433,7 +249,8 @@ def bench_set(task: Task, first: Setting) -> dict[str, Any]:
         for name, (kind, setting) in arms.items():
             options = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", task.device, "SEED", 1]
             options += ["OUTPUT_DIR", str(Path(folder) / name), *(PLAIN if kind == "plain" else ())]
-            cfg = setup_training(load_config(CONFIGS / "shapes" / "bench.yaml", [*options, *task.bench_options]))
+            file = gpu_arms.CONFIGS / "shapes" / "bench.yaml"
+            cfg = setup_training(load_config(file, [*options, *task.bench_options]))
             loader = build_training_loader(cfg)
             stack.callback(loader.close)
             found |= {"images": cfg.SOLVER.IMS_PER_BATCH, "loader_workers": cfg.DATALOADER.NUM_WORKERS}
@@ -442,13 +259,7 @@ def bench_set(task: Task, first: Setting) -> dict[str, Any]:
             built[name] = Arm(cfg, setting, loader)
             with numbers(setting):
                 _steps(built[name], task.warm_up)
-        times: dict[str, list[float]] = {name: [] for name in arms}
-        for number in range(task.rounds):
-            order = list(arms)
-            for name in order if number % 2 else order[::-1]:
-                with numbers(arms[name][1]):
-                    ms = task.milliseconds(lambda name=name: _steps(built[name], task.block))
-                times[name].append(ms / task.block)
+        times = task.turns(built)
     for name, milliseconds in times.items():
         found[f"{name}: images_s"] = 1e3 * found["images"] / statistics.median(milliseconds)
         if name != "plain":
@@ -472,17 +283,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """All parts, as far as the minutes reach; what was measured."""
     begun = time.monotonic()
     size = TINY if arguments.tiny else Size()
-    shared = {name: getattr(arguments, name) for name in ("device", "rounds", "block", "warm_up", "iterations")}
-    task = Task(
-        **shared,
-        size=size,
-        batches=random_batches(size),
-        bench_options=arguments.bench_options,
-        ends=begun + 60 * arguments.minutes,
-    )
+    names = ("device", "rounds", "block", "warm_up", "iterations", "bench_options")
+    shared = {name: getattr(arguments, name) for name in names}
+    task = Task(**shared, size=size, batches=gpu_arms.random_batches(size), ends=begun + 60 * arguments.minutes)
     if task.cuda:
         torch.cuda.set_device(torch.device(arguments.device).index or 0)
-    chosen = [s for s in settings() if not arguments.only or s.name in arguments.only]
+    chosen = [s for s in gpu_arms.settings() if not arguments.only or s.name in arguments.only]
     versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "detectron2": detectron2.__version__}
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if task.cuda else "CPU",
@@ -539,7 +345,8 @@ def parser() -> argparse.ArgumentParser:
     ):
         made.add_argument(flag, type=type(default), default=default, help=f"{text} (default: %(default)s)")
     made.add_argument("--tiny", action="store_true", help="a small model on small images: tries the benchmark")
-    made.add_argument("--only", action="append", choices=[s.name for s in settings()], help="a setting; repeatable")
+    names = [setting.name for setting in gpu_arms.settings()]
+    made.add_argument("--only", action="append", choices=names, help="a setting; repeatable")
     made.add_argument("--skip", action="append", default=[], metavar="PART", help="repeatable")
     made.add_argument("--bench-options", nargs="*", default=[], metavar="KEY VALUE", help="over shapes/bench.yaml")
     made.add_argument("--out", help="JSON file")
@@ -549,9 +356,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     arguments = parser().parse_args()
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
-        raise SystemExit(
-            "No CUDA device here. Fix: run it where there is one; --device cpu --tiny tries the benchmark."
-        )
+        raise SystemExit("No CUDA device here. Fix: run it where there is one; --device cpu --tiny tries it.")
     run(arguments)
 
 
