@@ -73,7 +73,7 @@ lint:
 	@$(MAKE) -s install EXTRAS='$(EXTRAS),lint'
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@$(PY) -m mypy $(METHOD:%=rio/%.py) rio/data
+	@$(PY) -m mypy $(METHOD:%=rio/%.py) rio/data rio/losses
 
 lines:
 	@find rio -name '*.py' -exec cat {} + | wc -l | xargs echo 'rio/             '

@@ -14,6 +14,8 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 
 from rio.engine.config_files import ConfigError, ConfigFileNotFound, check, merge_file, merge_options
+from rio.losses import KEYS as LOSS_KEYS
+from rio.losses import LOSSES
 from rio.memory_bank import REPLAY_ORDERS
 from rio.sampler import METHODS
 
@@ -26,6 +28,14 @@ KEYS: dict[str, tuple[Any, str | tuple[str, ...]]] = {
     "CLASSIFIER": ("cosine", ("cosine", "linear")),
     # Multiplier s of the cosine logits. Reference: TEMP_S.
     "COSINE_SCALE": (48.0, "> 0"),
+    # Loss of the classifier. Those whose bias has to start elsewhere than at 0 need the linear classifier.
+    "CLS_LOSS": ("softmax", tuple(LOSSES)),
+    **LOSS_KEYS,
+    # Images and instances of each class in the training set, and its images, for the losses that use them. [], 0 = the
+    # trainer fills them in and stores them.
+    "IMAGE_COUNT": ([], ""),
+    "INSTANCE_COUNT": ([], ""),
+    "NUM_IMAGES": (0, ">= 0"),
     # Object-level resampling on or off.
     "BANK_ENABLED": (True, ""),
     # RoIs stored per target class; the oldest leaves when a class is full. Reference: MAX_CACHE.
@@ -149,11 +159,22 @@ def validate(cfg: CfgNode) -> None:
     expected, advice = f"letters r, c and f, as many as {below}", 'leave the key at "" and the trainer fills it in'
     check(fits, "MODEL.RIO.CLASS_FREQUENCY", expected, f"{found} ({len(groups)})", advice)
 
+    for key in ("IMAGE_COUNT", "INSTANCE_COUNT"):
+        counts, advice = list(rio[key]), "leave the key at [] and the trainer fills it in"
+        fits = len(counts) in (0, number or len(counts)) and all(type(n) is int and n >= 0 for n in counts)
+        check(fits, f"MODEL.RIO.{key}", f"whole numbers >= 0, as many as {below}", f"{len(counts)} entries", advice)
+
+    needs_bias, advice = LOSSES[rio.CLS_LOSS].initial_bias != 0, "write MODEL.RIO.CLASSIFIER linear"
+    expected = f"'linear' for CLS_LOSS {rio.CLS_LOSS}, whose bias does not start at 0"
+    check(not needs_bias or rio.CLASSIFIER == "linear", "MODEL.RIO.CLASSIFIER", expected, rio.CLASSIFIER, advice)
+    later, advice = cfg.MODEL.ROI_BOX_HEAD.get("USE_SIGMOID_CE", False), "write MODEL.RIO.CLS_LOSS sigmoid or federated"
+    check(not later, "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", "False, as RIO has losses of its own", later, advice)
     head, threshold = cfg.MODEL.ROI_HEADS.NAME, cfg.DATALOADER.REPEAT_THRESHOLD
-    unused = head in ROI_HEADS or (not rio.BANK_ENABLED and rio.CLASSIFIER == "linear")
-    expected = f"one of {list(ROI_HEADS)} for BANK_ENABLED {rio.BANK_ENABLED}, CLASSIFIER {rio.CLASSIFIER}"
-    advice = "write one of them, or MODEL.RIO.BANK_ENABLED False and MODEL.RIO.CLASSIFIER linear"
-    check(unused, "MODEL.ROI_HEADS.NAME", expected, f"{head!r}, which would ignore them", advice)
+    off = {"BANK_ENABLED": False, "CLASSIFIER": "linear", "CLS_LOSS": "softmax"}
+    used = [f"{key} {rio[key]}" for key in off if rio[key] != off[key]]
+    expected, found = f"one of {list(ROI_HEADS)} for {', '.join(used)}", f"{head!r}, which would ignore them"
+    advice = f"write one of them, or {', '.join(f'MODEL.RIO.{key} {value}' for key, value in off.items())}"
+    check(head in ROI_HEADS or not used, "MODEL.ROI_HEADS.NAME", expected, found, advice)
     shares, expected = rio.SAMPLER not in ("rfs", "irfs") or 0 < threshold <= 1, f"for MODEL.RIO.SAMPLER {rio.SAMPLER}"
     advice = "the reference uses 0.001; for no resampling write MODEL.RIO.SAMPLER none"
     check(shares, "DATALOADER.REPEAT_THRESHOLD", f"an image frequency in (0, 1] {expected}", threshold, advice)

@@ -2,6 +2,7 @@
 
     N: images of a step            R: RoIs of a step, all images together     M: replayed rows of a step
     K: foreground classes          D: width of an RoI feature                 G: objects of an image
+    C: columns of the classifier
 
 The bank belongs to the predictor: ``forward`` sees the RoI features, ``losses`` their labels. So the heads only
 exchange the predictor, and detectron2's forward, mask, cascade and predicted-box code runs unchanged on the R RoIs.
@@ -17,15 +18,19 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec, cross_entropy
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads, FastRCNNOutputLayers, StandardROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats
 from detectron2.structures import Instances, pairwise_iou
-from torch import Tensor
+from torch import Tensor, nn
 
 from rio.classifier import CosineClassifier
 from rio.data.errors import check
 from rio.engine import telemetry
+from rio.losses import build_loss
+from rio.losses.base import Loss
+from rio.losses.counts import ClassCounts
+from rio.losses.softmax import Softmax
 from rio.memory_bank import MemoryBank
 
 
@@ -42,6 +47,7 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
         input_shape: of the RoI features.
         classifier: "cosine" or "linear" (detectron2's own).
         cosine_scale: s, only for "cosine".
+        cls_loss: of ``rio.losses``, which says how many columns the classifier has; None = softmax cross-entropy.
         memory_bank: None = no replay. It is only sampled and written in training with gradients enabled.
         replay_losses: the losses that replayed rows enter, of "cls" and "box".
         replay_max_per_foreground: replayed rows per foreground RoI at most; 0 = no cap.
@@ -58,6 +64,7 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
         *,
         classifier: str = "linear",
         cosine_scale: float = 48.0,
+        cls_loss: Loss | None = None,
         memory_bank: MemoryBank | None = None,
         replay_losses: Sequence[str] = ("cls", "box"),
         replay_max_per_foreground: float = 0.0,
@@ -74,8 +81,13 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
             ("memory_bank", bank_of in (None, (width, number)), f"feature_dim {width}, num_classes {number}", bank_of),
         ):
             check(good, name, expected, found, "correct the argument or its key")
+        self.cls_loss = Softmax(ClassCounts(number)) if cls_loss is None else cls_loss
         if classifier == "cosine":
-            self.cls_score = CosineClassifier(width, number + 1, cosine_scale)
+            self.cls_score: nn.Module = CosineClassifier(width, self.cls_loss.columns, cosine_scale)
+        elif not isinstance(self.cls_loss, Softmax):
+            self.cls_score = linear = nn.Linear(width, self.cls_loss.columns)
+            nn.init.normal_(linear.weight, std=0.01)  # detectron2's
+            nn.init.constant_(linear.bias, self.cls_loss.initial_bias)
         self.memory_bank, self.replay_losses = memory_bank, tuple(replay_losses)
         self.replay_max_per_foreground, self.bank_start_iter = replay_max_per_foreground, bank_start_iter
         groups = telemetry.frequency_groups(class_frequency, number)
@@ -104,6 +116,7 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
         return theirs | {
             "classifier": rio.CLASSIFIER,
             "cosine_scale": rio.COSINE_SCALE,
+            "cls_loss": build_loss(rio, number),
             "memory_bank": bank,
             "replay_losses": rio.REPLAY_LOSSES,
             "replay_max_per_foreground": rio.REPLAY_MAX_PER_FOREGROUND,
@@ -112,7 +125,7 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
         }
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(scores (R, K + 1), deltas (R, 4 or K * 4)) of RoI features (R, D), as detectron2."""
+        """(logits (R, C), deltas (R, 4 or K * 4)) of RoI features (R, D); C = K + 1 for softmax, as detectron2."""
         x = torch.flatten(x, start_dim=1)
         predictions: tuple[Tensor, Tensor] = super().forward(x)
         if self.memory_bank is not None and self.training and torch.is_grad_enabled():
@@ -133,7 +146,8 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
         """
         logits, deltas = predictions
         classes, boxes, gt_boxes = _columns(proposals, deltas.device)
-        _log_classification_stats(logits, classes)
+        softmax = isinstance(self.cls_loss, Softmax)
+        _log_classification_stats(logits if softmax else self.cls_loss.scores(logits.detach()), classes)
         bank, replay, features = self.memory_bank, None, getattr(predictions, "features", None)
         if bank is not None and features is not None:  # sample what was there before, then write this step's RoIs
             if bank.iteration >= self.bank_start_iter:
@@ -146,7 +160,7 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
         rows = [logits, classes]
         if replay is not None and "cls" in self.replay_losses:
             rows = _joined(rows, [self.cls_score(replay.features), replay.gt_classes])
-        found = {"loss_cls": cross_entropy(*rows, reduction="mean")}
+        found = {"loss_cls": self.cls_loss(*rows)}
         if self.bbox_pred.weight.requires_grad:
             rows = [boxes, gt_boxes, deltas, classes]
             if replay is not None and "box" in self.replay_losses:
@@ -154,6 +168,10 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
                 rows = _joined(rows, own)
             found["loss_box_reg"] = self.box_reg_loss(*rows)
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in found.items()}
+
+    def predict_probs(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> list[Tensor]:
+        """Each image's scores (its number of RoIs, K + 1), the background's last."""
+        return list(torch.split(self.cls_loss.scores(predictions[0]), [len(p) for p in proposals]))
 
 
 def _columns(proposals: list[Instances], device: torch.device) -> list[Tensor]:
@@ -189,7 +207,7 @@ def _exchange_predictor(
             cfg, shape, stage=stage, box2box_transform=predictor.box2box_transform
         )
     ours.bbox_pred.load_state_dict(predictor.bbox_pred.state_dict())
-    if cfg.MODEL.RIO.CLASSIFIER == "linear":
+    if cfg.MODEL.RIO.CLASSIFIER == "linear" and isinstance(ours.cls_loss, Softmax):
         ours.cls_score.load_state_dict(predictor.cls_score.state_dict())
     return ours
 

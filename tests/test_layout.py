@@ -26,10 +26,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "memory_bank": {"torch", "rio.data.errors", "rio.engine.rows"},
     "classifier": {"torch", "rio.data.errors"},
     "roi_heads": {"torch", "fvcore", "detectron2"}
-    | {"rio.data.errors", "rio.memory_bank", "rio.classifier", "rio.engine.telemetry"},
-    "config": {"detectron2", "rio.engine.config_files", "rio.memory_bank", "rio.sampler"},
+    | {"rio.data.errors", "rio.memory_bank", "rio.classifier", "rio.losses", "rio.engine.telemetry"},
+    "config": {"detectron2", "rio.engine.config_files", "rio.losses", "rio.memory_bank", "rio.sampler"},
     "trainer": DETECTRON | {"rio.config", "rio.data", "rio.engine", "rio.results", "rio.roi_heads", "rio.sampler"},
     # The rooms around it.
+    "losses": {"torch", "rio.data.errors", "rio.engine.rows"},
     "data": LIGHT | {"PIL", "msgspec", "pycocotools", "filelock", "rio.shapes"},  # data.names draws the embedded set
     "shapes": LIGHT | {"cv2", "filelock"},
     "engine": DETECTRON

@@ -1,4 +1,4 @@
-"""Rows of tensors: ranks within groups, IoU of pairs, and the rows of all processes gathered.
+"""Rows of tensors: ranks within groups, IoU of pairs, and the rows of all processes gathered or summed.
 
 B: batch, S: entries of a row, R: RoIs, W: rows of one process.
 """
@@ -75,3 +75,10 @@ def gathered(*columns: Tensor) -> list[Tensor]:
     # Cloned, as contiguous() leaves a single row with the stride it had in the table.
     found = (part.clone(memory_format=torch.contiguous_format) for part in torch.split(rows, widths, dim=1))
     return [part.view(column.dtype) for part, column in zip(found, columns, strict=True)]
+
+
+def summed(column: Tensor) -> Tensor:
+    """The column summed over all processes, in place; every rank must call it."""
+    if world_size() > 1:
+        dist.all_reduce(column)
+    return column

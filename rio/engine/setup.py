@@ -64,8 +64,7 @@ def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
         check_same_categories(train, annotations_of(name))
     _resolve_masks(cfg, train)
     _resolve_bank(cfg, train)
-    if not cfg.MODEL.RIO.CLASS_FREQUENCY:
-        cfg.MODEL.RIO.CLASS_FREQUENCY = "".join(train.frequency.tolist())
+    _resolve_counts(cfg, train)
     stored = stored_config(cfg.OUTPUT_DIR) if has_run else None
     if cfg.SEED < 0:  # one number for all ranks: the first rank's
         cfg.SEED = comm.all_gather(int(stored.SEED) if stored else secrets.randbelow(2**31))[0]
@@ -118,6 +117,7 @@ def setup_inference(cfg: CfgNode, *, need_test_sets: bool = True) -> CfgNode:
     train = training_annotations(cfg)
     if train is not None:
         _resolve_num_classes(cfg, train, cfg.DATASETS.TRAIN[0])
+        _resolve_counts(cfg, train)
     elif test_sets:
         _resolve_num_classes(cfg, annotations_of(test_sets[0]), test_sets[0])
     elif cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0:
@@ -219,6 +219,21 @@ def _resolve_masks(cfg: CfgNode, train: Annotations) -> None:
         cfg.INPUT.MASK_FORMAT = "bitmask"
 
 
+def _counts(train: Annotations) -> dict[str, Any]:
+    """What MODEL.RIO holds of the training set's classes."""
+    return {
+        "CLASS_FREQUENCY": "".join(train.frequency.tolist()),
+        "IMAGE_COUNT": train.image_count.tolist(),
+        "INSTANCE_COUNT": train.instance_count.tolist(),
+        "NUM_IMAGES": train.num_images,
+    }
+
+
+def _resolve_counts(cfg: CfgNode, train: Annotations) -> None:
+    for key, value in _counts(train).items():
+        cfg.MODEL.RIO[key] = cfg.MODEL.RIO[key] or value
+
+
 def _resolve_bank(cfg: CfgNode, train: Annotations) -> None:
     rio, world = cfg.MODEL.RIO, comm.get_world_size()
     if not rio.BANK_ENABLED:
@@ -246,11 +261,16 @@ def _log_changes(stored: CfgNode, cfg: CfgNode) -> None:
     """Warn of every key that differs; a key that an older version did not know had its default's meaning."""
     defaults, now = (dict(_leaves(CfgNode.load_cfg(one.dump()))) for one in (get_rio_cfg(), cfg))
     before = defaults | dict(_leaves(stored))
-    groups = "MODEL.RIO.CLASS_FREQUENCY"
-    before[groups] = before[groups] or now[groups]
+    for key in (
+        "MODEL.RIO.CLASS_FREQUENCY",
+        "MODEL.RIO.IMAGE_COUNT",
+        "MODEL.RIO.INSTANCE_COUNT",
+        "MODEL.RIO.NUM_IMAGES",
+    ):
+        before[key] = before[key] or now[key]
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
-            logger.warning("Resumed with another %s: %r -> %r", key, before.get(key), now.get(key))
+            logger.warning("Resumed with another %s: %.200r -> %.200r", key, before.get(key), now.get(key))
 
 
 def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:

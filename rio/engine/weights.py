@@ -164,6 +164,7 @@ def load_weights(
         if name not in fits
     }
     needed = [n for n in own if not (_FROM_CONFIG.search(n) or ADDED.search(n)) and (bank or not is_bank(n))]
+    needed = [n for n in needed if ".cls_loss." not in f".{n}"]  # what a loss has counted; another one starts from 0
     missing = [name for name in needed if name not in fits and name not in problems]
     unexpected = [name for name in state if name not in own and not _FROM_CONFIG.search(name)]
     if not fits:
@@ -243,7 +244,8 @@ def _why_shape(name: str, own: tuple[int, ...], found: tuple[int, ...]) -> str:
     elif len(own) != len(found):
         why = "another kind of layer"
     elif other_rows and "cls_score" in name:
-        why = f"classes + 1: the file has {found[0] - 1} classes, MODEL.ROI_HEADS.NUM_CLASSES is {own[0] - 1}"
+        why = f"with CLS_LOSS softmax classes + 1: the file has {found[0] - 1} classes, the model {own[0] - 1}; else "
+        why += "compare MODEL.RIO.CLS_LOSS, whose losses have from classes + 0 to classes + 6 columns"
     elif other_rows and "bbox_pred" in name and "box_predictor" in name:
         why = f"4 per class: the file has {found[0] // 4} classes, the model {own[0] // 4}"
         if 4 in (own[0], found[0]):
