@@ -12,14 +12,14 @@ from matplotlib.ticker import MaxNLocator
 
 from rio.plots import parts
 from rio.plots.labels import Labels
-from rio.plots.style import COLORS, GROUPS, LEVEL_NAMES, ink, styled
+from rio.plots.style import COLORS, GROUPS, LEVEL_NAMES, ink
 
-COMPARED = "rio.compare_sampling(...).compare()"
+COMPARED, ADVICE = "rio.compare_sampling(...).compare()", "rio.compare_sampling(...).advice()"
 STEPS = [("none", "RFS", "f"), ("bank", "RFS + bank", "f"), ("none", "bank", "r"), ("RFS", "RFS + bank", "r")]
 COUNTED = {"images": ("o", "images"), "instances": ("^", "objects"), "replayed": ("s", "replayed rows")}
 
 
-@styled
+@parts.figure(COMPARED, "arm level r c f effective_classes")
 def balance_by_group(
     table: pd.DataFrame, ax: Axes | None = None, *, levels: Sequence[str] = ("images", "instances", "rois")
 ) -> Axes:
@@ -29,7 +29,6 @@ def balance_by_group(
         table: one row per arm and level: arm, level, r, c, f (shares in 0..1) and effective_classes.
         levels: which levels to show, top to bottom.
     """
-    parts.need(table, ("arm", "level", *GROUPS, "effective_classes"), COMPARED)
     if absent := [level for level in levels if level not in set(table["level"])]:
         raise parts.PlotError(f"table, column 'level': expected {absent[0]!r}, found {sorted(set(table['level']))}.")
     ax = parts.axes(ax, 6.6, 0.5 + 0.27 * len(levels) * (table["arm"].nunique() + 1.3))
@@ -51,7 +50,7 @@ def balance_by_group(
     return ax
 
 
-@styled
+@parts.figure(COMPARED, "arm level effective_classes categories")
 def image_or_object(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Image level or object level? The balance of the images shown against that of the RoIs trained on, per arm.
 
@@ -62,7 +61,6 @@ def image_or_object(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         table: one row per arm and level ("images" and "rois"): arm, level, effective_classes, and the number of
             `categories`. Arms named "none", "bank", "RFS", "RFS + bank" are joined by arrows.
     """
-    parts.need(table, ("arm", "level", "effective_classes", "categories"), COMPARED)
     wide = table.pivot(index="arm", columns="level", values="effective_classes")
     if missing := {"images", "rois"} - set(wide.columns):
         raise parts.PlotError(f"table, column 'level': expected images and rois, found no {sorted(missing)[0]}.")
@@ -87,15 +85,16 @@ def image_or_object(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(6))
     ax.grid(True)
-    labels = Labels(ax)
-    for arm, at in wide[main].iterrows():
-        labels.beside(tuple(at), str(arm), fontsize=9.5, fontweight="bold")
-    for arm, at in wide[~main].iterrows():
-        labels.beside(tuple(at), str(arm), fontsize=8.5, color=ink().quiet)
+    labels, bold, quiet = Labels(ax), {"fontsize": 9.5, "fontweight": "bold"}, {"fontsize": 8.5, "color": ink().quiet}
+    for of, look in ((wide[main], bold), (wide[~main], quiet)):
+        for arm, at in of.iterrows():
+            labels.beside(tuple(at), str(arm), **look)
     return ax
 
 
-@styled
+@parts.figure(
+    "rio.compare_sampling(...).advice()", "method repeat_threshold epoch_length effective_classes suggested current"
+)
 def threshold_advice(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Balance of the images against the length of an epoch at each threshold: what a longer epoch buys.
 
@@ -103,8 +102,6 @@ def threshold_advice(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         table: one row per method and threshold: method, repeat_threshold, epoch_length (in passes over the
             images), effective_classes, suggested (bool: ringed and named), current (bool: marked).
     """
-    columns = ("method", "repeat_threshold", "epoch_length", "effective_classes", "suggested", "current")
-    parts.need(table, columns, "rio.compare_sampling(...).advice()")
     ax = parts.axes(ax, 6.2, 3.0)
     x, y = "epoch_length", "effective_classes"
     names = []
@@ -115,7 +112,7 @@ def threshold_advice(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.scatter(used[x], used[y], s=50, marker="x", color=ink().text, zorder=4, linewidth=1.6)
         names += [(row, "suggested", {"color": color, "fontweight": "bold"}) for _, row in best.iterrows()]
         names += [(row, "in use", {}) for _, row in used.iterrows()]
-    parts.log_scale(ax.xaxis, subs=(1, 2, 5), text=lambda value, _: f"{value:g}×")
+    parts.log_scale(ax.xaxis, subs=(1, 2, 5), text="{x:g}×")
     ax.margins(x=0.06, y=0.16)
     ax.set(xlabel="length of an epoch, times the images", ylabel="effective classes, image level")
     ax.grid(True)
@@ -126,14 +123,13 @@ def threshold_advice(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
-@styled
+@parts.figure("rio.compare_sampling(...).check()", "frequency level expected counted")
 def expected_vs_counted(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """What the arithmetic expects against what the sampler and the bank did when run. On the line they agree.
 
     Args:
         table: one row per category and level: frequency, level, expected, counted.
     """
-    parts.need(table, ("frequency", "level", "expected", "counted"), "rio.compare_sampling(...).check()")
     table = table[(table["expected"] > 0) & (table["counted"] > 0)]
     if len(table) == 0:
         raise parts.PlotError("table: expected categories that are seen, found only zeros.")

@@ -16,18 +16,15 @@ TABLE = "rio.open_dataset(...).table"
 LABELS = {"image_count": "images with the category", "instance_count": "objects of the category"}
 
 
-@styled
+@parts.figure(TABLE, "frequency instance_count")
 def count_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Share of the categories, and of the annotated objects, that is rare, common and frequent.
 
     Args:
         table: one row per category with frequency, instance_count (at least one object in all).
     """
-    parts.need(table, ("frequency", "instance_count"), TABLE)
     if table["instance_count"].sum() == 0:
-        raise parts.PlotError(
-            "table, column 'instance_count': expected annotated objects, found none. Fix: annotate some."
-        )
+        raise parts.PlotError("table, column 'instance_count': expected objects, found none. Fix: annotate some.")
     ax = parts.axes(ax, 6.2, 1.9)
     by_group = table.groupby("frequency")["instance_count"]
     for y, counts in enumerate((by_group.size(), by_group.sum())):
@@ -37,7 +34,8 @@ def count_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         if thin := parts.stacked_bar(ax, y, share, words, COLORS, least=0.09, height=0.62):  # listed below the bar
             at, side = (thin[0][1], "left") if thin[0][1] < 0.5 else (1.0, "right")
             text = ", ".join(f"{GROUP_NAMES[g]} {counts[g]:,} ({parts.percent(share[g])})" for g, _ in thin)
-            ax.annotate(text, (at, y + 0.31), ha=side, fontsize=8, **parts.BELOW)
+            look = {"textcoords": "offset points", "va": "top", "annotation_clip": False}
+            ax.annotate(text, (at, y + 0.31), (0, -2.5), ha=side, fontsize=8, **look)
     parts.bare_bars(ax, {0: "categories", 1: "objects"}, 1, 1.72, -0.42)
     parts.legend_above(ax, **parts.group_squares(table["frequency"]))
     return ax
@@ -71,7 +69,7 @@ def sorted_tail(table: pd.DataFrame, ax: Axes | None = None, *, by: str = "image
     return ax
 
 
-@styled
+@parts.figure(TABLE, "frequency name image_count instance_count")
 def image_vs_instance_count(table: pd.DataFrame, ax: Axes | None = None, *, annotate: int = 4) -> Axes:
     """Objects against images of every category: how far apart object level and image level are.
 
@@ -81,7 +79,6 @@ def image_vs_instance_count(table: pd.DataFrame, ax: Axes | None = None, *, anno
         table: one row per category with frequency, name, image_count (at least one above 0), instance_count.
         annotate: how many categories to name, those with most objects per image first.
     """
-    parts.need(table, ("frequency", "name", "image_count", "instance_count"), TABLE)
     seen = table[table["image_count"] > 0]
     if len(seen) == 0:
         raise parts.PlotError("table, column 'image_count': expected a category with images, found only zeros.")
@@ -99,14 +96,13 @@ def image_vs_instance_count(table: pd.DataFrame, ax: Axes | None = None, *, anno
     return ax
 
 
-@styled
+@parts.figure("rio.open_dataset(...).per_image()", "objects categories")
 def objects_per_image(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """How many objects, and how many categories, an image holds: both as shares of all images.
 
     Args:
         table: one row per image with objects, categories.
     """
-    parts.need(table, ("objects", "categories"), "rio.open_dataset(...).per_image()")
     ax = parts.axes(ax, 6.2, 2.5)
     most = int(table["objects"].max())
     last = most if most <= 50 else max(int(table["objects"].quantile(0.99)), 40)  # all beyond share the last bar
@@ -128,7 +124,7 @@ def objects_per_image(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
-@styled
+@parts.figure("rio.open_dataset(...).sizes()", "frequency side")
 def sizes_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Object sizes of each frequency group: their distribution, its median and its middle half.
 
@@ -136,20 +132,18 @@ def sizes_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         table: one row per object with frequency, and side: the root of its share of the image's area, in percent,
             above 0.
     """
-    parts.need(table, ("frequency", "side"), "rio.open_dataset(...).sizes()")
     if not (table["side"] > 0).all():
         raise parts.PlotError("table, column 'side': expected sizes above 0. Fix: leave out objects without an area.")
     ax = parts.axes(ax, 6.2, 2.7)
-    data = table.assign(
-        side=table["side"].clip(lower=table["side"].quantile(0.001)), group=table["frequency"].astype(str)
-    )
+    side = table["side"].clip(lower=table["side"].quantile(0.001))
+    data = table.assign(side=side, group=table["frequency"].astype(str))
     present = [g for g in GROUPS if g in set(data["group"])]
     shared = {"data": data, "x": "side", "y": "group", "order": present, "log_scale": (True, False), "ax": ax}
     violin = {"cut": 0, "density_norm": "width", "inner": None, "bw_adjust": 0.6, "linewidth": 0, "saturation": 1}
     colors = {g: tint(COLORS[g], 0.75) for g in present}
     sns.violinplot(**shared, hue="group", palette=colors, legend=False, **violin)
     sns.pointplot(**shared, estimator="median", errorbar=("pi", 50), linestyle="none", color=ink().text, markersize=5)
-    parts.log_scale(ax.xaxis, subs=(1, 2, 5), text=lambda value, _: f"{value:g}")
+    parts.log_scale(ax.xaxis, subs=(1, 2, 5))
     found = data.groupby("group")["side"].agg(["size", "median"]).loc[present].itertuples()
     names = [f"{GROUP_NAMES[g]}\n{parts.counted(size, 'object')}\nmedian {median:.3g}%" for g, size, median in found]
     parts.bare_rows(ax, range(len(present)), names)

@@ -35,10 +35,9 @@ class Labels:
         if root.get_layout_engine() is not None:
             root.draw_without_rendering()
         self.ax, self.point, self._inset = ax, root.dpi / 72, 3 * avoid_data
-        self._boxes = _bars(ax) if avoid_data else np.empty((0, 4))
-        if legend := ax.get_legend():
-            self._boxes = np.vstack([self._boxes, legend.get_window_extent().extents])
-        self._dots = np.vstack([np.empty((0, 3)), *(_dots(ax, self.point) if avoid_data else [])])
+        legend = [ax.get_legend().get_window_extent().extents] if ax.get_legend() else []
+        drawn = [_bars(ax), *_dots(ax, self.point)] if avoid_data else []
+        self._taken = np.vstack([np.empty((0, 4)), *legend, *drawn])  # x0, y0, x1, y1 in px
 
     def beside(
         self, at: tuple[float, float], string: str, *, first: tuple[int, int] = (1, 0), must: bool = True, **look: Any
@@ -55,11 +54,11 @@ class Labels:
         end = np.clip(anchor, corner, corner + size)
         if cost >= 1 and not must:
             text.remove()
-            self._boxes = self._boxes[:-1]
+            self._taken = self._taken[:-1]
         elif np.hypot(*(end - anchor)) > LEADER * self.point:
             ends = self.ax.transData.inverted().transform([anchor, end])
             self.ax.plot(*ends.T, color=ink().quiet, linewidth=0.6, zorder=2)
-            self._dots = np.vstack([self._dots, _along(np.array([anchor, end]), 0)])
+            self._taken = np.vstack([self._taken, _along(np.array([anchor, end]), CLEAR * self.point)])
 
     def on_edge(self, side: Literal["top", "right"], at: float, string: str, **look: Any) -> None:
         """Write just outside the Axes, at x = `at` or y = `at`; others there push it aside (on the right: upwards)."""
@@ -98,19 +97,16 @@ class Labels:
         size, frame = self.size(text, pad), self.ax.get_window_extent().padded(-self._inset * self.point)
         low = np.clip(corners, frame.min, np.maximum(frame.max - size, frame.min)) if inside else np.asarray(corners)
         high = low + size
-        sides = np.minimum(high[:, None], self._boxes[:, 2:]) - np.maximum(low[:, None], self._boxes[:, :2])
-        covered = sides.clip(0).prod(axis=2).sum(axis=1) / size.prod()
-        cost = (covered > 0) + 10 * covered + 0.9 * np.arange(len(low)) / len(low)
-        where, radius = self._dots[:, :2], self._dots[:, 2:] + CLEAR * self.point
-        cost += ((low[:, None] < where + radius) & (where - radius < high[:, None])).all(axis=2).sum(axis=1)
+        sides = np.minimum(high[:, None], self._taken[:, 2:]) - np.maximum(low[:, None], self._taken[:, :2])
+        covered = sides.clip(0).prod(axis=2) / size.prod()
+        cost = ((covered > 0) + 10 * covered).sum(axis=1) + 0.9 * np.arange(len(low)) / len(low)
         if anchor is not None:
             lead = np.clip(anchor, low, high) - anchor
-            path = anchor + lead[:, None] * np.linspace(0.4, 0.9, 12)[:, None]
-            touched = (np.abs(path[:, :, None] - where) < radius).all(axis=3).any(axis=(1, 2))
-            crossed = ((path[:, :, None] > self._boxes[:, :2]) & (path[:, :, None] < self._boxes[:, 2:])).all(axis=3)
-            cost += (touched + 10 * crossed.any(axis=(1, 2))) * (np.hypot(*lead.T) > LEADER * self.point)
+            path = (anchor + lead[:, None] * np.linspace(0.4, 0.9, 12)[:, None])[:, :, None]
+            crossed = ((path > self._taken[:, :2]) & (path < self._taken[:, 2:])).all(axis=3).any(axis=(1, 2))
+            cost += 3 * crossed * (np.hypot(*lead.T) > LEADER * self.point)
         best = int(cost.argmin())
-        self._boxes = np.vstack([self._boxes, np.r_[low[best], high[best]]])
+        self._taken = np.vstack([self._taken, np.r_[low[best], high[best]]])
         text.xyann = (low[best] + pad * self.point - text.get_window_extent().min) / self.point
         return low[best], float(cost[best])
 
@@ -122,28 +118,29 @@ def _bars(ax: Axes) -> np.ndarray:
 
 
 def _dots(ax: Axes, point: float) -> list[np.ndarray]:
-    """(n, 3) px each, x, y and radius: points, and lines and arrows as rows of dots."""
-    found = []
+    """(n, 4) px each: points, and lines and arrows as rows of points, with what has to stay clear around them."""
+    found, clear = [], CLEAR * point
     for line in ax.lines:
         vertices = line.get_transform().transform(line.get_path().vertices)
-        found.append(_along(vertices, line.get_linewidth() / 2 * point))
+        found.append(_along(vertices, line.get_linewidth() / 2 * point + clear))
         if line.get_marker() not in ("None", "", " ", None):
-            found.append(_round(vertices, line.get_markersize() / 2 * point))
+            found.append(_around(vertices, line.get_markersize() / 2 * point + clear))
     for drawn in ax.collections:
         if isinstance(drawn, LineCollection):
-            found += [_along(drawn.get_transform().transform(segment), point) for segment in drawn.get_segments()]
+            found += [_along(drawn.get_transform().transform(part), point + clear) for part in drawn.get_segments()]
         elif isinstance(drawn, PathCollection):
             centres = drawn.get_offset_transform().transform(drawn.get_offsets())
-            found.append(_round(centres, np.sqrt(drawn.get_sizes()[0]) / 2 * point))
+            found.append(_around(centres, np.sqrt(drawn.get_sizes()[0]) / 2 * point + clear))
     arrows = [text for text in ax.texts if getattr(text, "arrow_patch", None)]
-    return found + [_along(ax.transData.transform([arrow.xyann, arrow.xy]), 3 * point) for arrow in arrows]
+    ends = [ax.transData.transform([arrow.xyann, arrow.xy]) for arrow in arrows]
+    return found + [_along(line, 3 * point + clear) for line in ends]
 
 
-def _round(centres: np.ndarray, radius: float) -> np.ndarray:
-    return np.c_[centres, np.full(len(centres), radius)]
+def _around(centres: np.ndarray, radius: float) -> np.ndarray:
+    return np.c_[centres - radius, centres + radius]
 
 
 def _along(vertices: np.ndarray, radius: float) -> np.ndarray:
     length = np.r_[0, np.hypot(*np.diff(vertices, axis=0).T).cumsum()]
     at = np.arange(0, length[-1] + STEP, STEP).clip(max=length[-1])
-    return _round(np.c_[np.interp(at, length, vertices[:, 0]), np.interp(at, length, vertices[:, 1])], radius)
+    return _around(np.c_[np.interp(at, length, vertices[:, 0]), np.interp(at, length, vertices[:, 1])], radius)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,30 +11,42 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from rio.plots.style import COLORS, GROUP_NAMES, GROUPS, ink, ink_on
+from rio.plots.style import COLORS, GROUP_NAMES, GROUPS, ink, ink_on, styled
 
 CENTRED = {"ha": "center", "va": "center"}
 ABOVE = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "va": "bottom"}
-BELOW = {"xytext": (0, -2.5), "textcoords": "offset points", "va": "top", "annotation_clip": False}
 
 
 class PlotError(ValueError):
     """A table that cannot be drawn. The message names the column, what was expected and found, and the fix."""
 
 
+def figure(made_by: str, columns: str) -> Callable[[Callable[..., Axes]], Callable[..., Axes]]:
+    """Marks a function that draws a table with these columns: they are checked, and the style is applied."""
+
+    def decorate(draw: Callable[..., Axes]) -> Callable[..., Axes]:
+        @functools.wraps(draw)
+        def checked(table: pd.DataFrame, ax: Axes | None = None, **options: Any) -> Axes:
+            need(table, columns.split(), made_by)
+            return draw(table, ax, **options)
+
+        return styled(checked)
+
+    return decorate
+
+
 def need(table: pd.DataFrame, columns: Iterable[str], made_by: str) -> None:
     """Raise PlotError unless the table has the columns, rows, and only known frequency groups."""
     fix = f"Fix: pass the table that {made_by} gives."
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise PlotError(f"table: expected the column {missing[0]!r}, found {list(table.columns)}. {fix}")
+    for column in columns:
+        if column not in table.columns:
+            raise PlotError(f"table: expected the column {column!r}, found {list(table.columns)}. {fix}")
     if len(table) == 0:
         raise PlotError(f"table: expected at least one row, found none. {fix}")
-    if "frequency" in columns and not table["frequency"].isin(GROUPS).all():
-        other = table.loc[~table["frequency"].isin(GROUPS), "frequency"].iloc[0]
-        raise PlotError(f"table, column 'frequency': expected r, c or f, found {other!r}. {fix}")
+    if "frequency" in columns and (unknown := set(table["frequency"]) - set(GROUPS)):
+        raise PlotError(f"table, column 'frequency': expected r, c or f, found {min(unknown, key=str)!r}. {fix}")
 
 
 def need_once(table: pd.DataFrame, key: list[str], fix: str) -> None:
@@ -42,11 +55,6 @@ def need_once(table: pd.DataFrame, key: list[str], fix: str) -> None:
     if len(again):
         found = ", ".join(f"{column} {str(again.iloc[0][column])!r}" for column in key)
         raise PlotError(f"table: expected one row per {' and '.join(key)}, found {found} twice. Fix: {fix}.")
-
-
-def plain_number(value: float, _position: object = None) -> str:
-    """1,000 or 0.25."""
-    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
 def percent(share: float) -> str:
@@ -73,12 +81,12 @@ def axes(ax: Axes | None, width: float, height: float) -> Axes:
     return ax
 
 
-def log_scale(*of: Axis, subs: Sequence[float] = (1.0,), text: Callable[..., str] = plain_number) -> None:
+def log_scale(*of: Axis, subs: Sequence[float] = (1.0,), text: str = "{x:,.9g}") -> None:
     """A log scale with plain numbers at 1, 10, 100 (times `subs`)."""
     for axis in of:
         axis.axes.set(**{f"{axis.axis_name}scale": "log"})
         axis.set_major_locator(LogLocator(base=10, subs=subs))
-        axis.set_major_formatter(FuncFormatter(text))
+        axis.set_major_formatter(text)
         axis.set_minor_formatter(NullFormatter())
 
 
@@ -157,5 +165,4 @@ def squares(colors: Mapping[str, str]) -> dict[str, Any]:
 
 def group_squares(groups: Iterable[str] = GROUPS) -> dict[str, Any]:
     """Legend options for the frequency groups that occur."""
-    present = set(groups)
-    return squares({GROUP_NAMES[g]: COLORS[g] for g in GROUPS if g in present})
+    return squares({GROUP_NAMES[g]: COLORS[g] for g in sorted(set(groups), key=GROUPS.index)})

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from rio.plots import parts
 from rio.plots.labels import Labels
-from rio.plots.style import COLORS, GROUP_NAMES, GROUPS, METRIC_NAMES, ink, metric_color, styled, tint
+from rio.plots.style import COLORS, GROUP_NAMES, GROUPS, METRIC_NAMES, ink, metric_color, tint
 
 KIND_COLORS = {"correct": "#2E8B6F", "classification": "#CC6677", "localisation": "#DDCC77", "missed": "#9AA1AC"}
 KIND_COLORS |= {"both": "#AA4499", "duplicate": "#88CCEE", "background": "#8C6BB1"}
@@ -25,15 +25,11 @@ def _fill(hue: str, depth: float, reported: bool) -> dict[str, object]:
     """Of a bar. Published numbers are outlines: nobody may take them for measurements."""
     if not reported:
         return {"facecolor": tint(hue, depth), "linewidth": 0}
-    return {
-        "facecolor": tint(hue, 0.07),
-        "edgecolor": tint(hue, max(depth, 0.5)),
-        "hatch": "////",
-        "hatch_linewidth": 0.5,
-    }
+    edge = {"edgecolor": tint(hue, max(depth, 0.5)), "hatch": "////", "hatch_linewidth": 0.5}
+    return {"facecolor": tint(hue, 0.07), **edge}
 
 
-@styled
+@parts.figure("rio.open_runs(...).by_group()", "arm AP APr APc APf")
 def ap_by_group(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP (%)") -> Axes:
     """AP of all, rare, common and frequent categories, one bar per arm.
 
@@ -45,7 +41,6 @@ def ap_by_group(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP
             ... draw intervals; reported (bool) marks published numbers, which are drawn as outlines.
         label: of the y axis.
     """
-    parts.need(table, ("arm", *METRIC_NAMES), "rio.open_runs(...).by_group()")
     parts.need_once(table, ["arm"], "average the seeds of an arm, or rename one")
     ax = parts.axes(ax, min(1.6 + 1.35 * max(len(table), 3), 10.0), 2.9)
     width, size = 0.82 / len(table), 8 if len(table) <= 4 else 6.5
@@ -74,7 +69,7 @@ def ap_by_group(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP
     return ax
 
 
-@styled
+@parts.figure("rio.open_runs(...).per_category()", "category_id frequency image_count arm AP")
 def ap_by_image_count(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP (%)") -> Axes:
     """AP of every category against its number of training images, for each arm.
 
@@ -86,7 +81,6 @@ def ap_by_image_count(table: pd.DataFrame, ax: Axes | None = None, *, label: str
             left out).
         label: of the y axis.
     """
-    parts.need(table, ("category_id", "frequency", "image_count", "arm", "AP"), "rio.open_runs(...).per_category()")
     table = table[table["AP"].notna()]
     if len(table) == 0:
         raise parts.PlotError("table, column 'AP': expected a category with ground truth, found none.")
@@ -115,7 +109,7 @@ def ap_by_image_count(table: pd.DataFrame, ax: Axes | None = None, *, label: str
     return ax
 
 
-@styled
+@parts.figure("rio.open_runs(...).difference()", "name frequency image_count difference")
 def ap_difference(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """What one arm gains over another on each category, from the most to the least frequent, and the group means.
 
@@ -123,12 +117,10 @@ def ap_difference(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         table: one row per category: name, frequency, image_count, difference (percentage points, NaN is left
             out); `attrs` may name arm, baseline and kind.
     """
-    parts.need(table, ("name", "frequency", "image_count", "difference"), "rio.open_runs(...).difference()")
     rows = table[table["difference"].notna()].sort_values("image_count", ascending=False, kind="stable")
     if len(rows) == 0:
-        raise parts.PlotError(
-            "table, column 'difference': expected a category that both arms were judged on, found none."
-        )
+        expected = "expected a category that both arms were judged on"
+        raise parts.PlotError(f"table, column 'difference': {expected}, found none.")
     ax = parts.axes(ax, 6.4, 3.3)
     x, width = np.arange(len(rows)), 0.78 if len(rows) <= 60 else 1.0
     ax.bar(x, rows["difference"], width=width, color=rows["frequency"].map(COLORS), linewidth=0, zorder=2)
@@ -149,7 +141,7 @@ def ap_difference(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
-@styled
+@parts.figure("rio.open_runs(...).errors()", "arm frequency part kind per_100 objects")
 def errors_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """What became of the objects of each frequency group, and of which kind the wrong predictions are, per arm.
 
@@ -160,7 +152,6 @@ def errors_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         table: arm, frequency, part ("objects", "predictions"), kind, per_100 (for 100 objects of the group),
             objects (of the group).
     """
-    parts.need(table, ("arm", "frequency", "part", "kind", "per_100", "objects"), "rio.open_runs(...).errors()")
     kinds = {kind: color for kind, color in KIND_COLORS.items() if kind in set(table["kind"])}
     wide = table.pivot_table("per_100", ["frequency", "arm", "part"], "kind", "sum", observed=True)
     wide = wide.reindex(columns=list(kinds)).fillna(0.0)

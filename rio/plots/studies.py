@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from rio.plots import parts
-from rio.plots.style import METRIC_NAMES, ink, metric_color, styled, tint
+from rio.plots.style import METRIC_NAMES, ink, metric_color, tint
 
 METRICS = list(METRIC_NAMES)
 MINUS = "\N{MINUS SIGN}"
@@ -34,7 +34,7 @@ def _legend(ax: Axes, metrics: Sequence[str], title: str | None, **look: object)
     parts.legend_above(ax, handles, title=title, columnspacing=1.0, handlelength=1.4)
 
 
-@styled
+@parts.figure("StudyResult.per_run()", "arm seed AP APr APc APf")
 def arm_ap(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP (%)") -> Axes:
     """AP, APr, APc and APf of a study's arms: the mean as a large point, every seed as a small one.
 
@@ -43,7 +43,6 @@ def arm_ap(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP (%)"
             drawn in the order in which they come.
         label: of the x axis.
     """
-    parts.need(table, ("arm", "seed", *METRICS), "StudyResult.per_run()")
     parts.need_once(table, ["arm", "seed"], "choose one iou_type")
     arms = list(dict.fromkeys(table["arm"]))
     ax, lanes = _rows(ax, arms, METRICS)
@@ -58,7 +57,7 @@ def arm_ap(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP (%)"
     return ax
 
 
-@styled
+@parts.figure("StudyResult.comparisons()", "arm baseline metric difference low high resolved")
 def paired_differences(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP, difference in points") -> Axes:
     """A study's comparisons: the difference of two arms with its interval, for each metric in the table.
 
@@ -70,11 +69,9 @@ def paired_differences(table: pd.DataFrame, ax: Axes | None = None, *, label: st
             order in which they come.
         label: of the x axis.
     """
-    key = ["arm", "baseline", "metric"]
-    parts.need(table, (*key, "difference", "low", "high", "resolved"), "StudyResult.comparisons()")
     if unknown := set(table["metric"]) - set(METRICS):
         raise parts.PlotError(f"table, column 'metric': expected {', '.join(METRICS)}, found {sorted(unknown)[0]!r}.")
-    parts.need_once(table, key, "choose one iou_type")
+    parts.need_once(table, ["arm", "baseline", "metric"], "choose one iou_type")
     names = table["arm"].map(str) + f" {MINUS} " + table["baseline"].map(str)
     names = names.map(lambda name: name if len(name) <= 30 else name.replace(f" {MINUS}", f"\n{MINUS}"))
     rows = list(dict.fromkeys(names))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import NamedTuple
 
@@ -46,22 +46,19 @@ def style(*, dark: bool = False) -> Iterator[None]:
         dark: light ink on a transparent ground, for dark pages. Otherwise dark ink on white.
     """
     _load_backend()
-    ink = DARK if dark else LIGHT
-    paper = "none" if dark else ink.page
+    ink, paper = (DARK, "none") if dark else (LIGHT, LIGHT.page)
     look = {
         "font.family": "DejaVu Sans",  # ships with matplotlib: the same figure on every machine
-        "font.size": 9,
-        **{"axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 10},
-        **{"axes.labelsize": 9, "axes.labelcolor": ink.quiet, "axes.edgecolor": ink.quiet, "axes.linewidth": 0.7},
-        **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.facecolor": "none"},
-        **{"grid.color": ink.rule, "grid.linewidth": 0.6, "text.color": ink.text, "lines.linewidth": 1.6},
-        **{f"{axis}tick.color": ink.quiet for axis in "xy"},
-        **{f"{axis}tick.labelsize": 8.5 for axis in "xy"},
-        **{f"{axis}tick.major.width": 0.7 for axis in "xy"},
-        **{"legend.frameon": False, "legend.fontsize": 8.5, "legend.title_fontsize": 8.5},
-        **{"figure.facecolor": paper, "savefig.facecolor": paper, "savefig.dpi": 200, "savefig.bbox": "tight"},
-        **{"svg.fonttype": "path", "svg.hashsalt": "rio", "pdf.fonttype": 42},  # the same figure gives the same file
-    }
+        "font.size": 9, "lines.linewidth": 1.6, "text.color": ink.text, "grid.color": ink.rule, "grid.linewidth": 0.6,
+        "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 10,
+        "axes.labelsize": 9, "axes.labelcolor": ink.quiet, "axes.edgecolor": ink.quiet, "axes.linewidth": 0.7,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.facecolor": "none",
+        "xtick.color": ink.quiet, "xtick.labelsize": 8.5, "xtick.major.width": 0.7,
+        "ytick.color": ink.quiet, "ytick.labelsize": 8.5, "ytick.major.width": 0.7,
+        "legend.frameon": False, "legend.fontsize": 8.5, "legend.title_fontsize": 8.5,
+        "figure.facecolor": paper, "savefig.facecolor": paper, "savefig.dpi": 200, "savefig.bbox": "tight",
+        "svg.fonttype": "path", "svg.hashsalt": "rio", "pdf.fonttype": 42,  # the same figure gives the same file
+    }  # fmt: skip
     token = _active.set(ink)
     try:
         with mpl.rc_context(look):
@@ -82,9 +79,7 @@ def styled(function: Callable[..., Axes]) -> Callable[..., Axes]:
 
     @functools.wraps(function)
     def wrapper(*args: object, **kwargs: object) -> Axes:
-        if _active.get() is not None:
-            return function(*args, **kwargs)
-        with style():
+        with nullcontext() if _active.get() else style():
             return function(*args, **kwargs)
 
     return wrapper
