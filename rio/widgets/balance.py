@@ -68,16 +68,11 @@ balance_of = compare_sampling  # its name before
 
 
 class Lines(anywidget.AnyWidget):
-    """A chart of lines, bars or points with hover; `spec` as chart.js documents it.
-
-    Attributes:
-        selected: index of what was clicked last, -1: nothing yet.
-    """
+    """A chart of lines, bars or points with hover; `spec` as chart.js documents it."""
 
     _esm = (theme.FOLDER / "chart.js").read_text("utf-8") + (theme.FOLDER / "lines.js").read_text("utf-8")
     _css = theme.STYLE
     spec = traitlets.Dict().tag(sync=True)
-    selected = traitlets.Int(-1).tag(sync=True)
 
 
 class Panel(ipywidgets.VBox):
@@ -86,11 +81,8 @@ class Panel(ipywidgets.VBox):
     def __init__(self, balance: Balance) -> None:
         self._balance, s, a = balance, balance.settings, balance.annotations
         # If a move takes long to compute, only the end of a drag counts.
-        common: dict[str, Any] = {
-            "continuous_update": a.num_annotations < 100_000,
-            "style": {"description_width": "128px"},
-            "layout": {"width": "420px"},
-        }
+        common: dict[str, Any] = {"continuous_update": a.num_annotations < 100_000}
+        common |= {"style": {"description_width": "128px"}, "layout": {"width": "420px"}}
         self.threshold = ipywidgets.FloatLogSlider(
             s.repeat_threshold, min=np.floor(np.log10(1 / a.num_images) * 4) / 4, max=0, step=0.05,
             description="repeat threshold", readout_format=".4g", **common,
@@ -101,19 +93,19 @@ class Panel(ipywidgets.VBox):
         levels = [(LEVELS[level], level) for level in ("rois", "instances", "images")]
         self.level = ipywidgets.ToggleButtons(options=levels, value="rois", style={"button_width": "84px"})
         self.chart, self.measures, self.status = Lines(), ipywidgets.HTML(), ipywidgets.HTML()
-        columns = [ipywidgets.VBox([self.threshold, self.replay]), ipywidgets.VBox([self.targets, self.slots])]
+        controls = [self.threshold, self.replay, self.targets, self.slots]
+        columns = [ipywidgets.VBox(controls[:2]), ipywidgets.VBox(controls[2:])]
         sliders = ipywidgets.HBox(columns, layout={"flex_flow": "row wrap"})
         super().__init__([sliders, self.status, self.level, self.chart, self.measures], layout={"max_width": "1080px"})
-        for control in (self.threshold, self.replay, self.slots, self.targets, self.level):
+        for control in (*controls, self.level):
             control.observe(self._update, "value")
         self._update()
 
     def _update(self, _change: object = None) -> None:
         level = self.level.value
-        settings = dataclasses.replace(
-            self._balance.settings, repeat_threshold=float(self.threshold.value), replay_per_class=self.replay.value,
-            slots_per_class=self.slots.value, max_image_count=self.targets.value,
-        )  # fmt: skip
+        chosen = {"repeat_threshold": float(self.threshold.value), "replay_per_class": self.replay.value}
+        chosen |= {"slots_per_class": self.slots.value, "max_image_count": self.targets.value}
+        settings = dataclasses.replace(self._balance.settings, **chosen)
         try:
             compared = self._balance.compare(settings)
         except ValueError as error:
@@ -133,13 +125,8 @@ class Panel(ipywidgets.VBox):
         x, series = list(range(len(order))), []
         for arm in shown:
             y = [None if np.isnan(v) else float(f"{v:.5g}") for v in seen[arm]]
-            look = {
-                "kind": "line",
-                "color": COLORS[arm],
-                "dash": DASHES.get(arm),
-                "width": 1.8 + 0.8 * (arm == RFS_BANK),
-            }
-            series.append({"name": arm, "x": x, "y": y} | look)
+            look = {"color": COLORS[arm], "dash": DASHES.get(arm), "width": 2.6 if arm == RFS_BANK else 1.8}
+            series.append({"name": arm, "kind": "line", "x": x, "y": y} | look)
         series[0] |= {"name": f"{NONE} (bars)", "kind": "bars", "dim": True, "groups": a.frequency[order].tolist()}
         label = f"{len(x):,} categories, from most to least frequent"
         limits = [0.6 * seen.min(axis=None), 1.5 * seen.max(axis=None)]

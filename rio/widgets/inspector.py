@@ -154,20 +154,19 @@ class Inspector(ipywidgets.VBox):
 
     def _filter(self, keep: bool = False) -> None:
         """Rebuild the list; `keep` stays at the entry that is shown, if it is still in the list."""
-        name = self.category.value.strip()
+        entries, name = self.source.entries, self.category.value.strip()
         shown = self.rows[self.position] if keep and len(self.rows) else -1
-        chosen = self.source.active(self.threshold.value, group=self.group.value, class_id=self._classes.get(name, -1))
-        if name and name not in self._classes:  # half typed: nothing to filter by yet
-            chosen = chosen[:0]
-        counts = chosen["kind"].value_counts()
+        active = self.source.active(self.threshold.value, group=self.group.value, class_id=self._classes.get(name, -1))
+        half_typed = bool(name) and name not in self._classes  # nothing to filter by yet
+        kinds = entries["kind"][active & (not half_typed)]
+        counts = kinds.value_counts()
         options = [(f"{k}  {counts[k]:,}", k) for k in SHOWN_KINDS]
         if [*self.kind.options] != options:
             self._quiet, value = True, self.kind.value
             self.kind.options = options
             self.kind.value, self._quiet = value, False
-        entries = chosen[chosen["kind"] == self.kind.value]
-        keys = [entries[column] for column in reversed(ORDERS[self.order.value])]
-        self.rows = entries.index.to_numpy()[np.lexsort(keys)]
+        rows = kinds.index[kinds == self.kind.value].to_numpy()
+        self.rows = rows[np.lexsort([entries[name].to_numpy()[rows] for name in reversed(ORDERS[self.order.value])])]
         self.show(next(iter(np.flatnonzero(self.rows == shown)), 0))
 
     def _draw(self, row: pd.Series, kind: str = "") -> None:

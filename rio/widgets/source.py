@@ -98,8 +98,8 @@ class PredictionSource:
             rising_score=table["score"].where(~is_object, 0), falling_score=-table["score"].where(~is_object, 0),
         )  # fmt: skip
 
-    def active(self, threshold: float, *, group: str = "", class_id: int = -1) -> pd.DataFrame:
-        """Entries from a score on: predictions, and objects that none of them finds or points at.
+    def active(self, threshold: float, *, group: str = "", class_id: int = -1) -> pd.Series:
+        """Which entries there are from a score on: predictions, and objects that none of them finds or points at.
 
         Args:
             threshold: score from which a prediction counts.
@@ -112,20 +112,23 @@ class PredictionSource:
             chosen &= (table["own_group"] == group) | (table["other_group"] == group)
         if class_id >= 0:
             chosen &= (table["class_id"] == class_id) | (table["gt_class"] == class_id)
-        return table[chosen]
+        return chosen
 
     def summary(self, threshold: float = 0.3) -> pd.DataFrame:
         """Predictions and missed objects of each kind: one row per kind; columns rare, common, frequent, all."""
-        table = self.active(threshold).groupby(["kind", "own_group"], observed=False).size().unstack()
+        table = self.entries[self.active(threshold)].groupby(["kind", "own_group"], observed=False).size().unstack()
         table = table.loc[list(SHOWN_KINDS)].set_axis(list(GROUP_NAMES.values()), axis=1)
         return table.assign(all=table.sum(axis=1))
 
     def accounts_for_all(self, threshold: float = 0.3) -> bool:
         """Whether each prediction has exactly one kind, and each object is either found, pointed at or missed."""
         shown, rows = self.active(threshold), self.matches[self.matches["score"] >= threshold]
-        missed, objects = int(shown["is_object"].sum()), int(JudgedPairs.of(self.truth).ground_truth.sum())
+        missed, objects = (
+            int((shown & self.entries["is_object"]).sum()),
+            int(JudgedPairs.of(self.truth).ground_truth.sum()),
+        )
         reached = rows[rows["kind"].isin(POINTING)]["annotation_index"].nunique()
-        return len(shown) == len(rows) + missed and objects == reached + missed
+        return int(shown.sum()) == len(rows) + missed and objects == reached + missed
 
     def __repr__(self) -> str:
         return f"PredictionSource({self.title}: {self.truth.num_images} images, {len(self.results)} predictions)"

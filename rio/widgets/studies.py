@@ -78,7 +78,7 @@ class Study:
     @_view
     def table(self, iou_type: str = "bbox") -> Table | Page:
         """AP of every arm with a finished run: `rio.study.result.StudyResult.table` of one kind of AP."""
-        rows = self._arms(iou_type)
+        rows = self._of(iou_type, self.result.table())
         note = "Percent; mean over seeds ± half the distance between the highest and the lowest seed"
         return Table.of(rows, _arm_cells(rows), f"{self._on(iou_type)}. {note}")
 
@@ -108,9 +108,9 @@ class Study:
 
     @_view
     def _draw(self, iou_type: str, pairs: Pairs) -> None:
-        runs, differences = self.result.per_run(), self._differences(iou_type, pairs)
+        differences = self._differences(iou_type, pairs)
         name = IOU_NAMES[iou_type] + (" (tuning)" if self.result.role == "tune" else "")
-        plots.arm_ap(runs[runs["iou_type"] == iou_type], label=f"{name}, %")
+        plots.arm_ap(self._of(iou_type, self.result.per_run()), label=f"{name}, %")
         if len(differences):
             plots.paired_differences(differences, label=f"{name}, difference in points")
 
@@ -121,7 +121,7 @@ class Study:
         for kind in self.iou_types:
             name, bold = IOU_NAMES[kind], functools.partial(format_difference, bold=True)
             differences = _difference_cells(self._differences(kind), bold)
-            tables = {name: _arm_cells(self._arms(kind)), f"{name}, points": differences}
+            tables = {name: _arm_cells(self._of(kind, self.result.table())), f"{name}, points": differences}
             how = (
                 f"{self._on(kind)}: mean ± half the distance between the highest and the lowest seed; "
                 "difference and 95 % interval over categories (paired bootstrap), bold where resolved."
@@ -131,22 +131,17 @@ class Study:
             texts[f"LaTeX, {name}"] = "\n".join([f"% {how}", *latex])
         return Copy(texts=texts)
 
-    def _arms(self, iou_type: str) -> pd.DataFrame:
-        self._require(iou_type)
-        table = self.result.table()
-        return table[table["iou_type"] == iou_type].reset_index(drop=True)
-
     def _differences(self, iou_type: str, pairs: Pairs = None) -> pd.DataFrame:
-        self._require(iou_type)
         for arm in (arm for pair in pairs or () for arm in pair):
             if arm not in self.result.arms:
                 raise RunsError(f"arm {arm!r}: expected one of {', '.join(self.result.arms)}")
-        table = (self.result if pairs is None else self.result.with_pairs(pairs)).comparisons()
-        return table[table["iou_type"] == iou_type].reset_index(drop=True)
+        return self._of(iou_type, (self.result if pairs is None else self.result.with_pairs(pairs)).comparisons())
 
-    def _require(self, iou_type: str) -> None:
+    def _of(self, iou_type: str, table: pd.DataFrame) -> pd.DataFrame:
+        """The rows of one kind of AP."""
         if iou_type not in self.iou_types:
             raise RunsError(f"iou_type: expected {' or '.join(self.iou_types)}, found {iou_type!r}")
+        return table[table["iou_type"] == iou_type].reset_index(drop=True)
 
     def _on(self, iou_type: str) -> str:
         """What a number is of, such as "box AP on shapes_demo_val, 27 of 27 runs"."""
@@ -157,7 +152,7 @@ class Study:
     @_view
     def _page(self) -> Page:
         result, kinds, tuning = self.result, self.iou_types, "for choosing settings, not a result"
-        cells = {kind: {arm: own for arm, *own in _arm_cells(self._arms(kind))} for kind in kinds}
+        cells = {kind: {arm: own for arm, *own in _arm_cells(self._of(kind, self.result.table()))} for kind in kinds}
         arms = dict.fromkeys(arm for by_arm in cells.values() for arm in by_arm)
         rows = [[arm, *(c for kind in kinds for c in cells[kind].get(arm, ["–"] * len(METRICS)))] for arm in arms]
         columns = ["arm", *(IOU_NAMES[kind] if m == "AP" else m for kind in kinds for m in METRICS)]

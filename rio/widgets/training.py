@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -85,10 +84,6 @@ def draw_progress(table: pd.DataFrame, max_iter: int = 0) -> Figure:
         PlotError: no loss in the rows.
     """
     small = [column for column in SMALL if column in table and table[column].notna().any()]
-    if len(table) > 800:  # more rows than pixels: every n-th, the last, and all that an evaluation wrote
-        at = np.arange(len(table))
-        keep = (at % (len(table) // 400) == 0) | (at == at[-1])
-        table = table[keep | table["bbox/AP"].notna() if "bbox/AP" in table else keep]
     right = max_iter if max_iter > 1 else None
     with plots.style():
         figure = Figure(figsize=(9.8, 3.3), layout="constrained")
@@ -276,12 +271,11 @@ class TrainingPanel(ipywidgets.VBox):
     def refresh(self) -> None:
         """Read the folder and show it."""
         state, table = self.run.state(), self.run.metrics()
-        ended, can_resume = state in ("stopped", "failed"), (self.run.path / "last_checkpoint").exists()
-        begin_again = state == "failed" and not can_resume
+        begin_again = state == "failed" and not (self.run.path / "last_checkpoint").exists()
         self.start_button.disabled = not begin_again and (state != "new" or bool(self._trouble))
         self.stop_button.disabled = state not in ALIVE
         self.stop_button.description = "Stop at once" if state == "stopping" else "Stop"
-        self.resume_button.disabled = not ended or begin_again or not self.run.note()
+        self.resume_button.disabled = state not in ("stopped", "failed") or begin_again or not self.run.note()
         self.status.value = self._status_html(state, table)
         last = self.run.progress().max_iter
         drawn = (str(self.run.path), len(table), last)
@@ -294,10 +288,10 @@ class TrainingPanel(ipywidgets.VBox):
 
     def _status_html(self, state: str, table: pd.DataFrame) -> str:
         done, last, *_ = self.run.progress()
-        parts = [f'<div class="rio-trouble">{html.escape(self._trouble)}</div>'] if self._trouble else []
+        said = [("trouble", self._trouble)] if self._trouble else []
         if state in ("failed", "stopped", "stopping", "elsewhere", "new"):
-            kind = "rio-trouble" if state == "failed" else "rio-quiet"
-            parts.append(f'<div class="{kind}">{html.escape(self.run.explain())}</div>')
+            said.append(("trouble" if state == "failed" else "quiet", self.run.explain()))
+        parts = [f'<div class="rio-{kind}">{html.escape(text)}</div>' for kind, text in said]
         if last and state != "new":
             parts.append(f'<div class="rio-track"><div style="width:{100 * done / last:.1f}%"></div></div>')
         since, pid = self.run.note().get("started"), self.run.pid()

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 
-import pandas as pd
 import pytest
 
 pytest.importorskip("ipywidgets", reason="ipywidgets is not installed (the extra `notebooks`)")
 
 from rio.widgets import training
-from rio.widgets.training import TrainingPanel, draw_progress
+from rio.widgets.training import TrainingPanel
 from tests.support.stub_training import CONFIG, ROW, command, until
 
 
@@ -79,10 +78,3 @@ def test_monitor_runs_between_cells(tmp_path, monkeypatch):
 
     first, last = asyncio.run(session())
     assert "finished" not in first and "finished" in last and "15 / 15" in last
-
-
-def test_long_runs_draw_few_points():
-    rows = [{"iteration": i, **ROW, "bbox/AP": 10.0 if i % 30_000 == 0 else None} for i in range(0, 90_000, 20)]
-    figure = draw_progress(pd.DataFrame(rows), 90_000)
-    assert len(figure.axes[0].lines[0].get_xdata()) <= 1000
-    assert len(figure.axes[-1].lines[0].get_xdata()) == 3, "no evaluation is thinned away"

@@ -15,7 +15,6 @@ export default {
           ...(spec.notes ? [element("div", { class: "rio-quiet" }, spec.notes[i])] : []),
           ...spec.series.filter((s) => s.tip !== false && s.y[i] !== null && s.y[i] !== undefined).map((s) => tipRow(s.name, shown(s.y[i]), s.groups ? `var(--${s.groups[i]})` : s.color)),
         ],
-        onSelect: (i) => { model.set("selected", i); model.save_changes(); },
       });
     };
     model.on("change:spec", draw);
