@@ -68,14 +68,12 @@ def test_train_writes_a_whole_run(run):
     assert "train.json@" in config and "val.json@" in config and "NUM_CLASSES: 6" in config
 
 
-def test_train_refuses_a_folder_in_use_and_resumes_on_demand(run, tiny_set, capsys):
+def test_train_refuses_a_folder_in_use_and_resumes_on_demand(run, tiny_set, tmp_path, capsys):
     words = train_words(tiny_set, run)
     assert "--resume" in refused(capsys, *words)
     assert main([*words, "--resume"]) == 0
     assert "3 of 3 iterations are done" in capsys.readouterr().out
-
-
-def test_keys_may_stand_on_both_sides_of_a_flag(tiny_set, tmp_path, capsys):
+    # Keys may stand on both sides of a flag.
     words = ["SOLVER.MAX_ITER", "5", *CONFIG, "MODEL.ROI_HEADS.NUM_CLASSES", "80", "--output-dir", tmp_path]
     assert "expected 6" in refused(capsys, "train", *words, *tiny_shapes.data_options(tiny_set))
 
@@ -124,12 +122,15 @@ def test_two_processes_under_torchrun(tiny_set, tmp_path):
 # ---- eval and predict
 
 
+def metrics_of(folder: Path) -> dict:
+    return json.loads((folder / "evaluation.json").read_text())["metrics"]
+
+
 def test_eval_of_weights_equals_the_runs_own(run, capsys):
     assert main(["eval", "--weights", str(run / "model_final.pth")]) == 0
     shown = capsys.readouterr().out
     assert f"Config: {run}/config.yaml" in shown and "bbox" in shown
-    ours, own = (json.loads((p / "evaluation.json").read_text())["metrics"] for p in (run / "eval", run))
-    assert ours == own
+    assert metrics_of(run / "eval") == metrics_of(run)
 
 
 @pytest.mark.parametrize("backend", ["hotcoco", "lvis"])
@@ -137,9 +138,8 @@ def test_eval_of_a_results_file(run, tiny_set, tmp_path, backend):
     words = ["--results", run / "instances_results.json", "--gt", tiny_set / "val.json", "--backend", backend]
     words += ["--train-json", tiny_set / "train.json", "--output-dir", tmp_path]
     assert main(["eval", *map(str, words)]) == 0
-    written, own = (json.loads((p / "evaluation.json").read_text())["metrics"] for p in (tmp_path, run))
-    for kind in own:
-        assert written[kind] == pytest.approx(own[kind], abs=1e-9)
+    written, own = metrics_of(tmp_path), metrics_of(run)
+    assert all(written[kind] == pytest.approx(own[kind], abs=1e-9) for kind in own)
 
 
 def test_weights_that_do_not_fit_are_named(run, capsys):
@@ -188,9 +188,8 @@ def test_shapes_draws_the_extra_splits(tmp_path, capsys, monkeypatch):
 
 def test_shapes_draws_any_other_set(tmp_path, capsys):
     words = ["shapes", "--root", str(tmp_path), "--workers", "1"]
-    options = ["name", "mine", "image_size", "32", "train_images", "102", "val_images", "2", "num_classes", "4"]
-    options += ["num_rare", "1", "num_common", "2", "max_image_frequency", "1.0"]
-    assert main([*words, *options]) == 0
+    options = "name mine image_size 32 train_images 102 val_images 2 num_classes 4 num_rare 1 num_common 2"
+    assert main([*words, *options.split(), "max_image_frequency", "1.0"]) == 0
     assert (tmp_path / "mine" / "train.json").exists()
     assert "another name" in refused(capsys, *words, "image_size", "32")
     assert "expected one of name, image_size" in refused(capsys, *words, "size", "32")
@@ -220,11 +219,6 @@ def test_study_passes_on_its_flags_and_prints_the_tables(monkeypatch, tmp_path, 
     assert said["folder"] == str(Path("output") / "demo")
 
 
-def test_info_prints(capsys):
-    assert main(["info"]) == 0
-    assert "detectron2" in capsys.readouterr().out
-
-
 # ---- mistakes
 
 
@@ -232,10 +226,7 @@ def test_info_prints(capsys):
     ("words", "message"),
     [
         (["train", "--output-dir", "x"], "--config-file: expected a config"),
-        (["train", "--config-file", "none.yaml"], "none.yaml"),
         (["train", *CONFIG, "SOLVER.MAX_ITR", "1"], "SOLVER.MAX_ITR"),
-        (["train", *CONFIG, "SOLVER.MAX_ITER"], "KEY VALUE"),
-        (["train", *CONFIG, "MODEL.RIO.TEMP_S", "32"], "COSINE_SCALE"),
         (["train", *CONFIG, "--train-json", "a.json"], "--train-json and --train-images: expected both"),
         (["train", *CONFIG, "--num-gpus", "64"], "--num-gpus 64"),
         (["eval"], "expected --weights CHECKPOINT, or --results"),
@@ -269,7 +260,10 @@ def test_unknown_flags_and_commands_are_usage_errors(capsys, words):
     assert "usage: " in capsys.readouterr().err
 
 
-def test_verbose_shows_the_traceback(capsys, tmp_path, monkeypatch):
+def test_info_prints_and_verbose_shows_the_traceback(capsys, tmp_path, monkeypatch):
+    assert main(["info"]) == 0
+    assert "detectron2" in capsys.readouterr().out
     monkeypatch.chdir(tmp_path)
+    assert "none.yaml" in refused(capsys, "train", "--config-file", "none.yaml")
     assert main(["train", "-v", "--config-file", "none.yaml"]) == 2
     assert "Traceback" in capsys.readouterr().err

@@ -18,13 +18,12 @@ HAS_WEIGHTS = importlib.util.find_spec(B.WEIGHTS_MODULE) is not None
 needs_weights = pytest.mark.skipif(not HAS_WEIGHTS, reason="the package with the weights (extra `demo`) is missing")
 
 
-def _cfg(**overrides):
+def _cfg(*options):
     cfg = get_cfg()
     cfg.MODEL.BACKBONE.NAME = "build_efficientnet_lite_fpn_backbone"
     cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4"]
     cfg.MODEL.FPN.OUT_CHANNELS = 64
-    for key, value in overrides.items():
-        cfg.merge_from_list([key.replace("__", "."), value])
+    cfg.merge_from_list(list(options))
     return cfg
 
 
@@ -100,21 +99,20 @@ def test_another_file_is_refused(tmp_path, monkeypatch):
         B.weights_file()
 
 
-class _Detector(torch.nn.Module):
-    def __init__(self, **overrides):
-        super().__init__()
-        self.backbone = build_backbone(_cfg(**overrides))
+def _detector(cfg):
+    model = torch.nn.Module()
+    model.backbone = build_backbone(cfg)
+    return model
 
 
 @needs_weights
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
 def test_weights_fill_the_whole_bottom_up(norm):
-    model = _Detector(MODEL__RESNETS__NORM=norm)
+    model = _detector(_cfg("MODEL.RESNETS.NORM", norm))
     state = B.resolve_weights("efficientnet-lite0")
     assert not any(".fc." in k or "conv_head" in k or k.startswith("backbone.bottom_up.bn1.") for k in state)
     B.load_resolved(model, state)
-    own = model.state_dict()
-    for key, value in own.items():
+    for key, value in model.state_dict().items():
         if key.startswith("backbone.bottom_up.") and not key.endswith("num_batches_tracked"):
             assert torch.equal(value, state[key]), key
 
@@ -123,7 +121,7 @@ def test_weights_fill_the_whole_bottom_up(norm):
 def test_features_of_the_pretrained_net_have_not_moved():
     # A ramp through the loaded net: padding, eps, skips and the order of blocks all show in these numbers.
     # With the package's own classification head, this net names real photographs sensibly (checked by hand).
-    model = _Detector().eval()
+    model = _detector(_cfg()).eval()
     B.load_resolved(model, B.resolve_weights("efficientnet-lite0"))
     y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
     with torch.no_grad():
@@ -136,13 +134,9 @@ def test_features_of_the_pretrained_net_have_not_moved():
 
 @needs_weights
 def test_another_backbone_is_refused():
-    cfg = get_cfg()
-    cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
-    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
-    model = torch.nn.Module()
-    model.backbone = build_backbone(cfg)
+    cfg = _cfg("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone", "MODEL.RESNETS.DEPTH", 18)
+    cfg.merge_from_list(["MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4"]])
     with pytest.raises(ValueError, match="build_efficientnet_lite_fpn_backbone"):
-        B.load_resolved(model, B.resolve_weights("efficientnet-lite0"))
+        B.load_resolved(_detector(cfg), B.resolve_weights("efficientnet-lite0"))
     with pytest.raises(ValueError, match="no backbone"):
         B.load_resolved(torch.nn.Linear(1, 1), {})

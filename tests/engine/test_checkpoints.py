@@ -16,6 +16,14 @@ from rio.trainer import Trainer
 from tests.support.steps import differing, train_until
 
 
+def saved(prepared, folder: Path) -> Trainer:
+    """A trainer that has saved itself before its first step."""
+    run = prepared(folder)
+    run.iter = 0  # TrainerBase sets it when training starts
+    run.checkpointer.save("model_0000000")
+    return run
+
+
 def test_a_broken_checkpoint_is_named_and_the_one_before_it_used(straight, prepared, tmp_path):
     train_until(prepared(tmp_path, "SOLVER.CHECKPOINT_PERIOD", 2), 4)
     newest = tmp_path / "model_0000004.pth"
@@ -40,9 +48,7 @@ def test_a_checkpoint_of_another_model_is_refused(straight, prepared, tmp_path):
 
 
 def test_a_foreign_checkpoint_is_named_and_the_last_good_one_used(prepared, tmp_path):
-    run = prepared(tmp_path)
-    run.iter = 0  # TrainerBase sets it when training starts
-    run.checkpointer.save("model_0000000")
+    run = saved(prepared, tmp_path)
     state = torch.load(tmp_path / "model_0000000.pth", weights_only=True)
     name = next(name for name in state["model"] if name.endswith("box_predictor.bbox_pred.bias"))
     foreign = {
@@ -102,9 +108,7 @@ def full_disk(request, monkeypatch):
 
 @pytest.mark.parametrize("full_disk", ["torch.save", "fsync", "replace", "limit"], indirect=True)
 def test_a_full_disk_leaves_the_checkpoint_before(prepared, tmp_path, full_disk, request):
-    run = prepared(tmp_path)
-    run.iter = 0
-    run.checkpointer.save("model_0000000")
+    run = saved(prepared, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pth")}
     full_disk()
     with pytest.raises(CheckpointError, match=r"model_0000001.pth: could not be written.*--resume"):

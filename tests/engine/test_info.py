@@ -16,10 +16,7 @@ from rio.engine.info import collect, format_info
 def some_info(**changes) -> dict:
     kind = "pure-Python wheel"
     return {
-        "rio": "1.0",
-        "python": "3.12.1 (python)",
-        "platform": "Linux",
-        "cores": 2,
+        **{"rio": "1.0", "python": "3.12.1 (python)", "platform": "Linux", "cores": 2},
         "versions": {"torch": "2.15.0", "lvis": None},
         "detectron2": {"version": "0.6+rio.0", "kind": kind, "path": "site/detectron2"},
         "gpus": {"found": 0, "devices": [], "note": "no NVIDIA driver on this machine"},

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 from detectron2.config import get_cfg
-from detectron2.data import (
-    DatasetCatalog,
-    DatasetMapper,
-    MetadataCatalog,
-    build_detection_test_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, build_detection_test_loader
+from detectron2.data import get_detection_dataset_dicts as detectron2s
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.data.datasets.lvis import load_lvis_json
 from detectron2.structures import BoxMode
@@ -32,11 +26,9 @@ from rio.data.errors import AnnotationError
 from rio.data.load import load_annotations
 from rio.data.names import annotations_of
 from rio.engine.records import Records, records, resolve, target_class_ids
+from tests.benchmarks import lvis_size
 from tests.support.annotation_files import SQUARE, TRIANGLE, coco, lvis, make_lvis, write
 from tests.support.tiny_shapes import draw
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # `tests.benchmarks` from wherever pytest was started
-from tests.benchmarks import lvis_size
 
 
 @pytest.fixture
@@ -79,16 +71,13 @@ def test_a_data_set_by_path(own):
     assert isinstance(DatasetCatalog.get(own), Records)
 
 
-def test_resolving_twice_changes_nothing_and_reads_once(own, monkeypatch):
+def test_a_file_is_read_once_until_it_changes(own, tmp_path, monkeypatch):
     resolve(own)
     metadata = MetadataCatalog.get(own)
-    monkeypatch.setattr(datasets, "load_annotations", None)
-    assert resolve(own) == own and MetadataCatalog.get(own) is metadata
-    assert annotations_of(own) is annotations_of(own)
-
-
-def test_a_changed_file_is_read_again(own, tmp_path):
-    resolve(own)
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "load_annotations", None)
+        assert resolve(own) == own and MetadataCatalog.get(own) is metadata
+        assert annotations_of(own) is annotations_of(own)
     data = coco()
     data["annotations"].pop(0)
     write(tmp_path / "set.json", data)
@@ -141,6 +130,7 @@ def test_records_by_hand(own):
     assert [o["category_id"] for o in all_records[1]["annotations"]] == [2, 2]
     assert [o["segmentation"] for o in all_records[-1]["annotations"]] == [[TRIANGLE], [SQUARE]]
     assert all_records[:1] == [all_records[0]] and list(all_records)[1] == all_records[np.int64(1)]
+    assert list(pickle.loads(pickle.dumps(all_records))) == list(all_records)
     all_records[0]["annotations"].clear()  # a mapper may do that
     assert len(all_records[0]["annotations"]) == 1
     for index in (2, -3):
@@ -148,14 +138,9 @@ def test_records_by_hand(own):
             all_records[index]
 
 
-def test_records_need_an_image_folder(own):
-    with pytest.raises(AnnotationError, match="image_root=FOLDER"):
-        records(load_annotations("set.json"))
-
-
 def test_records_without_masks_and_without_annotations(own, tmp_path):
     data = coco()
-    data["annotations"] = [{k: v for k, v in data["annotations"][0].items() if k != "segmentation"}]
+    del data["annotations"][1:], data["annotations"][0]["segmentation"]
     write(tmp_path / "set.json", data)
     empty, boxed = records(annotations_of(own))
     assert empty["annotations"] == [] and "segmentation" not in boxed["annotations"][0]
@@ -171,27 +156,18 @@ def test_rle_objects_reach_the_mapper_as_compressed_rle(own, tmp_path):
     segmentation = records(annotations)[1]["annotations"][2]["segmentation"]
     decoded = mask.decode(segmentation)
     assert decoded.shape == (50, 100) and decoded.sum() == 10 and decoded[40:, 99].all()
-    mapper = DatasetMapper(
-        True, augmentations=[], image_format="BGR", use_instance_mask=True, instance_mask_format="bitmask"
-    )
-    mapped = mapper(records(annotations)[1])
+    masks = {"use_instance_mask": True, "instance_mask_format": "bitmask"}
+    mapped = DatasetMapper(True, augmentations=[], image_format="BGR", **masks)(records(annotations)[1])
     assert mapped["instances"].gt_masks.tensor.sum(dim=(1, 2))[-1] == 10
-
-
-def test_records_pickle_as_columns(own):
-    all_records = records(annotations_of(own))
-    again = pickle.loads(pickle.dumps(all_records))
-    assert list(again) == list(all_records)
 
 
 def test_detectron2_reads_the_records(own):
     resolve(own)
     # Its own filter and our indices agree.
-    kept = get_detection_dataset_dicts((own,), filter_empty=True)
+    kept = detectron2s((own,), filter_empty=True)
     assert [r["image_id"] for r in kept] == [3, 7]
-    loader = build_detection_test_loader(
-        DatasetCatalog.get(own), mapper=DatasetMapper(False, augmentations=[], image_format="BGR"), num_workers=1
-    )
+    mapper = DatasetMapper(False, augmentations=[], image_format="BGR")
+    loader = build_detection_test_loader(DatasetCatalog.get(own), mapper=mapper, num_workers=0)
     shapes = [tuple(batch[0]["image"].shape) for batch in loader]
     assert shapes == [(3, 48, 64), (3, 50, 100)]
 
@@ -209,7 +185,9 @@ def test_training_images_are_those_that_detectron2_keeps(own, tmp_path):
     assert training_image_indices(annotations, filter_empty=False).tolist() == [0, 1, 2]
 
 
-def test_target_classes(own, tmp_path):
+def test_what_is_asked_for_in_vain(own):
+    with pytest.raises(AnnotationError, match="image_root=FOLDER"):
+        records(load_annotations("set.json"))
     annotations = annotations_of(own)
     assert target_class_ids(annotations, 30) == [0, 2] and target_class_ids(annotations, 1) == [0, 2]
     assert target_class_ids(annotations, 0) == []
@@ -280,13 +258,9 @@ def test_loader_workers_read_the_cached_columns(catalogs, tiny_cache, tmp_path):
     path = lvis_size.generate(tmp_path / "train.json", scale=0.0005, tail=lvis_size.log_linear_tail())
     load_annotations(path, image_root="images")
     ours = records(load_annotations(path, image_root="images"))
-    for start in ("fork", "spawn"):
-        loader = DataLoader(ours, batch_size=None, num_workers=2, multiprocessing_context=start, collate_fn=_as_it_is)
-        assert list(loader) == list(ours)
-
-
-def _as_it_is(record: dict) -> dict:
-    return record
+    assert list(pickle.loads(pickle.dumps(ours))) == list(ours)  # what a worker gets that is started anew
+    how = {"num_workers": 2, "multiprocessing_context": "fork", "collate_fn": copy.copy}  # records as they are
+    assert list(DataLoader(ours, batch_size=None, **how)) == list(ours)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -58,20 +58,13 @@ def test_telemetry_by_hand():
     third = of_classes([0, 3, 3], [(9, 0), (9, 0), (9, 0)])
     log = logged_step(predictor, [1.0, 0, 1, 1, 3, 0, 8, 8, 9, 9], second, third)
     assert log == {
-        "memory_bank/fill": (4 + 1) / 8,
-        "memory_bank/stored": (4 + 1) / 2,
+        "memory_bank/fill": (4 + 1) / 8, "memory_bank/stored": (4 + 1) / 2,
         "memory_bank/distinct_objects": (3 + 1) / 2,  # class 0: (7, 0) twice, (7, 1), (9, 0)
-        "memory_bank/distinct_images": (2 + 1) / 2,
-        "memory_bank/replayed_per_foreground": round(2 / 3, 6),
-        "memory_bank/age": 1.0,
-        "memory_bank/drift": 0.5,
-        "rois/share_r": round(2 / 3, 6),
-        "rois/share_c": 0.0,
-        "rois/share_f": round(1 / 3, 6),
-        "rois/share_r_with_replay": 0.8,
-        "rois/share_c_with_replay": 0.0,
-        "rois/share_f_with_replay": 0.2,
-    }
+        "memory_bank/distinct_images": (2 + 1) / 2, "memory_bank/replayed_per_foreground": round(2 / 3, 6),
+        "memory_bank/age": 1.0, "memory_bank/drift": 0.5,
+        "rois/share_r": round(2 / 3, 6), "rois/share_c": 0.0, "rois/share_f": round(1 / 3, 6),
+        "rois/share_r_with_replay": 0.8, "rois/share_c_with_replay": 0.0, "rois/share_f_with_replay": 0.2,
+    }  # fmt: skip
     # Now 3 of class 0: two of the step before, one of the first. No ids in this batch; groups not known.
     bank.iteration += 4
     predictor.frequency_group = None

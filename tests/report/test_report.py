@@ -125,6 +125,7 @@ def test_it_is_self_contained_and_small(study, page):
     assert policies and policies[0].startswith("default-src 'none'")
     assert study[-1].stat().st_size < 4e6
     assert str(study[0]) not in study[-1].read_text(encoding="utf-8")  # nothing of the machine it was written on
+    assert [p.name for p in study[-1].parent.iterdir()] == ["report.html"]
 
 
 def test_it_says_what_a_newcomer_needs(page):
@@ -134,6 +135,8 @@ def test_it_says_what_a_newcomer_needs(page):
         "0.25 replayed rows", "about 0.2 min", "6 training images", "rio 0.",
     ):  # fmt: skip
         assert words in page.text, words
+    # 6 foreground RoIs an image were logged; 5 annotated images hold 10 objects.
+    assert "an object gets about 3.0 foreground RoIs, the mean that these runs logged" in page.text
     pictures = [a for tag, a in page.tags if tag == "img" and a["src"].startswith("data:image/jpeg")]
     assert len(pictures) == 3 * 4  # every picture for the ground truth and the three arms
     assert "001.png" in pictures[0]["alt"]  # the image with the rare category first
@@ -148,51 +151,31 @@ def test_its_numbers_are_those_of_the_evaluation(study, page):
             assert metrics["APr"] == 0 and metrics["APf"] == pytest.approx(100)
 
 
-def test_measured_rois_enter_the_balance(page):
-    # 6 foreground RoIs an image were logged; 5 annotated images hold 10 objects.
-    assert "an object gets about 3.0 foreground RoIs, the mean that these runs logged" in page.text
-
-
 def test_names_from_files_are_escaped(study, page):
     text = study[-1].read_text(encoding="utf-8")
     assert EVIL not in text and "&lt;script&gt;" in text
     assert EVIL in page.text  # shown, as text
 
 
-def test_nothing_is_left_beside_it(study):
-    assert [p.name for p in study[-1].parent.iterdir()] == ["report.html"]
-
-
 def test_one_arm_without_metrics_config_of_ours_or_pictures(study, tmp_path):
     root, runs, train, _, _ = study
-    folder = tmp_path / "run"
-    shutil.copytree(runs["rio"], folder)
+    folder = shutil.copytree(runs["rio"], tmp_path / "run")
     (folder / "metrics.json").unlink()
     (folder / "config.yaml").write_text("SEED: 1\n")
     images = tmp_path / "val"
     images.mkdir()
     lonely = load_annotations(root / "val.json", image_root=images)
-    text = Page(
-        write_report(tmp_path / "r.html", title="One", runs={"mine": folder}, train=train, val=lonely).read_text()
-    ).text
+    written = write_report(tmp_path / "r.html", title="One", runs={"mine": folder}, train=train, val=lonely)
+    text = Page(written.read_text()).text
     assert "could not be opened (FileNotFoundError)" in text and "Synthetic data." not in text
     assert "settings unknown" in text and "Image level, object level" not in text
-
-
-@pytest.mark.parametrize("name", ["config.yaml", "evaluation.json", "instances_results.json"])
-def test_a_missing_file_is_named(study, tmp_path, name):
-    _, runs, train, val, _ = study
-    folder = tmp_path / "run"
-    shutil.copytree(runs["rio"], folder)
-    (folder / name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"arm 'rio': .* holds no {name}"):
-        write_report(tmp_path / "r.html", title="x", runs={"rio": folder}, train=train, val=val)
-    assert not (tmp_path / "r.html").exists()
 
 
 @pytest.mark.parametrize(
     "name, content, message",
     [
+        *((name, None, f"arm 'rio': .* holds no {name}") for name in ("config.yaml", "evaluation.json")),
+        ("instances_results.json", None, "arm 'rio': .* holds no instances_results.json"),
         ("config.yaml", "a: [", "config.yaml: expected the YAML"),
         ("config.yaml", "- 3", "expected keys and values, found list"),
         ("config.yaml", "a: !!python/object/apply:os.getcwd []", "config.yaml: expected the YAML"),
@@ -200,13 +183,13 @@ def test_a_missing_file_is_named(study, tmp_path, name):
         ("metrics.json", "[1]\n{}\n", "line 1: expected a JSON object with an iteration"),
     ],
 )
-def test_unreadable_files_are_named(study, tmp_path, name, content, message):
+def test_missing_and_unreadable_files_are_named(study, tmp_path, name, content, message):
     _, runs, train, val, _ = study
-    folder = tmp_path / "run"
-    shutil.copytree(runs["rio"], folder)
-    (folder / name).write_text(content)
-    with pytest.raises(ReportError, match=message):
+    folder = shutil.copytree(runs["rio"], tmp_path / "run")
+    (folder / name).unlink() if content is None else (folder / name).write_text(content)
+    with pytest.raises(FileNotFoundError if content is None else ReportError, match=message):
         write_report(tmp_path / "r.html", title="x", runs={"rio": folder}, train=train, val=val)
+    assert not (tmp_path / "r.html").exists()
 
 
 def test_no_runs_and_no_folder(study, tmp_path):

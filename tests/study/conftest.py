@@ -1,4 +1,4 @@
-"""What the tests of studies share: a drawn data set, a study file, an evaluation."""
+"""What the tests of studies share: a third data set, a study file, an evaluation."""
 
 from __future__ import annotations
 
@@ -18,22 +18,16 @@ from tests.support import tiny_shapes
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory) -> Path:
-    """The tiny set."""
-    return tiny_shapes.draw(tmp_path_factory.mktemp("shapes"))
-
-
-@pytest.fixture(scope="session")
-def data(folder) -> list[str]:
+def data(tiny_set) -> list[str]:
     """KEY, VALUE that name it."""
-    return tiny_shapes.data_options(folder)
+    return tiny_shapes.data_options(tiny_set)
 
 
 @pytest.fixture(scope="session")
-def other(folder, tmp_path_factory) -> str:
+def other(tiny_set, tmp_path_factory) -> str:
     """The name of a third set with the same classes, in a folder of its own."""
     copy = tmp_path_factory.mktemp("other") / "tiny"
-    shutil.copytree(folder, copy)
+    shutil.copytree(tiny_set, copy)
     return f"{copy}/val.json@{copy}/val"
 
 
@@ -58,20 +52,16 @@ def study(write) -> Callable[..., Study]:
 
 
 @pytest.fixture(scope="session")
-def evaluation(folder) -> Callable[[float], Evaluation]:
+def evaluation(tiny_set) -> Callable[[float], Evaluation]:
     """Of the tiny set's classes: all have the same AP, the rare ones were never looked for."""
-    train = load_annotations(folder / "train.json")
+    train = load_annotations(tiny_set / "train.json")
 
     def made(ap: float) -> Evaluation:
         columns = {
-            "category_id": train.category_ids,
-            "name": train.category_names,
-            "frequency": train.frequency,
-            "image_count": 1,
-            "instance_count": 1,
-            "AP_bbox": np.where(train.frequency == "r", np.nan, ap),
+            "category_id": train.category_ids, "name": train.category_names, "frequency": train.frequency,
+            "image_count": 1, "instance_count": 1, "AP_bbox": np.where(train.frequency == "r", np.nan, ap),
             "AP_segm": np.nan,
-        }
+        }  # fmt: skip
         return Evaluation({"bbox": {**dict.fromkeys(METRICS, ap), "APr": float("nan")}}, pd.DataFrame(columns))
 
     return made

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -60,10 +59,8 @@ def test_start_stop_resume(run):
 
 
 def test_it_outlives_its_starter(run):
-    code = (
-        "import json, sys; from rio.study.process import Training; Training(sys.argv[1]).start(json.loads(sys.argv[2]))"
-    )
-    starter = [sys.executable, "-c", code, str(run.path), json.dumps(command(run.path))]
+    code = "import sys; from rio.study.process import Training; Training(sys.argv[1]).start(sys.argv[2:])"
+    starter = [sys.executable, "-c", code, str(run.path), *command(run.path)]
     subprocess.run(starter, check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, timeout=60)
     until(lambda: run.state() == "training")
     pid = run.pid()
@@ -103,9 +100,13 @@ def test_errors_in_plain_words(run, script, words):
     run.start([sys.executable, "-IS", "-c", script])
     until(lambda: run.pid() is None)
     assert run.state() == "failed" and words in run.explain() and "stdout.log" in run.explain()
-    run.start(command(run.path, 3))
-    until(lambda: run.pid() is None)
-    assert run.state() == "finished", "only the last start counts"
+
+
+def test_only_the_last_start_counts(run):
+    for words, state in (([sys.executable, "-IS", "-c", "{}['x']"], "failed"), (command(run.path, 3), "finished")):
+        run.start(words)
+        until(lambda: run.pid() is None)
+        assert run.state() == state
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"pid": "x"}', "{", '{"pid": 1}', '{"pid": 1, "command": []}'])
@@ -129,6 +130,6 @@ def test_a_run_from_elsewhere(tmp_path):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    run = Training(Path(tmp_path / "file" / "run"))
+    run = Training(tmp_path / "file" / "run")
     with pytest.raises(LaunchError, match="expected a folder that can be written to"):
         run.start(command(run.path))

@@ -34,21 +34,13 @@ def _result(values: dict[tuple[str, int], Sequence[float]], *, kind: str = "bbox
         runs.append(RunResult(arm, seed, 100, 12.5, {kind: metrics}, {kind: stored}, {"rois/share_r": 0.125}))
     arms = list(dict.fromkeys(arm for arm, _ in values))
     about = {
-        "name": "made",
-        "role": "report",
-        "trained_on": ["train"],
-        "evaluated_on": ["val"],
-        "command": "python -m rio study made.yaml",
-        "machine": "a processor, 2 cores, no GPU",
-        "versions": {"rio": "1.0"},
-        "date": "2026-01-31",
-        "arms": {arm: ["SEED", "1"] for arm in arms},
-        "pairs": [(arm, arms[0]) for arm in arms[1:]],
-        "seeds": sorted({seed for _, seed in values}),
-        "categories": categories,
-        "runs": runs,
-    }
-    return StudyResult(**{**about, **changes})
+        "name": "made", "role": "report", "trained_on": ["train"], "evaluated_on": ["val"],
+        "command": "python -m rio study made.yaml", "machine": "a processor, 2 cores, no GPU",
+        "versions": {"rio": "1.0"}, "date": "2026-01-31", "arms": {arm: ["SEED", "1"] for arm in arms},
+        "pairs": [(arm, arms[0]) for arm in arms[1:]], "seeds": sorted({seed for _, seed in values}),
+        "categories": categories, "runs": runs,
+    }  # fmt: skip
+    return StudyResult(**(about | changes))
 
 
 def _row(result: StudyResult, metric: str = "AP") -> pd.Series:

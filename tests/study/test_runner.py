@@ -72,9 +72,7 @@ def test_arms_run_finish_and_are_skipped_the_next_time(stand_in, study, data, ou
         run_study(plan, out, options=[*data, "SOLVER.BASE_LR", "0.5"])
 
 
-def test_a_failing_arm_shows_its_end_and_what_is_written_tells_the_others(
-    stand_in, study, folder, data, out, tmp_path, capsys
-):
+def test_a_failing_arm_shows_its_end_and_the_result_the_others(stand_in, study, tiny_set, data, out, tmp_path, capsys):
     stand_in("if 'a-seed1' in str(folder): sys.exit('error: no memory for this')")
     plan = study(seeds=[1, 2])
     with pytest.raises(StudyError, match=r"1 of 4 runs failed: a-seed1\..*same command again"):
@@ -85,7 +83,7 @@ def test_a_failing_arm_shows_its_end_and_what_is_written_tells_the_others(
     assert found.progress == "3 of 4 runs" and not found.complete and found.role == "report"
     assert [(run.arm, run.seed) for run in found.runs] == [("b", 1), ("a", 2), ("b", 2)]
     assert found.trained_on == ["train.json@train"] and found.evaluated_on == ["val.json@val"]
-    train = load_annotations(folder / "train.json")
+    train = load_annotations(tiny_set / "train.json")
     assert [c.image_count for c in found.categories] == train.image_count.tolist()
     assert [c.frequency for c in found.categories] == train.frequency.tolist()
     run = found.runs[0]
@@ -94,7 +92,7 @@ def test_a_failing_arm_shows_its_end_and_what_is_written_tells_the_others(
     assert "torch" in found.versions and "core" in found.machine
     assert found.command.startswith("python -m rio study study.yaml DATASETS.TRAIN ")
     text = (out / "study.json").read_text() + (out / "study.md").read_text()
-    for secret in (str(tmp_path), str(folder), socket.gethostname()):
+    for secret in (str(tmp_path), str(tiny_set), socket.gethostname()):
         assert secret not in text, "a published result tells neither where nor on which machine it was made"
     assert "3 of 4 runs finished" in text and "**Not complete.**" in text
     collect.draw(found, out)
@@ -152,12 +150,12 @@ def test_ctrl_c_stops_every_run_and_leaves_none_behind(stand_in, study, data, ou
     assert all(Training(path.parent).pid() is None for path in out.glob("*/run.json"))
 
 
-def test_a_tuning_study_says_so(stand_in, study, folder, data, out, other):
+def test_a_tuning_study_says_so(stand_in, study, tiny_set, data, out, other):
     stand_in()
     outcome = run_study(study(tune_on=other), out, options=data)
     for run in outcome.folders.values():
         told = (run / "stdout.log").read_text()
-        assert told.rindex("DATASETS.TEST") > told.rindex(f"{folder}/val.json"), "the last word counts"
+        assert told.rindex("DATASETS.TEST") > told.rindex(f"{tiny_set}/val.json"), "the last word counts"
     assert outcome.result.role == "tune" and outcome.result.evaluated_on == ["val.json@val"]
     markdown = (out / "study.md").read_text()
     titles = [line for line in markdown.splitlines() if line.startswith("## ")]
