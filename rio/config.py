@@ -16,6 +16,8 @@ from detectron2.config import CfgNode, get_cfg
 from rio.engine.config_files import ConfigError, ConfigFileNotFound, check, merge_file, merge_options
 from rio.losses import KEYS as LOSS_KEYS
 from rio.losses import LOSSES
+from rio.losses.calibration import STRENGTHS
+from rio.losses.softmax import Softmax
 from rio.memory_bank import REPLAY_ORDERS
 from rio.sampler import METHODS
 
@@ -31,11 +33,15 @@ KEYS: dict[str, tuple[Any, str | tuple[str, ...]]] = {
     # Loss of the classifier. Those whose bias has to start elsewhere than at 0 need the linear classifier.
     "CLS_LOSS": ("softmax", tuple(LOSSES)),
     **LOSS_KEYS,
-    # Images and instances of each class in the training set, and its images, for the losses that use them. [], 0 = the
-    # trainer fills them in and stores them.
+    # Softmax scores corrected for the classes' counts, at inference only; and how much, -1 = the method's own default.
+    "CALIBRATION": ("none", tuple(STRENGTHS)),
+    "CALIBRATION_STRENGTH": (-1.0, ">= -1"),
+    # Images and instances of each class in the training set, and its images, for the losses that use them; fractal
+    # dimension of the centres of each class's objects, for CALIBRATION fracal. [], 0 = the trainer fills them in.
     "IMAGE_COUNT": ([], ""),
     "INSTANCE_COUNT": ([], ""),
     "NUM_IMAGES": (0, ">= 0"),
+    "FRACTAL_DIMENSION": ([], ""),
     # Object-level resampling on or off.
     "BANK_ENABLED": (True, ""),
     # RoIs stored per target class; the oldest leaves when a class is full. Reference: MAX_CACHE.
@@ -159,18 +165,21 @@ def validate(cfg: CfgNode) -> None:
     expected, advice = f"letters r, c and f, as many as {below}", 'leave the key at "" and the trainer fills it in'
     check(fits, "MODEL.RIO.CLASS_FREQUENCY", expected, f"{found} ({len(groups)})", advice)
 
-    for key in ("IMAGE_COUNT", "INSTANCE_COUNT"):
+    for key in ("IMAGE_COUNT", "INSTANCE_COUNT", "FRACTAL_DIMENSION"):
         counts, advice = list(rio[key]), "leave the key at [] and the trainer fills it in"
-        fits = len(counts) in (0, number or len(counts)) and all(type(n) is int and n >= 0 for n in counts)
-        check(fits, f"MODEL.RIO.{key}", f"whole numbers >= 0, as many as {below}", f"{len(counts)} entries", advice)
+        fits = len(counts) in (0, number or len(counts)) and all(type(n) in (int, float) and n >= 0 for n in counts)
+        check(fits, f"MODEL.RIO.{key}", f"numbers >= 0, as many as {below}", f"{len(counts)} entries", advice)
 
     needs_bias, advice = LOSSES[rio.CLS_LOSS].initial_bias != 0, "write MODEL.RIO.CLASSIFIER linear"
     expected = f"'linear' for CLS_LOSS {rio.CLS_LOSS}, whose bias does not start at 0"
     check(not needs_bias or rio.CLASSIFIER == "linear", "MODEL.RIO.CLASSIFIER", expected, rio.CLASSIFIER, advice)
+    softmax, expected = issubclass(LOSSES[rio.CLS_LOSS], Softmax), f"'none' for CLS_LOSS {rio.CLS_LOSS}"
+    advice = "calibrate a model with softmax scores (CLS_LOSS softmax or balanced_softmax)"
+    check(softmax or rio.CALIBRATION == "none", "MODEL.RIO.CALIBRATION", expected, repr(rio.CALIBRATION), advice)
     later, advice = cfg.MODEL.ROI_BOX_HEAD.get("USE_SIGMOID_CE", False), "write MODEL.RIO.CLS_LOSS sigmoid or federated"
     check(not later, "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", "False, as RIO has losses of its own", later, advice)
     head, threshold = cfg.MODEL.ROI_HEADS.NAME, cfg.DATALOADER.REPEAT_THRESHOLD
-    off = {"BANK_ENABLED": False, "CLASSIFIER": "linear", "CLS_LOSS": "softmax"}
+    off = {"BANK_ENABLED": False, "CLASSIFIER": "linear", "CLS_LOSS": "softmax", "CALIBRATION": "none"}
     used = [f"{key} {rio[key]}" for key in off if rio[key] != off[key]]
     expected, found = f"one of {list(ROI_HEADS)} for {', '.join(used)}", f"{head!r}, which would ignore them"
     advice = f"write one of them, or {', '.join(f'MODEL.RIO.{key} {value}' for key, value in off.items())}"

@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from rio.classifier import CosineClassifier
 from rio.data.errors import check
 from rio.engine import telemetry
-from rio.losses import build_loss
+from rio.losses import build_calibration, build_loss
 from rio.losses.base import Loss
+from rio.losses.calibration import Calibration
 from rio.losses.counts import ClassCounts
 from rio.losses.softmax import Softmax
 from rio.memory_bank import MemoryBank
@@ -48,6 +49,7 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
         classifier: "cosine" or "linear" (detectron2's own).
         cosine_scale: s, only for "cosine".
         cls_loss: of ``rio.losses``, which says how many columns the classifier has; None = softmax cross-entropy.
+        calibration: of softmax scores, at inference; None = none.
         memory_bank: None = no replay. It is only sampled and written in training with gradients enabled.
         replay_losses: the losses that replayed rows enter, of "cls" and "box".
         replay_max_per_foreground: replayed rows per foreground RoI at most; 0 = no cap.
@@ -65,6 +67,7 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
         classifier: str = "linear",
         cosine_scale: float = 48.0,
         cls_loss: Loss | None = None,
+        calibration: Calibration | None = None,
         memory_bank: MemoryBank | None = None,
         replay_losses: Sequence[str] = ("cls", "box"),
         replay_max_per_foreground: float = 0.0,
@@ -81,7 +84,7 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
             ("memory_bank", bank_of in (None, (width, number)), f"feature_dim {width}, num_classes {number}", bank_of),
         ):
             check(good, name, expected, found, "correct the argument or its key")
-        self.cls_loss = Softmax(ClassCounts(number)) if cls_loss is None else cls_loss
+        self.cls_loss, self.calibration = cls_loss or Softmax(ClassCounts(number)), calibration
         if classifier == "cosine":
             self.cls_score: nn.Module = CosineClassifier(width, self.cls_loss.columns, cosine_scale)
         elif not isinstance(self.cls_loss, Softmax):
@@ -117,6 +120,7 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
             "classifier": rio.CLASSIFIER,
             "cosine_scale": rio.COSINE_SCALE,
             "cls_loss": build_loss(rio, number),
+            "calibration": build_calibration(rio, number),
             "memory_bank": bank,
             "replay_losses": rio.REPLAY_LOSSES,
             "replay_max_per_foreground": rio.REPLAY_MAX_PER_FOREGROUND,
@@ -171,7 +175,9 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
 
     def predict_probs(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> list[Tensor]:
         """Each image's scores (its number of RoIs, K + 1), the background's last."""
-        return list(torch.split(self.cls_loss.scores(predictions[0]), [len(p) for p in proposals]))
+        logits, calibrate = predictions[0], self.calibration
+        scores = self.cls_loss.scores(logits) if calibrate is None else calibrate(logits, self.cls_score)
+        return list(torch.split(scores, [len(p) for p in proposals]))
 
 
 def _columns(proposals: list[Instances], device: torch.device) -> list[Tensor]:

@@ -11,6 +11,8 @@ from rio.cli.common import UsageError, config, ground_truth, pairs
 def evaluate(args: argparse.Namespace) -> int:
     """AP of trained weights, or of a results file."""
     if args.results:
+        if args.calibration:
+            raise UsageError("--calibration: expected --weights, found --results, whose scores are final")
         from rio.results.evaluation import evaluate
 
         evaluation = evaluate(ground_truth(args), args.results, iou_types=None, backend=args.backend)
@@ -27,6 +29,9 @@ def evaluate(args: argparse.Namespace) -> int:
 
     folder = args.output_dir or os.path.join(os.path.dirname(args.weights) or ".", "eval")
     args.output_dir = None
+    if args.calibration:
+        given = zip(("CALIBRATION", "CALIBRATION_STRENGTH"), args.calibration.split("=", 1))
+        args.opts = [word for key, value in given for word in (f"MODEL.RIO.{key}", value)] + args.opts
     start_logging(None)
     cfg = setup_inference(config(args))
     if not len(cfg.DATASETS.TEST):

@@ -100,6 +100,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--weights", metavar="PTH", help="a checkpoint")
     add("--results", metavar="JSON", help="evaluate these results instead of running a model")
     add("--gt", metavar="JSON", help="with --results: the ground truth; --train-json then gives the frequency groups")
+    what = "correct the scores of --weights for the classes' counts: norcal, logit_adjustment, fracal, tau_norm"
+    add("--calibration", metavar="METHOD[=STRENGTH]", help=f"{what}; for example norcal=0.6")
     add("--backend", choices=("hotcoco", "lvis"), default="hotcoco", help="lvis: the official package, slow")
     add("--output-dir", metavar="DIR", help="for results and scores (default: eval/ beside the weights)")
     add("opts", **words, help="config keys, for example TEST.AUG.ENABLED True")

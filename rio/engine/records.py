@@ -138,3 +138,31 @@ def target_class_ids(annotations: Annotations, max_image_count: int) -> list[int
         raise ValueError(f"max_image_count (MODEL.RIO.BANK_MAX_IMAGE_COUNT): expected >= 0, found {max_image_count}")
     counts = annotations.image_count
     return np.flatnonzero((counts >= 1) & (counts <= max_image_count)).tolist()
+
+
+def fractal_dimensions(annotations: Annotations) -> list[float]:
+    """The box-counting dimension, 1..2, of the centres of each class's objects within their images, for FRACAL.
+
+    The least-squares slope of ln(occupied cells) over ln G, for grids of G x G cells, G = 1..64, with G * G at most the
+    class's number of objects; at least 1, and 1 for fewer than 4 objects. Crowd regions do not count.
+    """
+    kept = ~annotations.iscrowd
+    category, image, boxes = (
+        annotations.annotation_class[kept],
+        annotations.annotation_image[kept],
+        annotations.boxes[kept],
+    )
+    size = np.stack([annotations.image_width, annotations.image_height], axis=1)[image]
+    centre, number = (boxes[:, :2] + boxes[:, 2:] / 2) / size, len(annotations.category_ids)
+    count, sides = np.bincount(category, minlength=number), np.arange(1, 65)
+    occupied = np.zeros((len(sides), number))
+    for row, side in enumerate(sides.tolist()):
+        rows = count[category] >= side * side
+        cell = np.clip((centre[rows] * side).astype(np.int64), 0, side - 1)
+        cells = np.unique((category[rows].astype(np.int64) * side + cell[:, 0]) * side + cell[:, 1])
+        occupied[row] = np.bincount(cells // side**2, minlength=number)
+    used = sides[:, None] ** 2 <= count
+    x, y, n = np.log(sides)[:, None] * used, np.log(np.maximum(occupied, 1)), np.maximum(used.sum(0), 1)
+    spread = (x**2).sum(0) - x.sum(0) ** 2 / n
+    slope = np.divide((x * y).sum(0) - x.sum(0) * y.sum(0) / n, spread, out=np.ones(number), where=spread > 0)
+    return np.maximum(slope, 1).round(6).tolist()

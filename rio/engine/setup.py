@@ -19,7 +19,7 @@ from rio.data.annotations import Annotations, check_same_categories
 from rio.data.files import write_atomically
 from rio.data.names import annotations_of
 from rio.engine.errors import TrainingError
-from rio.engine.records import resolve, target_class_ids
+from rio.engine.records import fractal_dimensions, resolve, target_class_ids
 from rio.engine.weights import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -230,8 +230,11 @@ def _counts(train: Annotations) -> dict[str, Any]:
 
 
 def _resolve_counts(cfg: CfgNode, train: Annotations) -> None:
+    rio = cfg.MODEL.RIO
     for key, value in _counts(train).items():
-        cfg.MODEL.RIO[key] = cfg.MODEL.RIO[key] or value
+        rio[key] = rio[key] or value
+    if rio.CALIBRATION == "fracal" and not len(rio.FRACTAL_DIMENSION):
+        rio.FRACTAL_DIMENSION = fractal_dimensions(train)
 
 
 def _resolve_bank(cfg: CfgNode, train: Annotations) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rio.losses.bags import BAGS
 from rio.losses.base import Loss
+from rio.losses.calibration import Calibration
 from rio.losses.counts import ClassCounts
 from rio.losses.ecm import ECM
 from rio.losses.eql import EQL, DropLoss
@@ -60,6 +61,21 @@ def build_loss(rio: Mapping[str, Any], num_classes: int) -> Loss:
     Raises:
         LossError: it needs counts of the training set that the node lacks.
     """
-    counts = ClassCounts(num_classes, rio["IMAGE_COUNT"], rio["INSTANCE_COUNT"], rio["NUM_IMAGES"])
     kind = LOSSES[rio["CLS_LOSS"]]
-    return kind(counts, **{key.lower(): rio[key] for key in kind.options})
+    return kind(_counts(rio, num_classes), **{key.lower(): rio[key] for key in kind.options})
+
+
+def build_calibration(rio: Mapping[str, Any], num_classes: int) -> Calibration | None:
+    """The calibration that the node MODEL.RIO names; None for "none".
+
+    Raises:
+        LossError: see `build_loss`.
+    """
+    if rio["CALIBRATION"] == "none":
+        return None
+    return Calibration(rio["CALIBRATION"], _counts(rio, num_classes), rio["CALIBRATION_STRENGTH"])
+
+
+def _counts(rio: Mapping[str, Any], num_classes: int) -> ClassCounts:
+    columns = {key.lower(): rio[key] for key in ("IMAGE_COUNT", "INSTANCE_COUNT", "NUM_IMAGES", "FRACTAL_DIMENSION")}
+    return ClassCounts(num_classes, **columns)
