@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -20,23 +18,21 @@ COUNTED = {"images": ("o", "images"), "instances": ("^", "objects"), "replayed":
 
 
 @parts.figure(COMPARED, "arm level r c f effective_classes")
-def balance_by_group(
-    table: pd.DataFrame, ax: Axes | None = None, *, levels: Sequence[str] = ("images", "instances", "rois")
-) -> Axes:
+def balance_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """What training sees at each level under each arm: the share of rare, common and frequent classes.
 
     Args:
-        table: one row per arm and level: arm, level, r, c, f (shares in 0..1) and effective_classes.
-        levels: which levels to show, top to bottom.
+        table: one row per arm and level (images, instances, rois): arm, level, r, c, f (shares in 0..1) and
+            effective_classes.
     """
-    if absent := [level for level in levels if level not in set(table["level"])]:
+    if absent := sorted(set(LEVEL_NAMES) - set(table["level"])):
         raise parts.PlotError(f"table, column 'level': expected {absent[0]!r}, found {sorted(set(table['level']))}.")
-    ax = parts.axes(ax, 6.6, 0.5 + 0.27 * len(levels) * (table["arm"].nunique() + 1.3))
+    ax = parts.axes(ax, 6.6, 0.5 + 0.27 * len(LEVEL_NAMES) * (table["arm"].nunique() + 1.3))
     for at, title in ((1.06, "rare\nshare"), (1.16, "effective\nclasses")):
         ax.text(at, 0, title, color=ink().quiet, fontsize=8, linespacing=1.1, **parts.CENTRED)
     arms, y = {}, 0.0
-    for level in levels:
-        ax.text(-0.012, y, LEVEL_NAMES.get(level, level), ha="right", va="center", fontweight="bold", fontsize=9)
+    for level, name in LEVEL_NAMES.items():
+        ax.text(-0.012, y, name, ha="right", va="center", fontweight="bold", fontsize=9)
         for row in table[table["level"] == level].to_dict("records"):
             y += 1
             arms[y] = row["arm"]

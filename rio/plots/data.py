@@ -70,14 +70,13 @@ def sorted_tail(table: pd.DataFrame, ax: Axes | None = None, *, by: str = "image
 
 
 @parts.figure(TABLE, "frequency name image_count instance_count")
-def image_vs_instance_count(table: pd.DataFrame, ax: Axes | None = None, *, annotate: int = 4) -> Axes:
+def image_vs_instance_count(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Objects against images of every category: how far apart object level and image level are.
 
-    On the dashed line an image holds one object of the category; above it, several.
+    On the dashed line an image holds one object of the category; above it, several. The four with most are named.
 
     Args:
         table: one row per category with frequency, name, image_count (at least one above 0), instance_count.
-        annotate: how many categories to name, those with most objects per image first.
     """
     seen = table[table["image_count"] > 0]
     if len(seen) == 0:
@@ -88,7 +87,7 @@ def image_vs_instance_count(table: pd.DataFrame, ax: Axes | None = None, *, anno
     limits = {f"{axis}lim": (0.8, max(seen[column].max(), 10) * 1.6) for axis, column in zip("xy", LABELS, strict=True)}
     ax.set(xlabel=LABELS["image_count"], ylabel=LABELS["instance_count"], **limits)
     ax.legend(**parts.group_squares(seen["frequency"]), loc="lower right")
-    ratio = (seen["instance_count"] / seen["image_count"]).nlargest(annotate)
+    ratio = (seen["instance_count"] / seen["image_count"]).nlargest(4)
     labels = Labels(ax)
     for index, dense in ratio[ratio > 1.5].items():
         at, name = tuple(seen.loc[index, list(LABELS)]), seen.loc[index, "name"]
@@ -152,17 +151,16 @@ def sizes_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 @styled
-def company(table: pd.DataFrame, ax: Axes | None = None, *, group: str = "r", most: int = 14) -> Axes:
+def company(table: pd.DataFrame, ax: Axes | None = None, *, group: str = "r") -> Axes:
     """What the objects of a group share their images with, beside how usual that company is anyway.
 
     A bar reaches to the share of the group's images that also hold the category, a ring to its share of all
     images: where a bar passes its ring, the group's images have this company more often than others.
 
     Args:
-        table: by falling share: name, frequency, share, share_of_all (shares in 0..1). Without rows the figure says
-            that there is no company.
+        table: by falling share: name, frequency, share, share_of_all (shares in 0..1). The first 14 rows are drawn;
+            without rows the figure says that there is no company.
         group: whose company it is.
-        most: categories drawn.
     """
     if len(table) == 0 and "share" in table.columns:
         ax = parts.axes(ax, 6.2, 0.6)
@@ -170,7 +168,7 @@ def company(table: pd.DataFrame, ax: Axes | None = None, *, group: str = "r", mo
         ax.set_axis_off()
         return ax
     parts.need(table, ("name", "frequency", "share", "share_of_all"), "rio.open_dataset(...).company()")
-    table = table.head(most)
+    table = table.head(14)
     ax, y = parts.axes(ax, 6.2, 0.75 + 0.22 * len(table)), range(len(table))
     share, overall = 100 * table["share"], 100 * table["share_of_all"]
     ax.barh(y, share, height=0.66, color=table["frequency"].map(COLORS), linewidth=0, zorder=2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -15,37 +15,26 @@ LINE_COLORS = ("#332288", "#44AA99", "#CC6677", "#999933", "#88CCEE", "#AA4499",
 
 
 @styled
-def loss_curves(
-    table: pd.DataFrame | Iterable[Mapping[str, float]],
-    ax: Axes | None = None,
-    *,
-    losses: Sequence[str] | None = None,
-    smooth: int = 0,
-) -> Axes:
+def loss_curves(table: pd.DataFrame | Iterable[Mapping[str, float]], ax: Axes | None = None) -> Axes:
     """Losses over iterations, from the rows of detectron2's metrics.json.
 
+    Faint lines are the values, strong ones their running median over a tenth of the rows.
+
     Args:
-        table: rows with `iteration` and the losses (rows without a loss, as of the evaluation, are left out).
-        losses: columns to draw; by default total_loss and every column whose name begins with "loss".
-        smooth: rows in a running median drawn over the faint raw curve; 0 chooses a tenth of the rows, 1 draws
-            none.
+        table: rows with `iteration`, total_loss and columns whose names begin with "loss" (rows without a loss, as of
+            the evaluation, are left out).
     """
     table = table if isinstance(table, pd.DataFrame) else pd.DataFrame(list(table))
     parts.need(table, ("iteration",), "metrics.json of a run")
-    if losses is None:
-        losses = sorted(
-            (c for c in table if c.startswith(("total_loss", "loss"))), key=lambda c: (c != "total_loss", c)
-        )
-    absent = [c for c in losses if c not in table.columns]
-    if absent or not losses or table[list(losses)].isna().all(axis=None):
-        expected = f"losses such as {absent[0]!r}" if absent else "losses"
+    losses = sorted(table.filter(regex="^(total_)?loss"), key=lambda name: (name != "total_loss", name))
+    if table[losses].isna().all(axis=None):
         found = f"found columns {list(table.columns)}. Fix: wait until the run has logged an iteration."
-        raise parts.PlotError(f"table: expected {expected}, {found}")
+        raise parts.PlotError(f"table: expected losses, {found}")
     ax = parts.axes(ax, 6.2, 3.0)
     # After a resume detectron2 appends; an iteration logged twice counts as the later run logged it.
-    table = table.dropna(subset=list(losses), how="all").drop_duplicates("iteration", keep="last")
+    table = table.dropna(subset=losses, how="all").drop_duplicates("iteration", keep="last")
     table = table.sort_values("iteration").set_index("iteration")
-    window = smooth or max(len(table) // 10, 1)
+    window = max(len(table) // 10, 1)
     ends = []
     for i, name in enumerate(losses):
         total = name == "total_loss"

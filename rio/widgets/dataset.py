@@ -73,7 +73,7 @@ class Data:
 
 
 @theme.sentences
-def open_dataset(name: str | os.PathLike[str], *, segmentations: bool = False) -> Data:
+def open_dataset(name: str | os.PathLike[str]) -> Data:
     """Open a data set by name or path.
 
     Args:
@@ -81,7 +81,6 @@ def open_dataset(name: str | os.PathLike[str], *, segmentations: bool = False) -
             such as "lvis_v1_train", below the folder of data sets; "file.json@images" (LVIS or COCO format); or
             "file.json", without thumbnails. Broken records of a file given by path are errors; "?skip" at the end
             leaves them out and says how many.
-        segmentations: read masks too. Takes longer on large files.
 
     Returns:
         The data set. It shows itself as the last line of a cell.
@@ -89,7 +88,7 @@ def open_dataset(name: str | os.PathLike[str], *, segmentations: bool = False) -
     Raises:
         NotebookError: no such data set, or a file that breaks a rule of `rio.data.rules`.
     """
-    annotations, embedded = browse(name, segmentations=segmentations)
+    annotations, embedded = browse(name)
     if not annotations.instance_count.sum():
         raise ValueError(f"{annotations.path}: expected annotated objects, found none. Fix: give a file with objects.")
     return Data(os.fspath(name), annotations, embedded)

@@ -50,9 +50,7 @@ class Explorer(anywidget.AnyWidget):
         """Data URIs of a class's largest objects, from different images if it has that many; [] without image files."""
         if not self._data.has_images:
             return []
-        rows, offsets = self._by_class
-        rows = rows[offsets[class_id] : offsets[class_id + 1]]
-        return [uri for uri, _ in largest_objects(self._data.annotations, class_id, count, rows)]
+        return [uri for uri, _ in largest_objects(self._data.annotations, class_id, count)]
 
     def detail(self, class_id: int) -> dict:
         """What the panel shows of one class: thumbnails, and the categories it shares its images with."""
@@ -74,32 +72,21 @@ class Explorer(anywidget.AnyWidget):
     def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
         return image_class_pairs(self._data.annotations)
 
-    @functools.cached_property
-    def _by_class(self) -> tuple[np.ndarray, np.ndarray]:
-        a = self._data.annotations
-        rows = np.flatnonzero(~a.iscrowd)
-        rows = rows[np.argsort(a.annotation_class[rows], kind="stable")]
-        return rows, np.searchsorted(a.annotation_class[rows], np.arange(a.num_classes + 1))
 
-
-def largest_objects(
-    annotations: Annotations, class_id: int, count: int, rows: np.ndarray | None = None, *, side: int = 72
-) -> list[tuple[str, str]]:
+def largest_objects(a: Annotations, class_id: int, count: int, *, side: int = 72) -> list[tuple[str, str]]:
     """Thumbnails of a class's objects, the largest first, from different images as far as possible.
 
     Args:
-        annotations: with an image folder.
+        a: with an image folder.
         class_id: 0-based.
         count: at most this many; only their images are opened.
-        rows: annotations of the class; None: all but crowd regions.
         side: of a thumbnail, px.
 
     Returns:
         (data URI, file name) pairs. Images that cannot be opened are left out; the next object stands in.
     """
-    a, found = annotations, []
-    if rows is None:
-        rows = np.flatnonzero((a.annotation_class == class_id) & ~a.iscrowd)
+    found: list[tuple[str, str]] = []
+    rows = np.flatnonzero((a.annotation_class == class_id) & ~a.iscrowd)
     rows = rows[np.argsort(-a.areas[rows], kind="stable")]
     nth = pd.Series(rows).groupby(a.annotation_image[rows]).cumcount()  # of its image
     for row in rows[np.argsort(nth, kind="stable")][: 3 * count].tolist():

@@ -5,9 +5,7 @@ An image is opened when it is shown, so 20,000 of them cost nothing.
 
 from __future__ import annotations
 
-import difflib
 import html
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -23,7 +21,7 @@ from rio.results.objects import Objects, objects_of, predictions_of
 from rio.widgets import theme
 from rio.widgets.explain import Explanation, explain_object, explain_prediction
 from rio.widgets.explorer import largest_objects
-from rio.widgets.source import ORDERS, SHOWN_KINDS, PredictionSource, banner
+from rio.widgets.source import LOWEST_SCORE, ORDERS, SHOWN_KINDS, PredictionSource, banner
 
 MAX_SIDE = 1600  # px; larger pictures are made smaller for the page
 CROPS = 9
@@ -55,50 +53,31 @@ class Inspector(ipywidgets.VBox):
         source: from `open_predictions`.
         threshold: score from which a prediction counts.
         kind: one of `SHOWN_KINDS`.
-        group: "r", "c", "f", or "" for all.
-        category: a category's name, or "" for all.
-        order: one of `ORDERS`.
 
     Raises:
-        NotebookError: an unknown kind, group, category or order.
+        NotebookError: an unknown kind.
     """
 
     @theme.sentences
-    def __init__(
-        self,
-        source: PredictionSource,
-        *,
-        threshold: float = 0.3,
-        kind: str = "missed",
-        group: str = "",
-        category: str = "",
-        order: str = "rarest class first",
-    ):
+    def __init__(self, source: PredictionSource, *, threshold: float = 0.3, kind: str = "missed"):
+        if kind not in SHOWN_KINDS:
+            raise ValueError(f"kind: expected one of {', '.join(SHOWN_KINDS)}, found {kind!r}")
         self.source = source
         self._classes = {name: k for k, name in enumerate(source.truth.category_names)}
-        for what, value, known in (
-            ("kind", kind, SHOWN_KINDS), ("group", group, ("", *GROUP_NAMES)),
-            ("category", category, ("", *self._classes)), ("order", order, tuple(ORDERS)),
-        ):  # fmt: skip
-            if value not in known:
-                close = difflib.get_close_matches(str(value), known, n=3) or known[:8]
-                raise ValueError(f"{what}: expected one of {', '.join(map(repr, close))}, found {value!r}")
         self.rows = np.zeros(0, np.int64)  # of `source.entries`, in the order of the list
         self.position = 0
         self.explanation = Explanation("", pd.DataFrame())
         self._crops: dict[int, list[tuple[str, str]]] = {}
         self._quiet = False  # while this object, not the user, sets a control
-        lowest, auto = max(round(source.lowest_score, 2), 0.01), {"button_width": "auto"}
+        auto = {"button_width": "auto"}
         groups = [("all groups", ""), *((name, g) for g, name in GROUP_NAMES.items())]
         self.kind = ipywidgets.ToggleButtons(options=[(k, k) for k in SHOWN_KINDS], value=kind, style=auto)
-        self.group = ipywidgets.ToggleButtons(options=groups, value=group, style=auto)
-        self.category = ipywidgets.Combobox(
-            options=sorted(self._classes, key=str.casefold), value=category, placeholder="any category",
-            layout={"width": "190px"},
-        )  # fmt: skip
-        self.order = ipywidgets.Dropdown(options=list(ORDERS), value=order, layout={"width": "170px"})
+        self.group = ipywidgets.ToggleButtons(options=groups, style=auto)
+        options = sorted(self._classes, key=str.casefold)
+        self.category = ipywidgets.Combobox(options=options, placeholder="any category", layout={"width": "190px"})
+        self.order = ipywidgets.Dropdown(options=list(ORDERS), value="rarest class first", layout={"width": "170px"})
         self.threshold = ipywidgets.FloatSlider(
-            value=max(threshold, lowest), min=lowest, max=0.95, step=0.01, description="score ≥",
+            value=max(threshold, LOWEST_SCORE), min=LOWEST_SCORE, max=0.95, step=0.01, description="score ≥",
             readout_format=".2f", layout={"width": "280px"}, style={"description_width": "52px"},
         )  # fmt: skip
         buttons = []
@@ -176,7 +155,7 @@ class Inspector(ipywidgets.VBox):
             self.explanation = explain_object(self.source, row.annotation_index, threshold)
         else:
             self.explanation = explain_prediction(self.source, row.name, threshold)
-        picture, mime, problem = _picture(truth, image)
+        picture, problem = _picture(truth, image)
         objects = objects_of(truth, image)
         found = predictions_of(self.source.results, truth, image, score_threshold=threshold)
         panels = [
@@ -189,7 +168,7 @@ class Inspector(ipywidgets.VBox):
             own["ghost"] = focus[0] if focus and not own["focused"] else None
         size = {"width": int(truth.image_width[image]), "height": int(truth.image_height[image])}
         inks = {g: plots.ink_on(color) for g, color in plots.COLORS.items()}
-        scene = {"mime": mime, "colors": plots.COLORS, "inks": inks, "panels": panels, **size}
+        scene = {"colors": plots.COLORS, "inks": inks, "panels": panels, **size}
         with self.viewer.hold_sync():
             self.viewer.image, self.viewer.scene = picture, scene
         self.item.value = self._item_html(row, kind or row.kind)
@@ -249,13 +228,9 @@ def _panel(name: str, title: str, objects: Objects, focus: int, note: str) -> di
     return {"name": name, "title": title, "note": note, "objects": shown}
 
 
-def _picture(annotations: Annotations, image: int) -> tuple[bytes, str, str]:
-    """An image's bytes for the browser, their type, and what is wrong with it ("" if nothing)."""
+def _picture(annotations: Annotations, image: int) -> tuple[bytes, str]:
+    """An image as a JPEG for the browser, and what is wrong with it ("" if nothing)."""
     try:
-        path = Path(annotations.image_path(image))
-        mime = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}.get(path.suffix.lower())
-        if mime and max(annotations.image_width[image], annotations.image_height[image]) <= MAX_SIDE:
-            return path.read_bytes(), mime, ""  # the browser turns it as its EXIF data says
-        return theme.jpeg(read_image(path, max_side=MAX_SIDE), 95), "image/jpeg", ""
+        return theme.jpeg(read_image(annotations.image_path(image), max_side=MAX_SIDE), 95), ""
     except (OSError, ValueError) as error:
-        return b"", "image/jpeg", f" · image cannot be opened: {type(error).__name__}"
+        return b"", f" · image cannot be opened: {type(error).__name__}"

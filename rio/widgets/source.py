@@ -52,7 +52,6 @@ class PredictionSource:
         train: training set, for crops and counts; None: not at hand.
         title: what this is, for a reader.
         note: what the reader must know about it; "" if nothing.
-        lowest_score: predictions below are not sorted into kinds.
     """
 
     truth: Annotations
@@ -60,12 +59,11 @@ class PredictionSource:
     train: Annotations | None
     title: str
     note: str = ""
-    lowest_score: float = LOWEST_SCORE
 
     @cached_property
     def matches(self) -> pd.DataFrame:
-        """`rio.results.errors.find_errors` of all predictions from `lowest_score` on."""
-        return find_errors(self.truth, self.results, iou_threshold=FOUND_IOU, score_threshold=self.lowest_score)
+        """`rio.results.errors.find_errors` of all predictions from `LOWEST_SCORE` on."""
+        return find_errors(self.truth, self.results, iou_threshold=FOUND_IOU, score_threshold=LOWEST_SCORE)
 
     @cached_property
     def entries(self) -> pd.DataFrame:
@@ -128,7 +126,7 @@ class PredictionSource:
             int(JudgedPairs.of(self.truth).ground_truth.sum()),
         )
         reached = rows[rows["kind"].isin(POINTING)]["annotation_index"].nunique()
-        return int(shown.sum()) == len(rows) + missed and objects == reached + missed
+        return bool(shown.sum() == len(rows) + missed and objects == reached + missed)
 
     def __repr__(self) -> str:
         return f"PredictionSource({self.title}: {self.truth.num_images} images, {len(self.results)} predictions)"
@@ -152,7 +150,6 @@ def open_predictions(
     results: str | os.PathLike[str] | Sequence[dict[str, Any]] | None = None,
     dataset: str | None = None,
     train: str | None = None,
-    lowest_score: float = LOWEST_SCORE,
 ) -> PredictionSource:
     """Read the predictions of a run, or any results file with its ground truth.
 
@@ -162,7 +159,6 @@ def open_predictions(
         results: a COCO/LVIS results JSON (or its records) instead of a run; needs `dataset`.
         dataset: ground truth, as for `open_dataset`: "val.json@images".
         train: training set, in the same form; gives frequency groups, counts and crops.
-        lowest_score: predictions below are not sorted into kinds.
 
     Raises:
         NotebookError: files that are missing, or do not belong together.
@@ -174,7 +170,7 @@ def open_predictions(
             )
         is_file = isinstance(results, (str, os.PathLike))
         title = f"results {results}" if is_file else "results"
-        return _source(dataset, train, names.find(results) if is_file else results, title, lowest_score)
+        return _source(dataset, train, names.find(results) if is_file else results, title)
     folder = RunFolder(names.find(run)) if run is not None else None
     if folder is None or not folder.path.is_dir():
         if run is not None and os.fspath(run) not in ("", DEMO_RUN):
@@ -184,7 +180,7 @@ def open_predictions(
             )
         truth, train_set = names.browse("shapes_demo_val", segmentations=True)[0], names.browse("shapes_demo_train")[0]
         made_up = load_results(made_up_results(truth), truth)
-        return PredictionSource(truth, made_up, train_set, "made-up predictions, embedded set", MADE_UP, lowest_score)
+        return PredictionSource(truth, made_up, train_set, "made-up predictions, embedded set", MADE_UP)
     if not folder.predictions_file.is_file():
         raise FileNotFoundError(
             f"{folder.path}: expected instances_results.json, found none: the run has not been evaluated yet. It is "
@@ -198,10 +194,10 @@ def open_predictions(
                 "no names. Fix: give dataset='val.json@images'"
             )
         dataset, train = sets["TEST"][0], train or sets["TRAIN"][0]
-    return _source(dataset, train, folder.predictions_file, f"run {folder.path}", lowest_score)
+    return _source(dataset, train, folder.predictions_file, f"run {folder.path}")
 
 
-def _source(dataset: str, train: str | None, results: Any, title: str, lowest_score: float) -> PredictionSource:
+def _source(dataset: str, train: str | None, results: Any, title: str) -> PredictionSource:
     truth, _ = names.browse(dataset, segmentations=True)
     train_set, note = None, ""
     if train:
@@ -212,7 +208,7 @@ def _source(dataset: str, train: str | None, results: Any, title: str, lowest_sc
         else:
             check_same_categories(train_set, truth)
             truth = truth.with_frequency_of(train_set)
-    return PredictionSource(truth, load_results(results, truth), train_set, title, note, lowest_score)
+    return PredictionSource(truth, load_results(results, truth), train_set, title, note)
 
 
 def made_up_results(annotations: Annotations, seed: int = 0) -> list[dict[str, Any]]:

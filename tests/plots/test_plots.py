@@ -170,10 +170,10 @@ def test_sorted_tail_sorts_and_colours():
 
 
 def test_image_vs_instance_count_leaves_out_the_unseen_and_names_the_dense():
-    ax = plots.image_vs_instance_count(CATEGORIES, annotate=1)
+    ax = plots.image_vs_instance_count(CATEGORIES)
     drawn = np.concatenate([c.get_offsets() for c in ax.collections])
     assert sorted(map(tuple, drawn.tolist())) == [(2, 24), (50, 60), (300, 900)]
-    assert texts(ax) == ["emu (12 an image)"]
+    assert texts(ax) == ["emu (12 an image)", "fox (3 an image)"]
 
 
 # ------------------------------------------------------------------------------------------ balance, results
@@ -188,7 +188,6 @@ def test_balance_by_group_stacks_to_one():
     assert len(ends) == 6 and list(ends.values()) == pytest.approx([1.0] * 6)
     assert [t.get_text() for t in ax.get_yticklabels()] == ["none", "rio"] * 3
     assert {"images", "objects", "RoIs", "40%", "26.0"} <= set(texts(ax))
-    assert len(plots.balance_by_group(BALANCE, levels=["rois"]).get_yticks()) == 2
 
 
 def test_ap_by_group_has_a_bar_an_arm_and_says_what_is_absent():
@@ -211,7 +210,7 @@ def test_ap_by_group_draws_intervals_over_seeds():
 
 def test_loss_curves_skip_rows_of_the_evaluation_and_use_the_later_of_a_resume():
     rows = [*LOSSES, {"iteration": 0, "total_loss": 9.0, "loss_cls": 8.0}]
-    ax = plots.loss_curves(rows, smooth=1)
+    ax = plots.loss_curves(rows)
     total = ax.lines[0]
     assert total.get_xdata()[0] == 0 and total.get_ydata()[0] == 9.0 and len(total.get_xdata()) == 30
     assert set(texts(ax)) == {"total", "cls"}
@@ -301,7 +300,6 @@ def objects(**change):
         (lambda: plots.paired_differences(pd.concat([DIFFERENCES] * 2)), "baseline 'rfs', metric 'AP' twice"),
         (lambda: plots.paired_differences(DIFFERENCES.assign(metric="AP50")), "expected AP, APr, .* found 'AP50'"),
         (lambda: plots.loss_curves([{"iteration": 3, "lr": 0.1}]), "logged an iteration"),
-        (lambda: plots.loss_curves(LOSSES, losses=["loss_mask"]), "loss_mask"),
         (lambda: objects(image=np.zeros((8, 8, 2))), r"\(H, W, 3\)"),
         (lambda: objects(labels=["a", "b"]), "labels: expected one for each of the 1 boxes"),
         (lambda: objects(groups=["q"]), "expected r, c or f"),

@@ -101,7 +101,7 @@ function render({ model, el }) {
     if (!scene || !scene.panels) return;
     if (url) URL.revokeObjectURL(url);
     const bytes = model.get("image");
-    url = bytes && bytes.byteLength ? URL.createObjectURL(new Blob([bytes], { type: scene.mime })) : null;
+    url = bytes && bytes.byteLength ? URL.createObjectURL(new Blob([bytes], { type: "image/jpeg" })) : null;
     for (const panel of scene.panels) {
       const figure = make("figure");
       const caption = make("figcaption");
