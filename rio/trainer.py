@@ -33,6 +33,7 @@ import rio.engine.backbone
 import rio.roi_heads  # noqa: F401  both register their modules with detectron2
 from rio.engine.checkpoints import Checkpointer
 from rio.engine.errors import Interrupted, TrainingError, is_out_of_memory, not_finite, out_of_memory, own_words
+from rio.engine.feature_training import FeatureLoader, build_feature_loader
 from rio.engine.hooks import EvaluateAndKeepBest, PeriodicCheckpoints, Writers, forget_lines_from, stop_signals_go_to
 from rio.engine.inference import evaluate_model, load_initial_weights, share_first_ranks_statistics
 from rio.engine.loader import INIT, STEP, TrainingLoader, build_training_loader, derived_seed, seed_libraries
@@ -85,9 +86,9 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
         return model
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> TrainingLoader:
-        """Images in the order of MODEL.RIO.SAMPLER."""
-        return build_training_loader(cfg)
+    def build_train_loader(cls, cfg: CfgNode) -> TrainingLoader | FeatureLoader:
+        """Images, or their stored RoIs, in the order of MODEL.RIO.SAMPLER."""
+        return build_feature_loader(cfg) if cfg.MODEL.RIO.FEATURES else build_training_loader(cfg)
 
     def build_hooks(self) -> list[HookBase]:
         """Learning rate, checkpoints, evaluation, and last the writers, which see what the others put."""

@@ -1,4 +1,4 @@
-"""`rio train`: in this process, in one process per GPU, or as torchrun's child."""
+"""`rio train` and `rio features`: in this process, in one process per GPU, or as torchrun's child."""
 
 from __future__ import annotations
 
@@ -7,22 +7,40 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 from rio.cli.common import UsageError, config, drop_known_warnings, is_ours
 
 
 def train(args: argparse.Namespace) -> int:
     """Train a detector and evaluate it."""
+    return _launch(_train, args)
+
+
+def features(args: argparse.Namespace) -> int:
+    """Keep a trained detector's RoI features, to train classifiers on; or put such a classifier back."""
+    if args.export:
+        from rio.engine.feature_extraction import export
+
+        print(f"Written: {export(args.export, args.output)}, for rio eval and rio predict")
+        return 0
+    if not args.weights:
+        raise UsageError("features: expected --weights CHECKPOINT, or --export RUN")
+    return _launch(_extract, args)
+
+
+def _launch(work: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+    """Run `work` in this process, in one process per GPU, or as torchrun's child."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:  # torchrun started this process and its siblings
-        return _train_under_torchrun(args)
+        return _under_torchrun(work, args)
     if args.num_gpus * args.num_machines == 1:
-        return _train_worker(args)
+        return _worker(work, args)
     import torch
 
     if (found := torch.cuda.device_count()) < args.num_gpus:
         raise UsageError(
             f"--num-gpus {args.num_gpus}: expected as many GPUs on this machine, found {found}. Fix: lower it; for "
-            f"several processes on a CPU: torchrun --nproc_per_node {args.num_gpus} -m rio train ..."
+            f"several processes on a CPU: torchrun --nproc_per_node {args.num_gpus} -m rio {args.command} ..."
         )
     if args.num_machines > 1 and args.dist_url is None:
         raise UsageError("--num-machines: expected --dist-url tcp://HOST:PORT too, the address of machine 0")
@@ -33,7 +51,7 @@ def train(args: argparse.Namespace) -> int:
     # Ctrl-C reaches the children too: they save and end, and this process waits for them.
     before = signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
     try:
-        launch(_train_worker, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url or "auto", (args,))
+        launch(_worker, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url or "auto", (work, args))
     except ProcessExitedException as error:
         return error.exit_code or 1
     finally:
@@ -41,7 +59,7 @@ def train(args: argparse.Namespace) -> int:
     return 130 if stopped else 0
 
 
-def _train_under_torchrun(args: argparse.Namespace) -> int:
+def _under_torchrun(work: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
     import torch
     from detectron2.utils import comm
 
@@ -65,24 +83,37 @@ def _train_under_torchrun(args: argparse.Namespace) -> int:
                 group = dist.new_group(list(ranks))
                 if dist.get_rank() in ranks:
                     comm._LOCAL_PROCESS_GROUP = group
-        return _train_worker(args)
+        return _worker(work, args)
     finally:
         dist.destroy_process_group()
 
 
-def _train_worker(args: argparse.Namespace) -> int:
-    """Trains in this process; also the entry point of the processes that `launch` starts."""
+def _worker(work: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+    """Runs in this process; also the entry point of the processes that `launch` starts."""
     drop_known_warnings()
-    from rio.engine.setup import setup_training
-    from rio.trainer import Trainer
-
     try:
-        trainer = Trainer(setup_training(config(args), resume=args.resume))
-        trainer.resume_or_load(resume=args.resume)
-        trainer.train()
+        work(args)
     except (ValueError, OSError, RuntimeError) as error:
         if multiprocessing.parent_process() is None or not is_ours(error):
             raise
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from error
     return 0
+
+
+def _train(args: argparse.Namespace) -> None:
+    from rio.engine.setup import setup_training
+    from rio.trainer import Trainer
+
+    trainer = Trainer(setup_training(config(args), resume=args.resume))
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+
+
+def _extract(args: argparse.Namespace) -> None:
+    from rio.engine.feature_extraction import extract
+    from rio.engine.setup import setup_inference, start_logging
+
+    start_logging(None)
+    store = extract(setup_inference(config(args)), args.weights, args.output)
+    print(f"Features: {store.folder} (train on them: rio train ... MODEL.RIO.FEATURES {store.folder})")

@@ -82,6 +82,12 @@ def make_parser() -> argparse.ArgumentParser:
             add(f"--{flag}-json", metavar="JSON", help=f"{what} annotations, LVIS or COCO format")
             add(f"--{flag}-images", metavar="DIR", help=f"folder of the {what} images")
 
+    def processes(add: Callable[..., Any]) -> None:
+        add("--num-gpus", **count, default=1, help="GPUs of this machine (default 1; without a GPU the CPU is used)")
+        add("--num-machines", **count, default=1)
+        add("--machine-rank", type=int, default=0, metavar="R", help="0 .. num-machines - 1")
+        add("--dist-url", metavar="URL", help="with several machines: address of machine 0, tcp://HOST:PORT")
+
     count = {"type": _above_zero(int), "metavar": "N"}
     words = {"nargs": "*", "metavar": "KEY VALUE"}
 
@@ -89,11 +95,16 @@ def make_parser() -> argparse.ArgumentParser:
     config(add)
     add("--output-dir", metavar="DIR", help="the run's folder (OUTPUT_DIR)")
     add("--resume", action="store_true", help="resume the run in that folder, if there is one")
-    add("--num-gpus", **count, default=1, help="GPUs of this machine (default 1; without a GPU the CPU is used)")
-    add("--num-machines", **count, default=1)
-    add("--machine-rank", type=int, default=0, metavar="R", help="0 .. num-machines - 1")
-    add("--dist-url", metavar="URL", help="with several machines: address of machine 0, tcp://HOST:PORT")
+    processes(add)
     add("opts", **words, help="config keys, for example SOLVER.MAX_ITER 1000")
+
+    add = command("features", launch.features)
+    config(add)
+    add("--weights", metavar="PTH", help="a trained detector's checkpoint")
+    add("--export", metavar="RUN", help="instead: put the classifier that this run trained on features back")
+    add("--output", required=True, metavar="DIR", help="folder of the features; given again, it goes on")
+    processes(add)
+    add("opts", **words, help="config keys, for example MODEL.RIO.FEATURE_VIEWS 2")
 
     add = command("eval", commands.evaluate)
     config(add)
@@ -134,7 +145,7 @@ def make_parser() -> argparse.ArgumentParser:
     command("info", commands.info)
 
     add = command("shapes", commands.shapes)
-    add("--set", choices=("demo", "bench"), default="demo", help="default demo")
+    add("--set", choices=("demo", "tail", "bench"), default="demo", help="default demo")
     more = "these too: other images to choose settings on; a balanced training set"
     add("--split", choices=("tune", "balanced"), nargs="+", default=[], help=more)
     add("--root", metavar="DIR", help="default: $DETECTRON2_DATASETS or datasets/")

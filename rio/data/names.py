@@ -5,9 +5,9 @@ A name in DATASETS.TRAIN or DATASETS.TEST is one of
 - ``lvis_v1_train``, ``lvis_v0.5_val``, ...: detectron2's own LVIS names, below the folder that the environment variable
   DETECTRON2_DATASETS names (default ``./datasets``), laid out as detectron2 documents it: ``lvis/lvis_v1_train.json``
   and ``coco/train2017/*.jpg``. Broken records are left out, listed and logged: nobody can correct these files.
-- ``shapes_demo_train``, ``shapes_demo_val``, and the same of ``bench``: the embedded synthetic sets, drawn on first use
-  into the same folder; of each also ``_tune``, to choose settings by, and ``_balanced``, a training set without the
-  tail (see `rio.shapes`).
+- ``shapes_demo_train``, ``shapes_demo_val``, the same of ``tail`` and ``bench``: the embedded synthetic sets, drawn on
+  first use into the same folder; of each also ``_tune``, to choose settings by, and ``_balanced``, a training set
+  without the tail (see `rio.shapes`).
 - ``path/to/train.json@path/to/images``: any LVIS- or COCO-format file with its image folder. A broken record is an
   error; with ``?skip`` at the end it is left out, listed and logged.
 """
@@ -27,7 +27,7 @@ from rio.data.rules import require_images
 
 logger = logging.getLogger(__name__)
 
-SHAPES = ("demo", "bench")
+SHAPES = ("demo", "tail", "bench")
 _LVIS = [f"lvis_{v}_{split}" for v in ("v1", "v0.5") for split in ("train", "val")]
 _LVIS += ["lvis_v1_test_dev", "lvis_v1_test_challenge", "lvis_v0.5_val_rand_100", "lvis_v0.5_test"]
 _LVIS += ["lvis_v0.5_train_cocofied", "lvis_v0.5_val_cocofied"]

@@ -20,7 +20,8 @@ from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 from detectron2.structures import Instances
 from detectron2.utils import comm
 
-import rio.roi_heads  # noqa: F401  registers its modules with detectron2
+import rio.engine.feature_training
+import rio.roi_heads  # noqa: F401  both register their modules with detectron2
 from rio.data.annotations import Annotations, check_same_categories
 from rio.data.files import write_atomically
 from rio.data.names import annotations_of
@@ -140,8 +141,11 @@ def evaluate_model(
 
 def _detect(cfg: CfgNode, model: torch.nn.Module, name: str, test: Annotations) -> list[dict]:
     """Result records of a data set, all of them in the first process."""
-    images = records(annotations_of(name))
-    loader = build_detection_test_loader(images, mapper=Mapper(cfg, False), num_workers=cfg.DATALOADER.NUM_WORKERS)
+    if cfg.MODEL.RIO.FEATURES:
+        loader = getattr(model, "module", model).test_images(name)
+    else:
+        images, workers = records(annotations_of(name)), cfg.DATALOADER.NUM_WORKERS
+        loader = build_detection_test_loader(images, mapper=Mapper(cfg, False), num_workers=workers)
     try:
         return inference_on_dataset(model, loader, ResultsCollector(test))["results"]
     except TrainingError as error:

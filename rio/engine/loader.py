@@ -19,6 +19,7 @@ from detectron2.utils import comm
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from rio.data.annotations import Annotations
 from rio.data.images import UNREADABLE, require_8_bits
 from rio.data.names import annotations_of
 from rio.engine.errors import TrainingError
@@ -166,8 +167,15 @@ def _quiet_worker(worker_id: int) -> None:
 
 def build_training_loader(cfg: CfgNode) -> TrainingLoader:
     """The loader for a config from `rio.engine.setup.setup_training`."""
-    annotations, rio = annotations_of(cfg.DATASETS.TRAIN[0]), cfg.MODEL.RIO
-    batches = BatchSampler(
+    annotations = annotations_of(cfg.DATASETS.TRAIN[0])
+    samples = TrainingSamples(records(annotations), Mapper(cfg, True), cfg.SEED)
+    return TrainingLoader(samples, build_batch_sampler(cfg, annotations), cfg.DATALOADER.NUM_WORKERS)
+
+
+def build_batch_sampler(cfg: CfgNode, annotations: Annotations) -> BatchSampler:
+    """The order of the training images, for this process."""
+    rio = cfg.MODEL.RIO
+    return BatchSampler(
         image_repeat_factors(
             annotations, rio.SAMPLER, cfg.DATALOADER.REPEAT_THRESHOLD, rio.SAMPLER_SQRT,
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
@@ -178,5 +186,3 @@ def build_training_loader(cfg: CfgNode) -> TrainingLoader:
         world_size=comm.get_world_size(),
         groups=aspect_ratio_groups(annotations) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
     )  # fmt: skip
-    samples = TrainingSamples(records(annotations), Mapper(cfg, True), cfg.SEED)
-    return TrainingLoader(samples, batches, cfg.DATALOADER.NUM_WORKERS)

@@ -19,6 +19,7 @@ from rio.data.annotations import Annotations, check_same_categories
 from rio.data.files import write_atomically
 from rio.data.names import annotations_of
 from rio.engine.errors import TrainingError
+from rio.engine.feature_store import FeatureStore
 from rio.engine.records import fractal_dimensions, resolve, target_class_ids
 from rio.engine.weights import CheckpointError
 
@@ -58,10 +59,11 @@ def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
         )
     cfg.DATASETS.TRAIN = tuple(resolve(name) for name in cfg.DATASETS.TRAIN)
     cfg.DATASETS.TEST = tuple(resolve(name) for name in cfg.DATASETS.TEST)
-    train = annotations_of(cfg.DATASETS.TRAIN[0], check_images=True)
+    train = annotations_of(cfg.DATASETS.TRAIN[0], check_images=not cfg.MODEL.RIO.FEATURES)
     _resolve_num_classes(cfg, train, cfg.DATASETS.TRAIN[0])
     for name in cfg.DATASETS.TEST:
         check_same_categories(train, annotations_of(name))
+    _resolve_features(cfg, train)
     _resolve_masks(cfg, train)
     _resolve_bank(cfg, train)
     _resolve_counts(cfg, train)
@@ -207,6 +209,23 @@ def _resolve_num_classes(cfg: CfgNode, annotations: Annotations, name: str) -> N
             f"set MODEL.ROI_HEADS.NUM_CLASSES {found}, or 0 to take the number from the data set"
         )
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = found
+
+
+def _resolve_features(cfg: CfgNode, train: Annotations) -> None:
+    """With MODEL.RIO.FEATURES: the classifier alone, on features that belong to the data; no pictures, no masks."""
+    if not cfg.MODEL.RIO.FEATURES:
+        return
+    cfg.MODEL.RIO.FEATURES = os.path.abspath(os.path.expanduser(cfg.MODEL.RIO.FEATURES))
+    store = FeatureStore(cfg.MODEL.RIO.FEATURES)
+    store.check(cfg.DATASETS.TRAIN[0], train, train=True)
+    for name in cfg.DATASETS.TEST:
+        store.check(name, annotations_of(name), train=False)
+    if cfg.MODEL.ROI_HEADS.NAME != "RIOROIHeads" or cfg.TEST.AUG.ENABLED:
+        raise ConfigError(
+            f"MODEL.RIO.FEATURES: expected MODEL.ROI_HEADS.NAME RIOROIHeads and TEST.AUG.ENABLED False, found "
+            f"{cfg.MODEL.ROI_HEADS.NAME} and {cfg.TEST.AUG.ENABLED}; stored RoIs are one head's, of one picture"
+        )
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.WEIGHTS, cfg.MODEL.MASK_ON = "FrozenFeatureClassifier", "", False
 
 
 def _resolve_masks(cfg: CfgNode, train: Annotations) -> None:

@@ -33,6 +33,7 @@ from rio.plots.parts import counted
 from rio.report.runs import Run, load_runs, rois_per_instance
 from rio.results.evaluation import GROUP_METRICS
 from rio.results.objects import Objects, objects_of, predictions_of, ranked_examples
+from rio.study.result import StudyResult
 
 IOU_NAMES = {"bbox": "boxes", "segm": "masks"}
 PACKAGES = ("torch", "torchvision", "detectron2", "numpy", "hotcoco", "matplotlib")
@@ -48,6 +49,7 @@ def write_report(
     runs: Mapping[str, str | os.PathLike[str]],
     train: Annotations,
     val: Annotations,
+    study: StudyResult | None = None,
 ) -> Path:
     """Write the report of one or several finished runs on the same data.
 
@@ -58,6 +60,7 @@ def write_report(
             in the order to show them; weakest first reads best.
         train: training set, for counts and balance.
         val: validation set, for the pictures; with its image folder and the training set's frequency groups.
+        study: shown too, if its runs were evaluated while they trained: AP against the length of training.
 
     Returns:
         The path written.
@@ -83,6 +86,8 @@ def write_report(
         synthetic=bool(trained_on) and all(name.startswith("shapes_") for name in trained_on),
         balance=_balance(train, loaded),
         results=_results(loaded),
+        on_features=all(run.rio("FEATURES") for run in loaded),
+        curves=_curves(study),
         pictures=_pictures(loaded, val),
         training=[curve for run in loaded if (curve := _losses(run))],
         categories=_categories(loaded, train),
@@ -175,6 +180,18 @@ def _results(runs: list[Run]) -> list[dict[str, Any]]:
             rows = table.assign(description=[run.description for run in having]).to_dict("records")
             sections.append({"name": name, "figure": figure, "best": best, "rows": rows})
     return sections
+
+
+def _curves(study: StudyResult | None) -> dict[str, Any] | None:
+    """AP of a study's arms against the length of training; None where they were evaluated at the end only."""
+    if study is None or (table := study.curves())["epoch"].nunique() < 3:
+        return None
+    alt = "{} of every arm against epochs of training."
+    figures = [_figure(plots.study_curves, table, alt=alt.format(m), metric=m, size=(5.2, 3.4)) for m in ("APr", "AP")]
+    means = table.drop(columns="seed").groupby(["arm", "epoch"], sort=False, as_index=False).mean()
+    first, last = (means.groupby("arm", sort=False).nth(i).set_index("arm") for i in (0, -1))
+    rows = first.join(last, lsuffix="_first", rsuffix="_last").reset_index().to_dict("records")
+    return {"figures": figures, "rows": rows, "seeds": table["seed"].nunique(), "categories": len(study.categories)}
 
 
 def _pictures(runs: list[Run], val: Annotations) -> list[dict[str, Any]]:

@@ -18,10 +18,16 @@ from rio.data.images import read_image
 from rio.report.page import PICTURE_SCORE, draw_on
 from rio.report.runs import load_runs
 from rio.results.objects import objects_of, predictions_of, ranked_examples
+from rio.study.result import StudyResult
 
 
 def write_summary(
-    path: str | os.PathLike[str], *, runs: Mapping[str, str | os.PathLike[str]], train: Annotations, val: Annotations
+    path: str | os.PathLike[str],
+    *,
+    runs: Mapping[str, str | os.PathLike[str]],
+    train: Annotations,
+    val: Annotations,
+    study: StudyResult | None = None,
 ) -> Path:
     """Write the comparison as one picture for a slide or a README: the tail, AP by group, two images.
 
@@ -30,6 +36,7 @@ def write_summary(
         runs: as in `write_report`; the images show ground truth, the first and the last arm.
         train: training set.
         val: validation set, as in `write_report`.
+        study: as in `write_report`; its APr against the length of training stands between the two.
 
     Returns:
         The path written.
@@ -49,7 +56,10 @@ def write_summary(
         figure = plt.figure(figsize=(14, 5.6), layout="constrained")
         try:
             above, below = figure.subfigures(2, 1, height_ratios=(1.0, 0.95))
-            tail, ap = above.subplots(1, 2, width_ratios=(1, 1.15))
+            curves = pd.DataFrame() if study is None else study.curves()
+            tail, *between, ap = above.subplots(1, 2 + bool(len(curves)))
+            for ax in between:
+                plots.study_curves(curves, ax, metric="APr")
             plots.sorted_tail(category_table(train), tail)
             tail.set_xticks([])  # the names would take half the picture; the report has them
             tail.set_xlabel(f"{train.num_classes} categories")

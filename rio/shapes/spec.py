@@ -91,6 +91,11 @@ class ShapesSpec:
 SPECS: dict[str, ShapesSpec] = {
     # Small enough for three trainings in a few minutes on two CPU cores.
     "demo": ShapesSpec("shapes_demo", 128, 400, 160, num_classes=30, num_rare=11, num_common=13, seed=1),
+    # A tail as long as LVIS's, 900 : 1 images, still drawn in half a minute: for classifiers on frozen features.
+    "tail": ShapesSpec(
+        "shapes_tail", 128, 3000, 800, num_classes=80, num_rare=29, num_common=28, seed=3,
+        max_image_frequency=0.3, min_image_count=1, supersampling=2,
+    ),
     # For a GPU.
     "bench": ShapesSpec(
         "shapes_bench", 192, 6000, 1500, num_classes=100, num_rare=36, num_common=34, seed=2,

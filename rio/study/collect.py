@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from rio.data.files import write_atomically
-from rio.results.evaluation import METRICS, Evaluation
+from rio.results.evaluation import GROUP_METRICS, METRICS, Evaluation
 from rio.study.plan import Run, Study, StudyError
 from rio.study.result import IOU_NAMES, Category, RunResult, StudyResult
 
@@ -78,7 +78,9 @@ def collect(planned: StudyResult, runs: Sequence[Run]) -> StudyResult:
         metrics = {kind: _metrics(evaluation, kind, planned.categories) for kind in evaluation.metrics}
         ap = {kind: [_rounded(v) for v in table[f"AP_{kind}"]] for kind in evaluation.metrics}
         seconds = round(float(record["seconds"]), 1)
-        finished.append(RunResult(run.arm, run.seed, run.max_iter, seconds, metrics, ap, run.folder.telemetry()))
+        finished.append(
+            RunResult(run.arm, run.seed, run.max_iter, seconds, metrics, ap, run.folder.telemetry(), curve_of(run))
+        )
         records.append({"machine": planned.machine, "versions": planned.versions, "date": ""} | record)
     if not finished:
         return planned
@@ -95,6 +97,21 @@ def collect(planned: StudyResult, runs: Sequence[Run]) -> StudyResult:
     )
 
 
+def curve_of(run: Run) -> dict[str, list[float | None]]:
+    """Every evaluation of a run while it trained: its epoch (images shown / images of the training set) and box AP."""
+    from rio.data import names as datasets
+
+    folder = run.folder
+    shown = folder.setting("SOLVER.IMS_PER_BATCH") / datasets.annotations_of(folder.datasets("TRAIN")[0]).num_images
+    table = folder.metrics()
+    columns = {m: f"bbox/{m}" for m in GROUP_METRICS if f"bbox/{m}" in table}
+    table = table[table[list(columns.values())].notna().any(axis=1)]
+    # Scores of an evaluation while training stand in the line of its last iteration, those of the end in the next.
+    done = np.minimum(table["iteration"] + 1, run.max_iter)
+    curve = {"epoch": [round(float(n) * shown, 3) for n in done]}
+    return curve | {metric: [_rounded(v) for v in table[name]] for metric, name in columns.items()}
+
+
 def draw(result: StudyResult, root: Path) -> None:
     """The figures study_*.svg and .png, once there is a finished run."""
     if not result.runs:
@@ -103,23 +120,27 @@ def draw(result: StudyResult, root: Path) -> None:
 
     from rio import plots
 
+    def save(stem: Path, plot: Any, table: Any, **given: Any) -> None:
+        with plots.style():
+            figure = plot(table, **given).figure
+            for suffix, metadata in (("svg", {"Date": None}), ("png", {})):  # no date: the same bytes each time
+                write = functools.partial(figure.savefig, format=suffix, metadata=metadata)
+                write_atomically(stem.with_suffix(f".{suffix}"), write)
+            plt.close(figure)
+
     runs, comparisons = result.per_run(), result.comparisons()
     note = " (tuning)" if result.role == "tune" else ""
+    curves = result.curves()
+    for metric in GROUP_METRICS if curves["epoch"].nunique() > 2 else ():
+        save(root / f"study_curves_{metric}", plots.study_curves, curves, metric=metric)
     for kind in dict.fromkeys(runs["iou_type"]):
         name = f"{IOU_NAMES[kind]} AP{note}"
         for what, plot, rows, label in (
             ("arms", plots.arm_ap, runs, f"{name}, %"),
             ("differences", plots.paired_differences, comparisons, f"{name}, difference in points"),
         ):
-            rows = rows[rows["iou_type"] == kind]
-            if len(rows) == 0:
-                continue
-            with plots.style():
-                figure = plot(rows, label=label).figure
-                for suffix, metadata in (("svg", {"Date": None}), ("png", {})):  # no date: the same bytes each time
-                    save = functools.partial(figure.savefig, format=suffix, metadata=metadata)
-                    write_atomically(root / f"study_{what}_{kind}.{suffix}", save)
-                plt.close(figure)
+            if len(rows := rows[rows["iou_type"] == kind]):
+                save(root / f"study_{what}_{kind}", plot, rows, label=label)
 
 
 def without_folders(text: str) -> str:

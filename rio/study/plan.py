@@ -8,6 +8,8 @@ seeds: [0]
 processes: 2                          # trainings side by side
 gpus: 1                               # that they are dealt over; several processes share one
 comparisons: [[rio, none]]            # default: every arm against the first
+features: ../../output/features       # trains classifiers on these frozen features (`python -m rio features`), or on
+                                      # those of these weights, a .pth file; relative to the study file
 tune_on: shapes_demo_tune             # makes it a tuning study: evaluated there, never on DATASETS.TEST
 """
 
@@ -24,7 +26,8 @@ import yaml
 from rio.data.files import write_atomically
 from rio.study.process import Training
 
-KEYS = ("config", "arms", "seeds", "processes", "gpus", "comparisons", "tune_on")
+KEYS = ("config", "arms", "seeds", "processes", "gpus", "comparisons", "features", "tune_on")
+FEATURES = "MODEL.RIO.FEATURES"
 
 
 class StudyError(ValueError):
@@ -48,6 +51,7 @@ class Study:
     processes: int  # trainings side by side
     gpus: int  # that they are dealt over; on a machine without one the CPU is used
     comparisons: tuple[tuple[str, str], ...]  # (arm, baseline)
+    features: str | None  # folder of features, or weights to take them from; None: whole detectors are trained
     tune_on: str | None  # data set that is evaluated on in place of DATASETS.TEST; None: this study reports
     file: str  # the study file, relative to the repository where it is in it
 
@@ -119,7 +123,8 @@ def load_study(path: str | os.PathLike[str]) -> Study:
         good = isinstance(pair, list) and len(pair) == 2 and all(isinstance(arm, str) and arm in arms for arm in pair)
         expected = f"[ARM, BASELINE], two different of {', '.join(arms)}"
         need(good and pair[0] != pair[1], f"comparisons[{number}]", expected, pair)
-    tune_on = content.get("tune_on")
+    features, tune_on = content.get("features"), content.get("tune_on")
+    need(features is None or isinstance(features, str), "features", "a folder of features, or weights", features)
     need(tune_on is None or isinstance(tune_on, str), "tune_on", "the name of a data set", tune_on)
     base = path.parent / os.path.expanduser(config)
     if not base.is_file():
@@ -130,11 +135,19 @@ def load_study(path: str | os.PathLike[str]) -> Study:
         config=str(base),
         arms={name: [str(word) for word in options or []] for name, options in arms.items()},
         seeds=tuple(seeds),
+        features=None if features is None else str(path.parent / os.path.expanduser(features)),
         comparisons=tuple((arm, baseline) for arm, baseline in comparisons),
         tune_on=tune_on,
         file=file.relative_to(repository).as_posix() if file.is_relative_to(repository) else file.name,
         **counts,
     )
+
+
+def features_folder(study: Study, root: Path) -> Path | None:
+    """Where the study's features lie, or will: its own folder, or one in `root` for those of its weights."""
+    if study.features is None:
+        return None
+    return root / "features" if study.features.endswith((".pth", ".pkl")) else Path(study.features)
 
 
 def prepare(study: Study, root: Path, options: Sequence[str]) -> list[Run]:
@@ -153,10 +166,18 @@ def prepare(study: Study, root: Path, options: Sequence[str]) -> list[Run]:
     from rio.config import load_config  # detectron2 takes seconds to import: not for `load_study`
     from rio.data import names as datasets
 
+    features = features_folder(study, root)
+    on_features = [arm for arm, own in study.arms.items() if FEATURES in (*own[::2], *options[::2])]
+    if on_features and (features or len(on_features) < len(study.arms)):
+        raise StudyError(
+            f"study {study.name}, arm {on_features[0]!r}: {FEATURES}: expected all arms on the same features or none, "
+            "found some. Fix: remove it, and name the features by the key 'features' of the study file"
+        )
+    own_features = [] if features is None else [FEATURES, str(features.absolute())]
     runs = []
     for seed, (arm, own) in ((seed, item) for seed in study.seeds for item in study.arms.items()):
         where = f"study {study.name}, arm {arm!r}"
-        run_options = [*own, *options, *study.tuning_options, "SEED", str(seed)]
+        run_options = [*own, *options, *study.tuning_options, *own_features, "SEED", str(seed)]
         try:
             cfg = load_config(study.config, run_options)
         except ValueError as error:

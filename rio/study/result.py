@@ -48,6 +48,7 @@ class RunResult(msgspec.Struct, frozen=True):
     metrics: dict[str, dict[str, float | None]]  # {"bbox": {"AP": ..., "AP50": ..., ...}, "segm": {...}}
     per_category: dict[str, list[float | None]]  # {"bbox": AP of each of the study's categories, "segm": ...}
     telemetry: dict[str, float] = {}  # scalars of the bank and the RoIs, each the mean over the run's second half
+    curve: dict[str, list[float | None]] = {}  # "epoch" and box AP, APr, APc, APf of every evaluation, in order
 
 
 class StudyResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,6 +180,12 @@ class StudyResult(msgspec.Struct, frozen=True, kw_only=True):
                 rows.append(first | paired_difference(differences[:, own], groups[own]))
         columns = ["arm", "baseline", "iou_type", "metric", "seeds"]
         return pd.DataFrame(rows, columns=[*columns, "difference", "low", "high", "seeds_agree", "resolved"])
+
+    def curves(self) -> pd.DataFrame:
+        """Box AP against length of training: arm, seed, epoch, AP, APr, APc, APf (percent), a row per evaluation."""
+        runs = [pd.DataFrame(run.curve).assign(arm=run.arm, seed=run.seed) for run in self._in_order()]
+        columns = ["arm", "seed", "epoch", *GROUP_METRICS]
+        return pd.concat(runs or [pd.DataFrame()]).reindex(columns=columns).reset_index(drop=True)
 
     def telemetry(self) -> pd.DataFrame:
         """One row per arm with a finished run: arm, every scalar's mean over seeds (NaN: not logged)."""

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -23,7 +24,7 @@ from tqdm.auto import tqdm
 from rio.data.files import write_atomically
 from rio.results.evaluation import GROUP_METRICS
 from rio.study.collect import collect, draw, mark_finished, planned_result
-from rio.study.plan import Run, Study, StudyError, prepare
+from rio.study.plan import Run, Study, StudyError, features_folder, prepare
 from rio.study.process import LaunchError, memory_of, train_command
 from rio.study.result import StudyResult
 
@@ -77,6 +78,7 @@ def run_study(
     with _locked(root):
         runs = prepare(study, root, options)
         planned = planned_result(study, options)
+        extract_features(study, root, runs, processes or study.processes)
         runner = _Runner(study, planned, root, runs, processes or study.processes, gpus or study.gpus)
         if kept := len(runs) - len(runner.waiting):
             print(f"{kept} of {len(runs)} runs are finished already and are kept.", flush=True)
@@ -115,6 +117,27 @@ def _locked(root: Path) -> Iterator[None]:
         pid = owner.read_text() if owner.exists() else "unknown"
         found = f"another study (process {pid}) is running here"
         raise StudyError(f"{root}: {found}. Fix: wait for it or stop it") from None
+
+
+def extract_features(study: Study, root: Path, runs: Sequence[Run], processes: int) -> None:
+    """Take the features of the study's weights, if that is what it names; goes on where an earlier call stopped.
+
+    Raises:
+        StudyError: it failed; the command's own output says why.
+    """
+    folder = features_folder(study, root)
+    if folder is None or str(folder) == study.features or all(run.is_finished for run in runs):
+        return
+    from rio.config import load_config
+    from rio.engine import info
+
+    sets = load_config(study.config, runs[0].options).DATASETS
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *([] if processes == 1 or info.gpus()["found"] else several), "-m", "rio", "features"]
+    command += ["--weights", str(study.features), "--output", str(folder)]
+    command += ["DATASETS.TRAIN", repr(tuple(sets.TRAIN)), "DATASETS.TEST", repr(tuple(sets.TEST))]
+    if code := subprocess.run(command).returncode:
+        raise StudyError(f"features of {study.features}: `rio features` ended with exit code {code}; see above")
 
 
 @contextlib.contextmanager

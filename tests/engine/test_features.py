@@ -1,0 +1,234 @@
+"""Frozen features: true to the detector, complete or resumed, refused where they do not belong; training on them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rio.config import load_config
+from rio.data.names import annotations_of
+from rio.engine import feature_extraction
+from rio.engine.feature_extraction import export, extract
+from rio.engine.feature_store import FeatureError, FeatureStore
+from rio.engine.feature_training import FrozenFeatureClassifier
+from rio.engine.inference import evaluate_model, load_model
+from rio.engine.setup import setup_inference
+from tests.support import tiny_shapes
+
+COLUMNS = ("features", "proposal_boxes", "gt_boxes", "gt_classes", "places", "sizes", "counts")
+
+
+@pytest.fixture(scope="module")
+def weights(straight) -> str:
+    """Of a detector trained for six iterations."""
+    return str(Path(straight.cfg.OUTPUT_DIR) / "model_final.pth")
+
+
+@pytest.fixture(scope="module")
+def detector(straight, tiny_config):
+    """Function: its config, ready for inference."""
+    return lambda *options: setup_inference(tiny_config(Path("."), *options))
+
+
+@pytest.fixture(scope="module")
+def store(detector, weights, tmp_path_factory) -> FeatureStore:
+    """Two views of the tiny set's features; to be read only."""
+    return extract(detector("MODEL.RIO.FEATURE_VIEWS", 2), weights, str(tmp_path_factory.mktemp("features")))
+
+
+@pytest.fixture(scope="module")
+def trained(prepared, store, tmp_path_factory):
+    """A classifier trained on them for eight iterations."""
+    run = prepared(tmp_path_factory.mktemp("classifier"), "MODEL.RIO.FEATURES", store.folder, max_iter=8)
+    run.train()
+    return run
+
+
+def bytes_of(store: FeatureStore) -> dict[str, bytes]:
+    return {str(p.relative_to(store.folder)): p.read_bytes() for p in sorted(store.folder.rglob("*.npy"))}
+
+
+def test_the_detectors_own_classifier_on_features_detects_what_the_detector_detects(detector, weights, store, tmp_path):
+    cfg = detector("MODEL.MASK_ON", False)
+    full = evaluate_model(cfg, load_model(cfg, weights), output_dir=str(tmp_path / "full"))
+    options = ["MODEL.RIO.FEATURES", store.folder, "MODEL.META_ARCHITECTURE", "FrozenFeatureClassifier"]
+    cfg = detector(*options, "MODEL.MASK_ON", False)
+    model = FrozenFeatureClassifier(cfg)
+    model.roi_heads["box_predictor"].load_state_dict(store.predictor(), strict=False)
+    on_features = evaluate_model(cfg, model.eval(), output_dir=str(tmp_path / "features"))
+    found = [json.loads((tmp_path / f / "instances_results.json").read_bytes()) for f in ("full", "features")]
+    assert len(found[0]) == len(found[1]) > 20
+    for kind in ("bbox", "score"):  # float16 features
+        values = [np.array(sorted((r["image_id"], np.round(r["score"], 3)) for r in own)) for own in found]
+        np.testing.assert_allclose(*values, atol=2e-3, err_msg=kind)
+    (one,), (two,) = full.values(), on_features.values()
+    assert two.metrics["bbox"]["AP"] == pytest.approx(one.metrics["bbox"]["AP"], abs=0.5)
+
+
+def test_rois_are_sampled_as_in_training(store, tiny_set):
+    train = annotations_of(f"{tiny_set}/train.json@{tiny_set}/train")
+    rois = store.open(store.about["sets"]["train"]["data"], train=True)
+    n, background = train.num_images, train.num_classes
+    assert rois.features.shape == (2 * n, 16, 24) and len(rois.missing) == 0
+    for row in range(2 * n):
+        count, classes = int(rois.counts[row]), np.array(rois.gt_classes[row])
+        assert 0 < count <= 16 and (classes[:count] <= background).all()
+        own = np.flatnonzero((train.annotation_image == row % n) & ~train.iscrowd)
+        foreground = np.flatnonzero(classes[:count] < background)
+        assert 0 < len(foreground) <= 4, "the true boxes are among the proposals; a quarter at most is foreground"
+        places = rois.places[row][foreground]
+        assert (train.annotation_class[own[places]] == classes[foreground]).all()
+    views = np.array(rois.proposal_boxes[:n]), np.array(rois.proposal_boxes[n:])
+    assert (views[0] != views[1]).any(axis=(1, 2)).mean() > 0.8, "augmented anew"
+
+
+def test_an_interrupted_call_goes_on_and_ends_with_the_same_bytes(detector, weights, store, tmp_path, monkeypatch):
+    cfg, calls = detector("MODEL.RIO.FEATURE_VIEWS", 2), []
+
+    def stop_at_the_fifth_block(*arguments):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    real = feature_extraction.training_rois
+    monkeypatch.setattr(feature_extraction, "training_rois", stop_at_the_fifth_block)
+    with pytest.raises(KeyboardInterrupt):
+        extract(cfg, weights, str(tmp_path))
+    begun = FeatureStore(tmp_path)
+    with pytest.raises(FeatureError, match=r"expected all 204 images, 172 are missing. Fix: give the command that was"):
+        begun.open(cfg.DATASETS.TRAIN[0], train=True)
+    calls.clear()
+    monkeypatch.setattr(feature_extraction, "training_rois", lambda *a: calls.append(1) or real(*a))
+    assert bytes_of(extract(cfg, weights, str(tmp_path))) == bytes_of(store)
+    assert len(calls) == 22, "26 blocks of 8, of which 4 were there"
+
+
+@pytest.mark.slow
+def test_two_processes_keep_the_same_features(store, weights, tiny_set, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "rio"]
+    command += ["features", "--config-file", tiny_shapes.DEMO_CONFIG, "--weights", weights, "--output", tmp_path]
+    command += [*tiny_shapes.data_options(tiny_set), *tiny_shapes.model_options(), "MODEL.RIO.FEATURE_VIEWS", "2"]
+    subprocess.run(list(map(str, command)), check=True, timeout=240)
+    assert bytes_of(FeatureStore(tmp_path)) == bytes_of(store)
+
+
+def test_training_on_features_is_resumed_to_the_bit(trained, prepared, store, tmp_path):
+    options = ["MODEL.RIO.FEATURES", store.folder, "SOLVER.CHECKPOINT_PERIOD", 4]
+    stopped = prepared(tmp_path, *options, max_iter=8)
+    stopped.max_iter = 5
+    stopped.checkpointer.save = lambda name, save=stopped.checkpointer.save: name != "model_final" and save(name)
+    stopped.train()
+    resumed = prepared(tmp_path, *options, resume=True, max_iter=8)
+    assert resumed.start_iter == 4
+    resumed.train()
+    for name, value in trained.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_only_the_classifier_is_trained(trained, store):
+    trained_state, theirs = trained.model.state_dict(), store.predictor()
+    for name in ("weight", "bias"):
+        assert torch.equal(trained_state[f"roi_heads.box_predictor.bbox_pred.{name}"], theirs[f"bbox_pred.{name}"])
+    weight = trained_state["roi_heads.box_predictor.cls_score.weight"]
+    assert weight.shape == theirs["cls_score.weight"].shape and not torch.equal(weight, theirs["cls_score.weight"])
+    rows = [json.loads(line) for line in (Path(trained.cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()]
+    assert "total_loss" in rows[0] and "loss_box_reg" not in rows[0]
+    assert rows[-1]["bbox/AP"] >= 0 and "segm/AP" not in rows[-1]
+
+
+def test_every_view_is_shown(store, tiny_set, trained):
+    rois, loader = store.open(trained.cfg.DATASETS.TRAIN[0], train=True), trained._loader
+    shown = {v: 0 for v in range(2)}
+    for position in range(400):
+        boxes = loader.read([(position, 7)]).proposals[0].proposal_boxes.tensor.numpy()
+        shown[next(v for v in range(2) if np.array_equal(boxes, rois.proposal_boxes[7 + 102 * v][: len(boxes)]))] += 1
+    assert 150 < shown[0] < 250
+
+
+def test_the_bank_knows_the_objects(trained, tiny_set):
+    bank = trained.model.roi_heads["box_predictor"].memory_bank
+    train = annotations_of(f"{tiny_set}/train.json@{tiny_set}/train")
+    ids = bank.object_ids[bank.object_ids[..., 1] >= 0]
+    assert len(ids) and set(ids[:, 0].tolist()) <= set(train.image_ids.tolist())
+
+
+def test_a_trained_classifier_is_put_back_into_its_detector(trained, detector, weights, tmp_path):
+    path = export(trained.cfg.OUTPUT_DIR, tmp_path / "exported")
+    cfg = setup_inference(load_config(path.with_name("config.yaml")))
+    model = load_model(cfg, str(path))
+    (found,) = evaluate_model(cfg, model, output_dir=str(tmp_path / "eval")).values()
+    on_features = json.loads((Path(trained.cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()[-1])
+    assert found.metrics["bbox"]["AP"] == pytest.approx(on_features["bbox/AP"], abs=0.5)
+    assert "segm" in found.metrics
+    before, after = (load_model(detector(), str(p)).state_dict() for p in (weights, path))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"roi_heads.box_predictor.cls_score.weight", "roi_heads.box_predictor.cls_score.bias"}
+
+
+def test_a_classifier_alone_says_so_where_a_detector_is_needed(trained):
+    with pytest.raises(FeatureError, match=r"found a picture.*Fix: python -m rio features --export RUN"):
+        trained.model.eval()([{"image": torch.zeros(3, 48, 48)}])
+
+
+def test_what_does_not_belong_is_refused(
+    detector, weights, store, prepared, trained, straight, tmp_path, other_weights
+):
+    with pytest.raises(FeatureError, match=r"sha256: expected .*Fix: choose another --output, or delete"):
+        extract(detector("MODEL.RIO.FEATURE_VIEWS", 2), other_weights, str(store.folder))
+    with pytest.raises(FeatureError, match=r"views: expected 3, as now asked for, found 2"):
+        extract(detector("MODEL.RIO.FEATURE_VIEWS", 3), weights, str(store.folder))
+    with pytest.raises(FeatureError, match=r"expected a folder with features.json.*Fix: python -m rio features"):
+        prepared(tmp_path, "MODEL.RIO.FEATURES", tmp_path / "none")
+    val = trained.cfg.DATASETS.TEST[0]
+    with pytest.raises(FeatureError, match=r"expected the data they were taken from .*found 6 images"):
+        prepared(tmp_path, "MODEL.RIO.FEATURES", store.folder, "DATASETS.TRAIN", repr((val,)))
+    copy = shutil.copytree(store.folder, tmp_path / "copy")
+    about = json.loads((copy / "features.json").read_text())
+    del about["sets"][val]
+    (copy / "features.json").write_text(json.dumps(about))
+    with pytest.raises(FeatureError, match=r"val, found features of .*train. Fix: add them: python -m rio features"):
+        prepared(tmp_path, "MODEL.RIO.FEATURES", copy)
+    with pytest.raises(ValueError, match=r"MODEL.RIO.FEATURES: expected MODEL.ROI_HEADS.NAME RIOROIHeads"):
+        prepared(tmp_path, "MODEL.RIO.FEATURES", store.folder, "MODEL.ROI_HEADS.NAME", "RIOCascadeROIHeads")
+    with pytest.raises(FeatureError, match="expected the folder of a training on features, found one that was trained"):
+        export(straight.cfg.OUTPUT_DIR, tmp_path / "exported")
+
+
+@pytest.fixture
+def other_weights(weights, tmp_path) -> str:
+    state = torch.load(weights, weights_only=True)["model"]
+    state["roi_heads.box_head.fc2.bias"] += 1
+    path = tmp_path / "other.pth"
+    torch.save({"model": state}, path)
+    return str(path)
+
+
+def test_a_full_disk_leaves_nothing_half_written(detector, weights, tmp_path, monkeypatch):
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(
+        FeatureError, match=r"GB of disk for 102 images.*No space left.*lower MODEL.ROI_HEADS.BATCH_SIZE"
+    ):
+        extract(detector(), weights, str(tmp_path))
+    assert not (tmp_path / "train").exists() and FeatureStore(tmp_path).about["sets"] == {}
+
+
+def test_a_cascade_is_refused(detector, tiny_config, tmp_path):
+    from detectron2.modeling import build_model
+
+    cfg = detector("MODEL.ROI_HEADS.NAME", "RIOCascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True)
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "cascade.pth")
+    with pytest.raises(FeatureError, match="expected one box head .*a cascade has several"):
+        extract(cfg, str(tmp_path / "cascade.pth"), str(tmp_path / "features"))
