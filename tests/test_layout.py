@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": LIGHT | {"PIL", "msgspec", "pycocotools", "filelock", "rio.shapes"},  # data.names draws the embedded set
     "shapes": LIGHT | {"cv2", "filelock"},
     "engine": DETECTRON
-    | {"cv2", "PIL", "psutil", "yaml", "msgspec", "pycocotools", "iopath"}
+    | {"cv2", "PIL", "psutil", "yaml", "msgspec", "pycocotools", "iopath", "filelock"}
     | {"rio", "rio.config", "rio.data", "rio.results", "rio.roi_heads", "rio.sampler", "rio.memory_bank"},
     "results": LIGHT | {"pandas", "msgspec", "hotcoco", "lvis", "vernier", "pycocotools", "rio.data"},
     # torch only inside functions: the check of exposures by the sampler and the bank themselves.

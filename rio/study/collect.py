@@ -101,10 +101,10 @@ def curve_of(run: Run) -> dict[str, list[float | None]]:
     """Every evaluation of a run while it trained: its epoch (images shown / images of the training set) and box AP."""
     from rio.data import names as datasets
 
-    folder = run.folder
+    folder, table = run.folder, run.folder.metrics()
+    if not (columns := {m: f"bbox/{m}" for m in GROUP_METRICS if f"bbox/{m}" in table}):
+        return {}
     shown = folder.setting("SOLVER.IMS_PER_BATCH") / datasets.annotations_of(folder.datasets("TRAIN")[0]).num_images
-    table = folder.metrics()
-    columns = {m: f"bbox/{m}" for m in GROUP_METRICS if f"bbox/{m}" in table}
     table = table[table[list(columns.values())].notna().any(axis=1)]
     # Scores of an evaluation while training stand in the line of its last iteration, those of the end in the next.
     done = np.minimum(table["iteration"] + 1, run.max_iter)

@@ -130,7 +130,7 @@ def test_a_test_set_has_images_only(folder):
 
 @pytest.mark.parametrize("split", ["train", "val", "tune", "balanced"])
 def test_an_embedded_set_is_drawn_on_first_use(folder, monkeypatch, split):
-    assert [spec.SPECS[size].name for size in SHAPES] == ["shapes_demo", "shapes_bench"]
+    assert [spec.SPECS[size].name for size in SHAPES] == ["shapes_demo", "shapes_tail", "shapes_bench"]
     drawn = []
 
     def generate(root, spec, split, **_):

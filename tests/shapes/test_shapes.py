@@ -37,7 +37,9 @@ TINY = ShapesSpec(
 )  # fmt: skip
 GOLDEN_PLANS = {
     "demo train": "0538d5ed875e8c8c", "demo val": "4bd0158154ab37f1", "demo tune": "e967bd889080318a",
-    "demo balanced": "2a55f65ad4cb46e8", "bench train": "9cdd17228a78359f", "bench val": "41f920adef956d37",
+    "demo balanced": "2a55f65ad4cb46e8", "tail train": "dfef941b2fed3722", "tail val": "0ff1371d596184d7",
+    "tail tune": "a8deaef42500e9af", "tail balanced": "9286c930d8d4c55e",
+    "bench train": "9cdd17228a78359f", "bench val": "41f920adef956d37",
     "bench tune": "e2bde6b552a9dc23", "bench balanced": "2a0b91f114c9f8d5",
 }  # fmt: skip
 GOLDEN_PICTURES = {

@@ -12,14 +12,14 @@ from rio.study.plan import StudyError, keep_settings, load_study, prepare
 from tests.support import tiny_shapes
 
 
-@pytest.mark.parametrize("name", ["bench", "bench_tune", "demo", "demo_tune", "factors"])
+@pytest.mark.parametrize("name", ["bench", "bench_tune", "demo", "demo_detector", "demo_tune", "factors", "length"])
 def test_every_arm_of_the_projects_own_studies_is_a_config(repository, name):
     plan = load_study(repository / "configs" / "studies" / f"{name}.yaml")
     if name == "demo":
-        assert list(plan.arms) == ["none", "rfs", "rio"] and plan.processes == 3 and plan.seeds == (1,)
-        assert plan.comparisons == (("rfs", "none"), ("rio", "none")) and plan.tune_on is None
-        assert plan.arms["none"] == ["MODEL.RIO.SAMPLER", "none", "MODEL.RIO.BANK_ENABLED", "False"]
-        assert os.path.samefile(plan.config, tiny_shapes.DEMO_CONFIG)
+        assert len(plan.arms) == 8 and plan.processes == 2 and plan.seeds == (1, 2, 3)
+        assert plan.comparisons[0] == ("bank-linear", "none-linear") and plan.features.endswith("model_final.pth")
+        assert plan.arms["none-linear"] == ["MODEL.RIO.SAMPLER", "none", "MODEL.RIO.BANK_ENABLED", "False"]
+        assert os.path.samefile(plan.config, tiny_shapes.DEMO_CONFIG.with_name("tail_features.yaml"))
     assert plan.file == f"configs/studies/{name}.yaml"
     assert (plan.tune_on is not None) == name.endswith("_tune")
     settings = {arm: load_config(plan.config, options).dump() for arm, options in plan.arms.items()}
@@ -45,6 +45,7 @@ def test_every_arm_of_the_projects_own_studies_is_a_config(repository, name):
         ({"comparisons": [["b", "c"]]}, "two different of a, b, found .'b', 'c'."),
         ({"comparisons": [[["b"], "a"]]}, "two different"),
         ({"tune_on": ["x"]}, "'tune_on': expected the name of a data set"),
+        ({"features": 3}, "'features': expected a folder of features, or weights"),
     ],
 )
 def test_mistakes_in_a_study_file_are_named(study, change, message):
@@ -126,3 +127,15 @@ def test_an_arm_of_a_tuning_study_neither_trains_on_its_set_nor_names_a_test_set
     arms = {"a": [], "b": ["DATASETS.TEST", f"('{other}',)"]}
     with pytest.raises(StudyError, match="arm 'b': DATASETS.TEST: expected no such key in a tuning study"):
         prepare(study(tune_on=other, arms=arms), tmp_path / "out", tiny_shapes.data_options(tiny_set))
+
+
+def test_features_are_every_arms_or_none(study, data, tmp_path):
+    runs = prepare(study(features="kept"), tmp_path / "out", data)
+    assert all(run.options[-4:-2] == ["MODEL.RIO.FEATURES", str(tmp_path / "kept")] for run in runs)
+    from_weights = prepare(study(features="model_final.pth"), tmp_path / "new", data)
+    assert from_weights[0].options[-3] == str(tmp_path / "new" / "features")
+    mixed = {"arms": {"a": ["MODEL.RIO.FEATURES", "kept"], "b": []}}
+    with pytest.raises(StudyError, match="arm 'a': MODEL.RIO.FEATURES: expected all arms on the same features or none"):
+        prepare(study(**mixed), tmp_path / "mixed", data)
+    with pytest.raises(StudyError, match="expected all arms on the same features or none"):
+        prepare(study(features="kept", **mixed), tmp_path / "both", data)
