@@ -21,14 +21,7 @@ NOTEBOOK = "05_inspect_predictions.ipynb"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until Ctrl-C.
-
-    Args:
-        argv: the words after `python -m rio.widgets.app`; None takes the process's own.
-
-    Returns:
-        Exit code.
-    """
+    """Serve until Ctrl-C; the words after `python -m rio.widgets.app` in, the exit code out."""
     parser = argparse.ArgumentParser(prog="python -m rio.widgets.app", description="Look at predictions in a browser.")
     parser.add_argument("--run", metavar="DIR", help="a finished run (default: output/demo/rio-seed1)")
     parser.add_argument("--results", metavar="JSON", help="or a results file; with --dataset")
@@ -41,9 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (args.results is None) != (args.dataset is None):
         parser.error("--results and --dataset: expected both or neither")
     if args.run is not None and not Path(args.run).expanduser().is_dir():
-        parser.error(
-            f"--run {args.run}: expected a run's folder, found none there. Fix: `make demo` makes output/demo/rio-seed1"
-        )
+        fix = "Fix: `make demo` makes output/demo/rio-seed1"
+        parser.error(f"--run {args.run}: expected a run's folder, found none there. {fix}")
     source = project_root() / "notebooks" / NOTEBOOK
     if not source.is_file():
         parser.error(f"{source}: no such notebook. Fix: run this from a clone of the repository")

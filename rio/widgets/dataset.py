@@ -74,16 +74,13 @@ class Data:
 
 @theme.sentences
 def open_dataset(name: str | os.PathLike[str]) -> Data:
-    """Open a data set by name or path.
+    """Open a data set by name or path. It shows itself as the last line of a cell.
 
     Args:
         name: "shapes_demo_train" and the like (the embedded sets, drawn if they are missing); detectron2's LVIS names,
             such as "lvis_v1_train", below the folder of data sets; "file.json@images" (LVIS or COCO format); or
             "file.json", without thumbnails. Broken records of a file given by path are errors; "?skip" at the end
             leaves them out and says how many.
-
-    Returns:
-        The data set. It shows itself as the last line of a cell.
 
     Raises:
         NotebookError: no such data set, or a file that breaks a rule of `rio.data.rules`.

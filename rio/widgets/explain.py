@@ -80,9 +80,8 @@ def explain_prediction(source: PredictionSource, entry: int, threshold: float) -
     """What a prediction is, and what else was predicted at its place.
 
     Args:
-        source: from `open_predictions`.
+        source, threshold: as for `explain_object`.
         entry: row of `source.entries`.
-        threshold: score from which a prediction counts.
     """
     row, class_names = source.entries.loc[entry], source.truth.category_names
     name, target = class_names[row.class_id], class_names[row.gt_class] if row.gt_class >= 0 else ""

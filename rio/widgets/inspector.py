@@ -86,11 +86,9 @@ class Inspector(ipywidgets.VBox):
             buttons[-1].on_click(lambda _, by=by: self.step(by))
         self.viewer, self.item, self.why = Viewer(), ipywidgets.HTML(), ipywidgets.HTML()
         controls = [self.kind, self.group, self.category, self.order, self.threshold]
-        head, bar = ipywidgets.HTML(theme.view(banner(source.note))), ipywidgets.HBox(controls[:1])
-        bar2, line = ipywidgets.HBox(controls[1:]), ipywidgets.HBox([*buttons, self.item])
-        line.layout.align_items = "center"
-        bar.add_class("rio-bar")
-        bar2.add_class("rio-bar2")
+        head, bar = ipywidgets.HTML(theme.view(banner(source.note))), ipywidgets.HBox(controls[:1]).add_class("rio-bar")
+        bar2 = ipywidgets.HBox(controls[1:]).add_class("rio-bar2")
+        line = ipywidgets.HBox([*buttons, self.item], layout={"align_items": "center"})
         super().__init__([head, bar, bar2, line, self.viewer, self.why])
         self.add_class("rio-inspector")
         for control in controls:

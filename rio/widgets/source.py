@@ -121,10 +121,7 @@ class PredictionSource:
     def accounts_for_all(self, threshold: float = 0.3) -> bool:
         """Whether each prediction has exactly one kind, and each object is either found, pointed at or missed."""
         shown, rows = self.active(threshold), self.matches[self.matches["score"] >= threshold]
-        missed, objects = (
-            int((shown & self.entries["is_object"]).sum()),
-            int(JudgedPairs.of(self.truth).ground_truth.sum()),
-        )
+        missed, objects = (shown & self.entries["is_object"]).sum(), JudgedPairs.of(self.truth).ground_truth.sum()
         reached = rows[rows["kind"].isin(POINTING)]["annotation_index"].nunique()
         return bool(shown.sum() == len(rows) + missed and objects == reached + missed)
 

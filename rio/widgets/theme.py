@@ -85,8 +85,7 @@ def tiles(cells: Iterable[tuple[object, str]], note: str) -> str:
 def html_table(columns: list[str], rows: list[list[Any]], *, caption: str = "") -> str:
     """HTML of a small table; numbers are right-aligned, everything is escaped."""
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
-    cells = [[f'<td class="{_kind(cell)}">{html.escape(_shown(cell))}</td>' for cell in row] for row in rows]
-    body = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     title = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     return (
         f'<figure class="rio-view rio-figure"><style>{STYLE}</style>{title}'
@@ -94,9 +93,9 @@ def html_table(columns: list[str], rows: list[list[Any]], *, caption: str = "") 
     )
 
 
-def _kind(cell: Any) -> str:
-    is_number = not isinstance(cell, str) or re.match(r"[-–+±<≈]?\d|[–∞-]$", cell)
-    return "rio-number" if is_number else "rio-text"
+def _cell(value: Any) -> str:
+    kind = "rio-number" if re.match(r"[-–+±<≈]?\d|[–∞-]$", text := _shown(value)) else "rio-text"
+    return f'<td class="{kind}">{html.escape(text)}</td>'
 
 
 def _shown(cell: Any) -> str:

@@ -151,11 +151,9 @@ class TrainingPanel(ipywidgets.VBox):
             for split in ("train", "val")
             for key, what in ((f"{split}_json", "file.json"), (f"{split}_images", "folder"))
         }
-        own = ipywidgets.Accordion(
-            [ipywidgets.HBox(list(self.data.values()), layout={"flex_flow": "row wrap"})],
-            titles=("Your own data (LVIS or COCO format)",),
-            selected_index=0 if data else None,
-        )
+        fields = ipywidgets.HBox(list(self.data.values()), layout={"flex_flow": "row wrap"})
+        titles, opened = ("Your own data (LVIS or COCO format)",), 0 if data else None
+        own = ipywidgets.Accordion([fields], titles=titles, selected_index=opened)
         self.about, self.command, self.status = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
         self.figure = ipywidgets.Image(format="png", layout={"display": "none"})
         self.start_button, self.stop_button, self.resume_button = buttons = [
@@ -163,24 +161,19 @@ class TrainingPanel(ipywidgets.VBox):
             for name, (icon, look, tip) in BUTTONS.items()
         ]
         controls = [self.config, self.output_dir, self.num_gpus, self.seed, self.options]
-        form = ipywidgets.HBox(controls)
-        form.add_class("rio-form")
         style = ipywidgets.HTML(f'<div class="rio-view"><style>{theme.STYLE}{STYLE}</style></div>')
-        buttons = ipywidgets.HBox(buttons)
-        super().__init__([style, form, own, self.about, self.command, buttons, self.status, self.figure])
+        form, row = ipywidgets.HBox(controls).add_class("rio-form"), ipywidgets.HBox(buttons)
+        super().__init__([style, form, own, self.about, self.command, row, self.status, self.figure])
         self.add_class("rio-training")
-        self._trouble = ""
-        self._drawn: tuple[Any, ...] = ()
+        self._trouble, self._drawn = "", ()
         self.watching: asyncio.Task | None = None
         self.run = Training(names.find(self.output_dir.value))
         for control in (*controls, *self.data.values()):
             control.observe(self._on_setting, "value")
         stop = lambda: self.run.stop(at_once=self.run.state() == "stopping")  # noqa: E731
-        for button, action in zip(buttons.children, (self._start, stop, lambda: self.run.resume()), strict=True):
+        for button, action in zip(buttons, (self._start, stop, lambda: self.run.resume()), strict=True):
             button.on_click(lambda _, action=action: self._try(action))
         self._on_setting()
-
-    # -------------------------------------------------------------- what happens
 
     def words(self) -> list[str]:
         """The command that Start runs.
@@ -201,22 +194,14 @@ class TrainingPanel(ipywidgets.VBox):
         return train_command(_short(config), _short(self.run.path), **choices)
 
     def start(self) -> str:
-        """Start the training; a run that is in the folder already, running or ended, is found again and left as it is.
-
-        Returns:
-            The state.
-        """
+        """Start the training, and return its state; a run that is in the folder already is left as it is."""
         if self.run.state() == "new":
             self._try(self._start)
         self.refresh()
         return self.run.state()
 
     def wait(self, seconds: float) -> str:
-        """Wait until the training has ended, at most `seconds`; the figure is kept up to date meanwhile.
-
-        Returns:
-            The state then.
-        """
+        """Wait until the training has ended, at most `seconds`, and return its state; the figure is kept up to date."""
         deadline = time.monotonic() + seconds
         while self.run.state() in ALIVE and time.monotonic() < deadline:
             self.refresh()
@@ -252,8 +237,6 @@ class TrainingPanel(ipywidgets.VBox):
     def _show_command(self) -> None:
         text = html.escape(f"cd {shlex.quote(str(names.project_root()))}\n{shlex.join(self.words())}")
         self.command.value = f'<div class="rio-view"><div class="rio-command">{text}</div></div>'
-
-    # -------------------------------------------------------------- what is shown
 
     def _watch(self) -> None:
         """Refresh while a training is alive, on the kernel's event loop: between cells, so the kernel stays free."""
