@@ -1,4 +1,4 @@
-"""The README's tables, made from the files that hold the numbers.
+"""The tables of README.md and configs/README.md, made from the files that hold the numbers.
 
     python -m tests.readme      # rewrites what stands between <!-- NAME --> and <!-- /NAME -->
 
@@ -19,6 +19,7 @@ from rio.study.result import StudyResult
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+CONFIGS_README = ROOT / "configs" / "README.md"
 FACTORS = ROOT / "configs" / "studies" / "results" / "factors.json"
 BENCHMARKS = ROOT / "tests" / "benchmarks" / "RESULTS.json"
 
@@ -82,7 +83,23 @@ def benchmarks() -> str:
     return tabulate(rows, titles, tablefmt="github", disable_numparse=True)
 
 
-BLOCKS = {"method": method, "rooms": rooms, "factors: chosen": chosen, "benchmarks": benchmarks}
+def losses() -> str:
+    """What the headers of the configs with another loss than softmax say: the method, and what is published."""
+    rows = []
+    for path in sorted(
+        (ROOT / "configs").glob("lvis_*/*_r50.yaml"), key=lambda path: (path.parent.name == "lvis_v0.5", path.name)
+    ):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        if not any("CLS_LOSS" in line for line in lines):
+            continue
+        header = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
+        what = re.search(r"R-50-FPN; (.*?)\. python -m", header)[1]
+        published = re.search(r" val: (.*)\. By this project", header)[1]
+        rows.append([f"`{path.parent.name}/{path.name}`", what, published])
+    return tabulate(rows, ["", "", "published"], tablefmt="github")
+
+
+BLOCKS = {"method": method, "rooms": rooms, "factors: chosen": chosen, "benchmarks": benchmarks, "losses": losses}
 
 
 def written(text: str) -> str:
@@ -96,4 +113,5 @@ def written(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(written(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for file in (README, CONFIGS_README):
+        file.write_text(written(file.read_text(encoding="utf-8")), encoding="utf-8")

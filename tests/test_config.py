@@ -39,6 +39,7 @@ def test_shipped_files_load_and_their_heads_are_built(path, tmp_path):
     if cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0:
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = 7
     cfg.MODEL.RIO.BANK_CLASS_IDS = [1, 4]  # as the trainer resolves them
+    cfg.MODEL.RIO.IMAGE_COUNT = cfg.MODEL.RIO.INSTANCE_COUNT = [9] * cfg.MODEL.ROI_HEADS.NUM_CLASSES
     validate(cfg)
     levels = {f"p{i}": ShapeSpec(channels=8, stride=2**i) for i in range(2, 7)}
     heads = build_roi_heads(cfg, levels)
@@ -59,7 +60,10 @@ def test_headers_say_command_gpus_hours_and_what_to_expect_of_which_method(path)
         assert ("reported" in header) != ("no number is published" in header)
         assert "not reproduced yet" in header
         rio, method = load_config(path).MODEL.RIO, path.name.startswith("rio_")
-        assert method == rio.BANK_ENABLED and ("cosine" if method else "linear") == rio.CLASSIFIER
+        assert method == rio.BANK_ENABLED
+        plain = path.name.startswith(("rio_", "rfs_"))
+        assert plain == (rio.CLS_LOSS == "softmax")
+        assert not plain or ("cosine" if method else "linear") == rio.CLASSIFIER
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)

@@ -159,8 +159,9 @@ def fractal_dimensions(annotations: Annotations) -> list[float]:
     for row, side in enumerate(sides.tolist()):
         rows = count[category] >= side * side
         cell = np.clip((centre[rows] * side).astype(np.int64), 0, side - 1)
-        cells = np.unique((category[rows].astype(np.int64) * side + cell[:, 0]) * side + cell[:, 1])
-        occupied[row] = np.bincount(cells // side**2, minlength=number)
+        cells = np.zeros((number, side, side), dtype=bool)
+        cells[category[rows], cell[:, 0], cell[:, 1]] = True
+        occupied[row] = cells.sum(axis=(1, 2))
     used = sides[:, None] ** 2 <= count
     x, y, n = np.log(sides)[:, None] * used, np.log(np.maximum(occupied, 1)), np.maximum(used.sum(0), 1)
     spread = (x**2).sum(0) - x.sum(0) ** 2 / n
