@@ -19,15 +19,11 @@ from pathlib import Path
 
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 from tests.support import lab
 
 IMAGES = lab.NOTEBOOKS / "images"
 MOST_BYTES = 300_000
 WIDTH = 1280  # px
-
-
 QUIET = """
     .jp-SideBar, #jp-bottom-panel, .jp-NotebookPanel-toolbar { display: none !important; }
     #main, #jp-main-content-panel, #jp-main-dock-panel, #jp-main-vsplit-panel { background: #fff !important; }
@@ -54,12 +50,10 @@ class Shot:
     height: int = 860  # px
 
 
+SLIDERS = ".widget-vbox:has(> .widget-vbox .widget-slider), .widget-vbox:has(.widget-slider)"
 SHOTS = (
     Shot("01_distribution_analysis.ipynb", ".rio-explorer"),
-    Shot(
-        "02_image_vs_object_balance.ipynb",
-        ".widget-vbox:has(> .widget-vbox .widget-slider), .widget-vbox:has(.widget-slider)",
-    ),
+    Shot("02_image_vs_object_balance.ipynb", SLIDERS),
     Shot("03_train.ipynb", ".rio-training", height=960),
     Shot("04_per_frequency_ap.ipynb", "h2:has-text('By frequency group')"),
     Shot("05_inspect_predictions.ipynb", ".rio-inspector", height=900),
@@ -67,14 +61,7 @@ SHOTS = (
 
 
 def take(shot: Shot, runs: Path, folder: Path) -> Path:
-    """Run one notebook and photograph it.
-
-    Returns:
-        The picture's path.
-
-    Raises:
-        RuntimeError: a cell failed, or the browser's console has errors.
-    """
+    """Run one notebook and photograph it; returns the picture's path."""
     # The notebooks as they are: their own parameters find the runs where `make demo` puts them.
     copy = folder / "notebooks"
     (copy / "output").mkdir(parents=True)

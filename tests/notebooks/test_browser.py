@@ -85,12 +85,8 @@ def use_inspector(page) -> None:
     assert re.match(r"1 of \d+", first), first
     assert re.match(r"Why\?\s+Correct:", reason), reason
     image = inspector.locator(".rio-viewer svg image").first
-    assert (
-        image.evaluate(
-            "node => { const i = new Image(); i.src = node.href.baseVal; return i.decode().then(() => i.width) }"
-        )
-        == 48
-    )
+    width = "node => { const i = new Image(); i.src = node.href.baseVal; return i.decode().then(() => i.width) }"
+    assert image.evaluate(width) == 48
 
     viewer = inspector.locator(".rio-viewer")
     viewer.locator("figcaption").first.click()

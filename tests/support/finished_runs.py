@@ -26,15 +26,9 @@ FOUND = {
 
 
 def make(
-    root: Path,
-    data: Path,
-    *,
-    arms: tuple[str, ...] = ("none", "rfs", "rio"),
-    seeds: tuple[int, ...] = (1,),
-    masks: bool = True,
-    train_name: str | None = None,
-    test_name: str | None = None,
-) -> Path:
+    root: Path, data: Path, *, arms: tuple[str, ...] = ("none", "rfs", "rio"), seeds: tuple[int, ...] = (1,),
+    masks: bool = True, train_name: str | None = None, test_name: str | None = None,
+) -> Path:  # fmt: skip
     """A study's output: ROOT/ARM-seedS for every arm and seed.
 
     Args:

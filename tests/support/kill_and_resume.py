@@ -20,32 +20,33 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
+import rio.trainer  # noqa: F401  (before the first fork)
+from rio.cli.parser import main as main_of_rio
 from tests.support import tiny_shapes
 
 WORKERS = (0, 1, 2, 3)
 
 
-def differences(a: Any, b: Any, where: str = "") -> list[str]:
+def differences(a: Any, b: Any) -> list[str]:
     """Where two nested structures of tensors and numbers differ, bit for bit."""
-    if type(a) is not type(b):
-        return [f"{where}: {type(a).__name__}, {type(b).__name__}"]
-    if isinstance(a, torch.Tensor):
-        return [] if a.dtype == b.dtype and torch.equal(a, b) else [where]
-    if isinstance(a, dict):
-        if a.keys() != b.keys():
-            return [f"{where}: keys {a.keys() ^ b.keys()}"]
-        return [text for key in a for text in differences(a[key], b[key], f"{where}/{key}")]
-    if isinstance(a, (list, tuple)):
-        if len(a) != len(b):
-            return [f"{where}: lengths {len(a)}, {len(b)}"]
-        return [text for i, (x, y) in enumerate(zip(a, b)) for text in differences(x, y, f"{where}/{i}")]
-    return [] if a == b else [f"{where}: {a!r}, {b!r}"]
+    (ours, shape), (theirs, other) = tree_flatten_with_path(a), tree_flatten_with_path(b)
+    if shape != other:
+        return ["other keys or lengths"]
+    pairs = [(keystr(place), x, y) for (place, x), (_, y) in zip(ours, theirs, strict=True)]
+    return [
+        place
+        for place, x, y in pairs
+        if type(x) is not type(y)
+        or not (x.dtype == y.dtype and torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y)
+    ]
 
 
 def compare(run: Path, straight: Path) -> list[str]:
@@ -73,12 +74,8 @@ class Run:
                 output = os.open(folder / "stdout.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 os.dup2(output, 1)
                 os.dup2(output, 2)
-                from rio.cli.parser import main
-
-                code = main(words)
+                code = main_of_rio(words)
             except BaseException:
-                import traceback
-
                 traceback.print_exc()
             finally:
                 os._exit(code)
@@ -98,34 +95,16 @@ class Run:
         if self.wait() != 0:
             raise RuntimeError((self.folder / "stdout.log").read_text()[-2000:])
 
-    def kill(self) -> None:
+    def kill(self) -> str:
+        """Kill it; returns what it had on disk."""
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
-
-
-def phase(folder: Path) -> str:
-    """What a killed run had on disk."""
-    done = folder / "last_checkpoint"
-    halves = len(list(folder.glob(".*.tmp")))
-    text = done.read_text() if done.exists() else "no checkpoint yet"
-    return text + (f", {halves} half-written file{'s' * (halves > 1)} so far" if halves else "")
+        done, halves = self.folder / "last_checkpoint", len(list(self.folder.glob(".*.tmp")))
+        return f"{done.read_text() if done.exists() else 'no checkpoint yet'}, {halves} half-written files"
 
 
 def kill_and_resume(root: Path, points: int, iterations: int = 40, seed: int = 1) -> tuple[int, int, int]:
-    """Do it, print each event in one line.
-
-    Args:
-        root: an empty folder.
-        points: how many kills to survive.
-        iterations: of the run.
-        seed: of the moments.
-
-    Returns:
-        Kills, runs compared, runs that differ.
-    """
-    import rio.cli.parser
-    import rio.trainer  # noqa: F401  before the first fork
-
+    """Do it in an empty folder, print each event in one line; returns kills, runs compared, runs that differ."""
     chance, data = random.Random(seed), tiny_shapes.draw(root / "data")
     straight, started = root / "straight", time.monotonic()
     Run(straight, data, iterations, 0).finish()
@@ -147,9 +126,8 @@ def kill_and_resume(root: Path, points: int, iterations: int = 40, seed: int = 1
                 break
             ended = run.wait(chance.uniform(0.1, 0.6) * length) is not None
             if not ended:
-                run.kill()
                 killed += 1
-                print(f"kill {killed}: {workers} workers, {phase(folder)}", flush=True)
+                print(f"kill {killed}: {workers} workers, {run.kill()}", flush=True)
         wrong = compare(folder, straight)
         print(f"run {runs} ended after {killed - before} kills: {wrong[:5] or 'as the uninterrupted one'}", flush=True)
         shutil.rmtree(folder)

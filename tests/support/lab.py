@@ -6,6 +6,7 @@ What the browser tests and `python -m tests.screenshots` share.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -39,24 +40,14 @@ FOREIGN = re.compile(
 )
 
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
 def missing() -> str:
     """Why there can be no browser test here; "" if there can."""
-    try:
-        import playwright  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("playwright") is None:
         return "playwright is not installed: pip install playwright (the extra `browser`); no browser is downloaded"
-    if not find_chromium():
-        return "chromium is not on the PATH: apt-get install -y chromium"
-    return ""
-
-
-def find_chromium() -> str | None:
-    """The system's own chromium."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        found = shutil.which(name)
-        if found:
-            return found
-    return None
+    return "" if CHROMIUM else "chromium is not on the PATH: apt-get install -y chromium"
 
 
 def _environment(folder: Path, extra: dict[str, str]) -> dict[str, str]:
@@ -84,11 +75,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def server(command: list[str], url: str, folder: Path, environment: dict[str, str]) -> Iterator[str]:
-    """Run a web server until the block ends; waits until it answers.
-
-    Raises:
-        RuntimeError: it ended, or did not answer in time; the message holds the end of its log.
-    """
+    """Run a web server until the block ends; waits until it answers, and shows the end of its log if it does not."""
     log = folder / "server.log"
     with open(log, "wb") as out:
         process = subprocess.Popen(
@@ -119,16 +106,7 @@ def server(command: list[str], url: str, folder: Path, environment: dict[str, st
 
 @contextlib.contextmanager
 def jupyter_lab(root: Path, folder: Path, **extra: str) -> Iterator[str]:
-    """JupyterLab on a folder of notebooks.
-
-    Args:
-        root: the notebooks.
-        folder: for settings and logs.
-        extra: environment variables.
-
-    Yields:
-        Its address.
-    """
+    """JupyterLab on a folder of notebooks: its address. `folder` takes settings and logs."""
     port = free_port()
     command = [
         sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
@@ -141,11 +119,7 @@ def jupyter_lab(root: Path, folder: Path, **extra: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def app(folder: Path, *arguments: str, **extra: str) -> Iterator[str]:
-    """What `make app` serves.
-
-    Yields:
-        Its address with the token, as it prints it.
-    """
+    """What `make app` serves: its address with the token, as it prints it."""
     port = free_port()
     command = [sys.executable, "-m", "rio.widgets.app", "--no-browser", f"--port={port}", *arguments]
     with server(command, f"http://127.0.0.1:{port}/login", folder, _environment(folder, extra)):
@@ -157,15 +131,11 @@ def app(folder: Path, *arguments: str, **extra: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def browser_page(width: int = 1360, height: int = 900, scale: float = 1.0) -> Iterator[Any]:
-    """A page of headless chromium; ``page.problems`` collects what goes wrong in it.
-
-    Yields:
-        A playwright page.
-    """
+    """A playwright page of headless chromium; ``page.problems`` collects what goes wrong in it."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=find_chromium(), args=CHROMIUM_FLAGS)
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
         context = chromium.new_context(viewport={"width": width, "height": height}, device_scale_factor=scale)
         page = context.new_page()
         page.problems = []
@@ -216,11 +186,7 @@ ERRORS = """() => {
 
 
 def run_notebook(page: Any, address: str, name: str) -> list[str]:
-    """Open a notebook in JupyterLab and run all its cells.
-
-    Returns:
-        What its cells wrote as errors.
-    """
+    """Open a notebook in JupyterLab and run all its cells; returns what they wrote as errors."""
     page.goto(f"{address}/lab/tree/{name}?reset")
     page.wait_for_selector(".jp-Notebook", timeout=START_SECONDS * 1000)
     page.set_default_timeout(CELL_SECONDS * 1000)

@@ -9,17 +9,9 @@ from rio.shapes.spec import ShapesSpec
 
 DEMO_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "shapes" / "demo.yaml"
 SPEC = ShapesSpec(
-    "tiny",
-    image_size=48,
-    train_images=102,
-    val_images=6,
-    num_classes=6,
-    num_rare=2,
-    num_common=3,
-    seed=3,
-    max_image_frequency=1.0,
-    supersampling=1,
-)
+    "tiny", image_size=48, train_images=102, val_images=6, num_classes=6, num_rare=2, num_common=3, seed=3,
+    max_image_frequency=1.0, supersampling=1,
+)  # fmt: skip
 
 
 def draw(root: Path) -> Path:
