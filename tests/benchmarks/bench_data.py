@@ -2,31 +2,21 @@
 
     python -m tests.benchmarks.bench_data [--scale 0.05]
 
-Every measurement is a fresh process with one thread. CPU time is user + system of the process and its loader workers,
-imports apart; memory is the peak of the resident set, or, with workers, of the proportional set (PSS, shared pages
-counted once) summed over the processes.
+Every measurement is a fresh process with one thread (`tests.benchmarks.process`); CPU time and, with workers, memory
+are those of all its processes.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
-import resource
-import shutil
-import subprocess
-import sys
 import tempfile
-import threading
-import time
+from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import psutil
-
 from tests.benchmarks import lvis_size
+from tests.benchmarks.process import measure
 
 WORKERS, BATCH_SIZE, BATCHES, REPEAT_THRESHOLD = 4, 16, 50, 0.001
 
@@ -49,17 +39,12 @@ def counts_lvis(path: str) -> Callable[[], Any]:
 
     def run() -> Any:
         truth = LVIS(path)  # with its indices of annotations by image and category
-        images = {k: {a["image_id"] for a in annotations} for k, annotations in _by_category(truth).items()}
+        images = defaultdict(set)
+        for annotation in truth.anns.values():
+            images[annotation["category_id"]].add(annotation["image_id"])
         return [sum(map(len, images.values())), len(truth.anns)]
 
     return run
-
-
-def _by_category(truth: Any) -> dict[int, list[dict[str, Any]]]:
-    by_category: dict[int, list[dict[str, Any]]] = {}
-    for annotation in truth.anns.values():
-        by_category.setdefault(annotation["category_id"], []).append(annotation)
-    return by_category
 
 
 def training_ours(path: str) -> Callable[[], Any]:
@@ -129,65 +114,17 @@ def import_rio(path: str) -> Callable[[], Any]:
     return run
 
 
-def _child(what: str, path: str) -> None:
-    """Runs one measurement; the last line printed is its figures."""
-    run = globals()[what](path)
-    before, begin = _cpu_seconds(), time.monotonic()
-    answer = run()
-    wall = time.monotonic() - begin
-    with open("/proc/self/status", encoding="ascii") as file:
-        peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
-    cpu = _cpu_seconds()
-    print(json.dumps({"answer": answer, "cpu_s": cpu - before, "wall_s": wall, "peak_gib": peak / 2**20}))
-
-
-def _cpu_seconds() -> float:
-    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)  # children count once they have ended
-    return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, kinds))
-
-
-def measure(what: str, path: Path, cache: Path, *, tree: bool = False) -> dict[str, Any]:
-    """The figures of one of the functions above; with `tree`, the memory of all its processes together."""
-    environment = os.environ | {"RIO_CACHE": str(cache), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-    words = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.bench_data", "--child", what, "--path", str(path)]
-    pipe, top = subprocess.PIPE, Path(__file__).resolve().parents[2]
-    process = subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=top)
-    peak = [0]
-    if tree:
-        threading.Thread(target=_watch, args=(process, peak), daemon=True).start()
-    out, errors = process.communicate()
-    if process.returncode:
-        raise RuntimeError(f"{what} ended with code {process.returncode}:\n{errors[-3000:]}")
-    figures = json.loads(out.splitlines()[-1])
-    return figures | {"peak_gib": max(figures["peak_gib"], peak[0] / 2**30)}
-
-
-def _watch(process: subprocess.Popen[str], peak: list[int]) -> None:
-    time.sleep(0.2)  # until it has its program, a new process has its parent's memory
-    while process.poll() is None:
-        with contextlib.suppress(psutil.Error):
-            parent = psutil.Process(process.pid)
-            family = [parent, *parent.children(recursive=True)]
-            peak[0] = max(peak[0], sum(member.memory_full_info().pss for member in family))
-        time.sleep(0.2)
-
-
 def run(scale: float = 1.0) -> list[dict[str, Any]]:
     """The rows of the table; `tests.benchmarks.__main__` says what is in one."""
     path = lvis_size.cached(scale)
-    cache = Path(tempfile.mkdtemp(prefix="rio-benchmark-cache-"))
-    try:
-        cold = measure("counts_ours", path, cache)
-        warm = measure("counts_ours", path, cache)
-        first_figure = measure("notebook", path, cache)
-        shutil.rmtree(cache)
-        train_cold = measure("training_ours", path, cache, tree=True)
-        train_warm = measure("training_ours", path, cache, tree=True)
-        instant = measure("import_rio", path, cache)
-    finally:
-        shutil.rmtree(cache)
-    lvis = measure("counts_lvis", path, cache)
-    detectron2 = measure("training_detectron2", path, cache, tree=True)
+    with tempfile.TemporaryDirectory(prefix="rio-benchmark-cache-") as folder:
+        cache, other = f"{folder}/counts", f"{folder}/training"
+        cold, warm = (measure(counts_ours, path, cache=cache) for _ in range(2))
+        first_figure = measure(notebook, path, cache=cache)
+        train_cold, train_warm = (measure(training_ours, path, cache=other, tree=True) for _ in range(2))
+        instant = measure(import_rio, path, cache=cache)
+    lvis = measure(counts_lvis, path, cache="off")
+    detectron2 = measure(training_detectron2, path, cache="off", tree=True)
     assert cold["answer"] == warm["answer"] == lvis["answer"], "ours and lvis count differently"
     assert train_cold["answer"] == train_warm["answer"] == detectron2["answer"], "repeat factors differ"
     size = f"{path.stat().st_size / 1e9:.2g} GB JSON"
@@ -224,12 +161,7 @@ def row(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--scale", type=float, default=1.0, help="share of LVIS's 100,170 images")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--path", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.child:
-        return _child(args.child, args.path)
-    for line in run(args.scale):
+    for line in run(parser.parse_args().scale):
         print(json.dumps(line))
 
 

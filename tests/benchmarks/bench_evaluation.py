@@ -10,13 +10,11 @@ per image as detectron2 writes them: objects of the ground truth moved about, si
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import os
-import subprocess
-import sys
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -25,6 +23,7 @@ from rio.data.annotations import Annotations
 from rio.data.files import write_atomically
 from rio.data.load import load_annotations
 from tests.benchmarks import lvis_size
+from tests.benchmarks.process import measure
 
 PREDICTIONS_AN_IMAGE = 300
 IMAGES = {"boxes": 5_000, "masks": 500, "full": 19_809}  # the last: LVIS v1 val
@@ -79,72 +78,36 @@ def _records(rng: np.random.Generator, truth: Annotations, image: int, masks: bo
     return records
 
 
-# Both start from the two files and end with the metrics; sys.argv: ground truth, results, bbox or segm, file
-# for the precision array.
-_IMPORT = {
-    "rio": "import hotcoco\nimport pycocotools.mask\nfrom rio.results.evaluation import evaluate",
-    "lvis": "import json\nimport numpy as np\nnp.float = float  # which lvis 0.5.3 still writes\nimport lvis",
-}
-_EVALUATE = {
-    "rio": "precision = evaluate(truth, results, iou_types=(iou_type,)).precision[iou_type]",
-    "lvis": """
-with open(results) as file:
-    records = json.load(file)
-if iou_type == "segm":
-    for record in records:  # as detectron2 does: else the boxes' areas are taken for the masks'
-        del record["bbox"]
-truth = lvis.LVIS(truth)
-run = lvis.LVISEval(truth, lvis.LVISResults(truth, records), iou_type)
-run.run()
-precision = run.eval["precision"]
-""",
-}
-_SCRIPT = """
-import json, resource, sys, time
-truth, results, iou_type, out = sys.argv[1:]
-def clocks():
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    with open("/proc/self/status") as file:  # ru_maxrss begins with the memory of the parent
-        peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
-    return [used.ru_utime + used.ru_stime, time.perf_counter(), peak / 2**20]
-{imports}
-before = clocks()
-{evaluate}
-after = clocks()
-import numpy
-numpy.save(out, precision)
-print(json.dumps([after[0] - before[0], after[1] - before[1], after[2]]))
-"""
+# Both start from the two files and end with the metrics; compared is the precision array, to the bit.
 
 
-class Measured(NamedTuple):
-    """One evaluation in a process of its own: seconds without imports, highest memory, what it found."""
+def ours(truth: str, results: str, iou_type: str) -> Callable[[], str]:
+    import hotcoco  # noqa: F401
 
-    cpu_s: float
-    wall_s: float
-    peak_gib: float
-    precision: np.ndarray
+    from rio.results.evaluation import evaluate
 
-
-def measure(side: str, truth: Path, results: Path, iou_type: str) -> Measured:
-    """Evaluate with "rio" or "lvis"; ours without the cache of annotation files."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "precision.npy"
-        code = _SCRIPT.format(imports=_IMPORT[side], evaluate=_EVALUATE[side])
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(truth), str(results), iou_type, str(out)],
-            env=os.environ | {"RIO_CACHE": "off", "OMP_NUM_THREADS": "1"},
-            cwd=Path(__file__).resolve().parents[2],
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise RuntimeError(f"{side} on {results}: exit code {done.returncode}\n{done.stderr}")
-        return Measured(*json.loads(done.stdout.splitlines()[-1]), np.load(out))
+    return lambda: _digest(evaluate(truth, results, iou_types=(iou_type,)).precision[iou_type])
 
 
-def _median(runs: list[Measured]) -> Measured:
-    return sorted(runs, key=lambda run: run.cpu_s)[len(runs) // 2]
+def official(truth: str, results: str, iou_type: str) -> Callable[[], str]:
+    np.float = float  # which lvis 0.5.3 still writes
+    import lvis
+
+    def run() -> str:
+        records = json.loads(Path(results).read_bytes())
+        if iou_type == "segm":
+            for record in records:  # as detectron2 does: else the boxes' areas are taken for the masks'
+                del record["bbox"]
+        annotations = lvis.LVIS(truth)
+        done = lvis.LVISEval(annotations, lvis.LVISResults(annotations, records), iou_type)
+        done.run()
+        return _digest(done.eval["precision"])
+
+    return run
+
+
+def _digest(precision: np.ndarray) -> str:
+    return f"{precision.shape} {hashlib.sha256(np.ascontiguousarray(precision, np.float64)).hexdigest()}"
 
 
 def row(kind: str, scale: float) -> dict[str, Any]:
@@ -152,32 +115,27 @@ def row(kind: str, scale: float) -> dict[str, Any]:
     images = max(round(IMAGES[kind] * scale), 20)
     things, iou_type = ("masks", "segm") if kind == "masks" else ("boxes", "bbox")
     truth, results = files(images, kind == "masks")
-    runs: dict[str, list[Measured]] = {"rio": [], "lvis": []}
+    runs: list[list[dict[str, Any]]] = [[], []]
     for turn in range(max(TURNS[kind])):
-        for side, times in zip(runs, TURNS[kind], strict=True):
+        for side, found, times in zip((ours, official), runs, TURNS[kind], strict=True):
             if turn < times:
-                runs[side].append(measure(side, truth, results, iou_type))
-    ours, *peers = map(_median, filter(None, runs.values()))
+                found.append(measure(side, truth, results, iou_type, cache="off"))
+    mine, *peers = (sorted(side, key=lambda run: run["cpu_s"])[len(side) // 2] for side in runs if side)
     what = f"evaluation, {images:,} images x {PREDICTIONS_AN_IMAGE} {things}"
-    found = {"ours_cpu_s": ours.cpu_s, "ours_peak_gib": ours.peak_gib}
+    found = {"ours_cpu_s": mine["cpu_s"], "ours_peak_gib": mine["peak_gib"]}
     if kind == "full":
-        met = ours.wall_s < 20 and ours.peak_gib * 2**30 < 2.5e9
+        met = mine["wall_s"] < 20 and mine["peak_gib"] * 2**30 < 2.5e9
         found |= dict.fromkeys(("peer_cpu_s", "cpu_ratio", "peer_peak_gib", "memory_ratio")) | {"peer": ""}
-        return found | {"what": f"{what}: wall time {ours.wall_s:.1f} s", "reach": "20 s, 2.5 GB", "met": met}
+        return found | {"what": f"{what}: wall time {mine['wall_s']:.1f} s", "reach": "20 s, 2.5 GB", "met": met}
     (peer,) = peers
-    identical = np.array_equal(ours.precision, peer.precision)
-    cpu, memory = peer.cpu_s / ours.cpu_s, peer.peak_gib / ours.peak_gib
-    least = 10 if kind == "masks" else 40
+    identical, least = mine["answer"] == peer["answer"], 10 if kind == "masks" else 40
+    cpu, memory = (peer[key] / mine[key] for key in ("cpu_s", "peak_gib"))
     return found | {
-        "what": f"{what}: {'bit-identical' if identical else 'NOT THE SAME NUMBERS'}",
-        "peer": "lvis",
-        "peer_cpu_s": peer.cpu_s,
-        "cpu_ratio": cpu,
-        "peer_peak_gib": peer.peak_gib,
-        "memory_ratio": memory,
+        "what": f"{what}: {'bit-identical' if identical else 'NOT THE SAME NUMBERS'}", "peer": "lvis",
+        "peer_cpu_s": peer["cpu_s"], "cpu_ratio": cpu, "peer_peak_gib": peer["peak_gib"], "memory_ratio": memory,
         "reach": f"{least}x less CPU, 5x less memory, bit-identical",
         "met": identical and cpu >= least and memory >= 5,
-    }
+    }  # fmt: skip
 
 
 def run(scale: float = 1.0) -> list[dict[str, Any]]:
