@@ -30,7 +30,7 @@ help:
 	@echo 'make demo        train three detectors on the embedded data set, on the CPU; ends with an HTML report'
 	@echo 'make test        run the tests (make test-slow: the long ones, which it leaves out; TEST_WORKERS=$(TEST_WORKERS))'
 	@echo 'make lab         open the notebooks in JupyterLab'
-	@echo 'make app         look at predictions in a browser: RUN=output/demo/rio-seed1  PORT=8866  (this machine only)'
+	@echo 'make app         look at predictions in a browser: RUN=output/demo/rfs+bank-cosine-seed1  PORT=8866  (this machine only)'
 	@echo 'make bench       measure against the peers; writes tests/benchmarks/RESULTS.md and the table in README.md (BENCH_ARGS="--only data")'
 	@echo 'make install     make $(VENV) and install all into it; the others do it as needed'
 	@echo '                 PYTHON=python3.13  VENV=.venv  EXTRAS=$(EXTRAS)'

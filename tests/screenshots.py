@@ -66,7 +66,7 @@ def take(shot: Shot, runs: Path, folder: Path) -> Path:
     copy = folder / "notebooks"
     (copy / "output").mkdir(parents=True)
     (copy / "output" / "demo").symlink_to(runs)
-    (copy / "output" / "notebook").symlink_to(runs / "rio-seed1")
+    (copy / "output" / "notebook").symlink_to(runs / "rfs+bank-cosine-seed1")
     shutil.copy(lab.NOTEBOOKS / shot.notebook, copy)
     with lab.jupyter_lab(copy, folder) as address, lab.browser_page(WIDTH, shot.height) as page:
         errors = lab.run_notebook(page, address, shot.notebook) + page.problems
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if lab.missing():
         parser.error(lab.missing())
     runs = args.runs.absolute()
-    if not (runs / "rio-seed1" / "instances_results.json").is_file():
+    if not (runs / "rfs+bank-cosine-seed1" / "instances_results.json").is_file():
         parser.error(f"{runs}: expected the runs of `make demo`, found none. Run it first, or name them by --runs")
     os.environ.setdefault("DETECTRON2_DATASETS", str(lab.REPOSITORY / "datasets"))
     for shot in SHOTS:

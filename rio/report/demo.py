@@ -44,7 +44,8 @@ def demo(output_dir: str | os.PathLike[str] = "output/demo", *, processes: int |
     detector = run_study(load_study(studies / "demo_detector.yaml"), Path(output_dir) / "detector", processes=1)
     (folder,) = detector.folders.values()
     print("2 of 2: classifiers on its features", flush=True)
-    study = dataclasses.replace(load_study(file), features=str(folder / "model_final.pth"))
+    study = load_study(file)
+    study = dataclasses.replace(study, features=(str(folder / "model_final.pth"),) * len(study.seeds))
     outcome = run_study(study, output_dir, processes=processes)
     result = outcome.result
     train, val = (datasets.annotations_of(names[0]) for names in (result.trained_on, result.evaluated_on))

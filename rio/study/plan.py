@@ -9,7 +9,8 @@ processes: 2                          # trainings side by side
 gpus: 1                               # that they are dealt over; several processes share one
 comparisons: [[rio, none]]            # default: every arm against the first
 features: ../../output/features       # trains classifiers on these frozen features (`python -m rio features`), or on
-                                      # those of these weights, a .pth file; relative to the study file
+                                      # those of these weights, a .pth file; relative to the study file. A list: each
+                                      # seed has its own, so that differences hold for several detectors
 tune_on: shapes_demo_tune             # makes it a tuning study: evaluated there, never on DATASETS.TEST
 """
 
@@ -51,7 +52,7 @@ class Study:
     processes: int  # trainings side by side
     gpus: int  # that they are dealt over; on a machine without one the CPU is used
     comparisons: tuple[tuple[str, str], ...]  # (arm, baseline)
-    features: str | None  # folder of features, or weights to take them from; None: whole detectors are trained
+    features: tuple[str, ...]  # folder of features, or weights, of each seed; (): whole detectors are trained
     tune_on: str | None  # data set that is evaluated on in place of DATASETS.TEST; None: this study reports
     file: str  # the study file, relative to the repository where it is in it
 
@@ -124,7 +125,9 @@ def load_study(path: str | os.PathLike[str]) -> Study:
         expected = f"[ARM, BASELINE], two different of {', '.join(arms)}"
         need(good and pair[0] != pair[1], f"comparisons[{number}]", expected, pair)
     features, tune_on = content.get("features"), content.get("tune_on")
-    need(features is None or isinstance(features, str), "features", "a folder of features, or weights", features)
+    kept = [features] * len(seeds) if isinstance(features, str) else features or []
+    good = isinstance(kept, list) and len(kept) in (0, len(seeds)) and all(isinstance(one, str) for one in kept)
+    need(good, "features", f"a folder of features or weights, or a list of {len(seeds)}, one per seed", features)
     need(tune_on is None or isinstance(tune_on, str), "tune_on", "the name of a data set", tune_on)
     base = path.parent / os.path.expanduser(config)
     if not base.is_file():
@@ -135,7 +138,7 @@ def load_study(path: str | os.PathLike[str]) -> Study:
         config=str(base),
         arms={name: [str(word) for word in options or []] for name, options in arms.items()},
         seeds=tuple(seeds),
-        features=None if features is None else str(path.parent / os.path.expanduser(features)),
+        features=tuple(str(path.parent / os.path.expanduser(one)) for one in kept),
         comparisons=tuple((arm, baseline) for arm, baseline in comparisons),
         tune_on=tune_on,
         file=file.relative_to(repository).as_posix() if file.is_relative_to(repository) else file.name,
@@ -143,11 +146,11 @@ def load_study(path: str | os.PathLike[str]) -> Study:
     )
 
 
-def features_folder(study: Study, root: Path) -> Path | None:
-    """Where the study's features lie, or will: its own folder, or one in `root` for those of its weights."""
-    if study.features is None:
-        return None
-    return root / "features" if study.features.endswith((".pth", ".pkl")) else Path(study.features)
+def features_folders(study: Study, root: Path) -> dict[str, Path]:
+    """Where the study's features lie, or will: folders as they are, weights' features in `root`."""
+    weights = [one for one in dict.fromkeys(study.features) if one.endswith((".pth", ".pkl"))]
+    names = {one: f"features{number}" if number else "features" for number, one in enumerate(weights)}
+    return {one: root / names[one] if one in names else Path(one) for one in study.features}
 
 
 def prepare(study: Study, root: Path, options: Sequence[str]) -> list[Run]:
@@ -166,18 +169,19 @@ def prepare(study: Study, root: Path, options: Sequence[str]) -> list[Run]:
     from rio.config import load_config  # detectron2 takes seconds to import: not for `load_study`
     from rio.data import names as datasets
 
-    features = features_folder(study, root)
+    folders = features_folders(study, root)
     on_features = [arm for arm, own in study.arms.items() if FEATURES in (*own[::2], *options[::2])]
-    if on_features and (features or len(on_features) < len(study.arms)):
+    if on_features and (folders or len(on_features) < len(study.arms)):
         raise StudyError(
             f"study {study.name}, arm {on_features[0]!r}: {FEATURES}: expected all arms on the same features or none, "
             "found some. Fix: remove it, and name the features by the key 'features' of the study file"
         )
-    own_features = [] if features is None else [FEATURES, str(features.absolute())]
+    of_seed = dict(zip(study.seeds, study.features, strict=bool(folders)))
     runs = []
     for seed, (arm, own) in ((seed, item) for seed in study.seeds for item in study.arms.items()):
         where = f"study {study.name}, arm {arm!r}"
-        run_options = [*own, *options, *study.tuning_options, *own_features, "SEED", str(seed)]
+        features = [FEATURES, str(folders[of_seed[seed]].absolute())] if folders else []
+        run_options = [*own, *options, *study.tuning_options, *features, "SEED", str(seed)]
         try:
             cfg = load_config(study.config, run_options)
         except ValueError as error:

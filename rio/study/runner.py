@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from rio.data.files import write_atomically
 from rio.results.evaluation import GROUP_METRICS
 from rio.study.collect import collect, draw, mark_finished, planned_result
-from rio.study.plan import Run, Study, StudyError, features_folder, prepare
+from rio.study.plan import Run, Study, StudyError, features_folders, prepare
 from rio.study.process import LaunchError, memory_of, train_command
 from rio.study.result import StudyResult
 
@@ -125,19 +125,26 @@ def extract_features(study: Study, root: Path, runs: Sequence[Run], processes: i
     Raises:
         StudyError: it failed; the command's own output says why.
     """
-    folder = features_folder(study, root)
-    if folder is None or str(folder) == study.features or all(run.is_finished for run in runs):
+    folders = {own: folder for own, folder in features_folders(study, root).items() if str(folder) != own}
+    if not folders or all(run.is_finished for run in runs):
         return
     from rio.config import load_config
     from rio.engine import info
 
     sets = load_config(study.config, runs[0].options).DATASETS
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *([] if processes == 1 or info.gpus()["found"] else several), "-m", "rio", "features"]
-    command += ["--weights", str(study.features), "--output", str(folder)]
-    command += ["DATASETS.TRAIN", repr(tuple(sets.TRAIN)), "DATASETS.TEST", repr(tuple(sets.TEST))]
-    if code := subprocess.run(command).returncode:
-        raise StudyError(f"features of {study.features}: `rio features` ended with exit code {code}; see above")
+    for weights, folder in folders.items():
+        command = [
+            sys.executable,
+            *([] if processes == 1 or info.gpus()["found"] else several),
+            "-m",
+            "rio",
+            "features",
+        ]
+        command += ["--weights", weights, "--output", str(folder)]
+        command += ["DATASETS.TRAIN", repr(tuple(sets.TRAIN)), "DATASETS.TEST", repr(tuple(sets.TEST))]
+        if code := subprocess.run(command).returncode:
+            raise StudyError(f"features of {weights}: `rio features` ended with exit code {code}; see above")
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ NOTEBOOK = "05_inspect_predictions.ipynb"
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C; the words after `python -m rio.widgets.app` in, the exit code out."""
     parser = argparse.ArgumentParser(prog="python -m rio.widgets.app", description="Look at predictions in a browser.")
-    parser.add_argument("--run", metavar="DIR", help="a finished run (default: output/demo/rio-seed1)")
+    parser.add_argument("--run", metavar="DIR", help="a finished run (default: output/demo/rfs+bank-cosine-seed1)")
     parser.add_argument("--results", metavar="JSON", help="or a results file; with --dataset")
     parser.add_argument("--dataset", metavar="JSON@DIR", help="its ground truth and image folder")
     parser.add_argument("--train", metavar="JSON@DIR", help="the training set: frequency groups and crops")
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (args.results is None) != (args.dataset is None):
         parser.error("--results and --dataset: expected both or neither")
     if args.run is not None and not Path(args.run).expanduser().is_dir():
-        fix = "Fix: `make demo` makes output/demo/rio-seed1"
+        fix = "Fix: `make demo` makes output/demo/rfs+bank-cosine-seed1"
         parser.error(f"--run {args.run}: expected a run's folder, found none there. {fix}")
     source = project_root() / "notebooks" / NOTEBOOK
     if not source.is_file():

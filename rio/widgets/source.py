@@ -35,7 +35,7 @@ ORDERS = {
     "rarest class first": ("rarity", "falling_score", "falling_area"),
     "by image": ("image", "is_object", "falling_score", "falling_area"),
 }
-DEMO_RUN = "output/demo/rio-seed1"
+DEMO_RUN = "output/demo/rfs+bank-cosine-seed1"
 MADE_UP = (
     "No trained run was found, so these predictions are MADE UP from the ground truth, to show what this page does: "
     "they say nothing about RIO. `make demo` trains a real run."

@@ -17,7 +17,7 @@ def test_every_arm_of_the_projects_own_studies_is_a_config(repository, name):
     plan = load_study(repository / "configs" / "studies" / f"{name}.yaml")
     if name == "demo":
         assert len(plan.arms) == 8 and plan.processes == 2 and plan.seeds == (1, 2, 3)
-        assert plan.comparisons[0] == ("bank-linear", "none-linear") and plan.features.endswith("model_final.pth")
+        assert plan.comparisons[0] == ("bank-linear", "none-linear") and plan.features[0].endswith("model_final.pth")
         assert plan.arms["none-linear"] == ["MODEL.RIO.SAMPLER", "none", "MODEL.RIO.BANK_ENABLED", "False"]
         assert os.path.samefile(plan.config, tiny_shapes.DEMO_CONFIG.with_name("tail_features.yaml"))
     assert plan.file == f"configs/studies/{name}.yaml"
@@ -45,7 +45,8 @@ def test_every_arm_of_the_projects_own_studies_is_a_config(repository, name):
         ({"comparisons": [["b", "c"]]}, "two different of a, b, found .'b', 'c'."),
         ({"comparisons": [[["b"], "a"]]}, "two different"),
         ({"tune_on": ["x"]}, "'tune_on': expected the name of a data set"),
-        ({"features": 3}, "'features': expected a folder of features, or weights"),
+        ({"features": 3}, "'features': expected a folder of features or weights, or a list of 1, one per seed"),
+        ({"features": ["a", "b"]}, "or a list of 1, one per seed"),
     ],
 )
 def test_mistakes_in_a_study_file_are_named(study, change, message):
@@ -134,6 +135,10 @@ def test_features_are_every_arms_or_none(study, data, tmp_path):
     assert all(run.options[-4:-2] == ["MODEL.RIO.FEATURES", str(tmp_path / "kept")] for run in runs)
     from_weights = prepare(study(features="model_final.pth"), tmp_path / "new", data)
     assert from_weights[0].options[-3] == str(tmp_path / "new" / "features")
+    several = study(features=["kept", "a.pth", "b.pth"], seeds=[1, 2, 3])
+    found = [run.options[-3] for run in prepare(several, tmp_path / "several", data)]
+    folders = [str(tmp_path / name) for name in ("kept", "several/features", "several/features1")]
+    assert found == [folder for folder in folders for _ in "ab"], "each seed has its own"
     mixed = {"arms": {"a": ["MODEL.RIO.FEATURES", "kept"], "b": []}}
     with pytest.raises(StudyError, match="arm 'a': MODEL.RIO.FEATURES: expected all arms on the same features or none"):
         prepare(study(**mixed), tmp_path / "mixed", data)

@@ -38,7 +38,7 @@ def served(monkeypatch, tmp_path):
 def test_defaults_leave_the_notebook_its_own(served):
     assert app.main([]) == 0
     command, environment, values = served[0]
-    assert (values["run"], values["results"]) == ("output/demo/rio-seed1", None)
+    assert (values["run"], values["results"]) == ("output/demo/rfs+bank-cosine-seed1", None)
     assert {"--token", "--Voila.ip=127.0.0.1", "--template=rio", "--port=8866"} <= set(command)
     assert "--no-browser" not in command
     template = Path(environment["JUPYTER_PATH"].split(":")[0]) / "voila" / "templates" / "rio" / "index.html.j2"
