@@ -106,10 +106,11 @@ def test_yaml_is_data(tmp_path, monkeypatch, where):
 
 
 def test_yaml_of_finished_runs_is_data(anywidget, runs, tmp_path, monkeypatch):
-    from rio import widgets
+    import rio
     from rio.report import page
     from rio.report.runs import ReportError
     from rio.study.process import Training
+    from rio.widgets import theme
 
     monkeypatch.chdir(tmp_path)
     run = Path(shutil.copytree(runs / "rio-seed1", tmp_path / "rio-seed1"))
@@ -117,10 +118,10 @@ def test_yaml_of_finished_runs_is_data(anywidget, runs, tmp_path, monkeypatch):
     truth = load_annotations(runs.parent / "val.json", image_root=runs.parent / "val")
     with pytest.raises(ReportError, match="config.yaml"):
         page.write_report(tmp_path / "r.html", title="x", runs={"rio": run}, train=truth, val=truth)
-    with pytest.raises(widgets.NotebookError, match="config.yaml"):
-        widgets.open_runs(run)
+    with pytest.raises(theme.NotebookError, match="config.yaml"):
+        rio.open_runs(run)
     with pytest.raises(Exception, match="config.yaml"):
-        widgets.open_predictions(run=str(run))
+        rio.open_predictions(run=str(run))
     Training(run).explain()
     assert not Path("was_here").exists()
 
@@ -241,15 +242,15 @@ def test_the_report_escapes_names(runs):
 
 
 def test_the_notebooks_views_escape_names(anywidget, runs):
-    from rio import widgets
+    import rio
     from rio.widgets import inspector as inspect
 
     folder = runs.parent
-    data = widgets.open_dataset(f"{folder}/train.json@{folder}/train")
-    found = widgets.open_runs(runs)
-    view = inspect.Inspector(widgets.open_predictions(run=str(runs / "rio-seed1")), threshold=0.0)
+    data = rio.open_dataset(f"{folder}/train.json@{folder}/train")
+    found = rio.open_runs(runs)
+    view = inspect.Inspector(rio.open_predictions(run=str(runs / "rio-seed1")), threshold=0.0)
     pages = [data._repr_html_(), found._repr_html_(), view.source._repr_html_(), view.item.value, view.why.value]
-    balance = widgets.balance_of(data)
+    balance = rio.compare_sampling(data)
     pages += [balance._repr_html_(), *_html(balance.panel()), *_html(found.curves()), *_html(view)]
     for page in pages:
         Markup().feed(page)

@@ -64,9 +64,6 @@ def compare_sampling(data: Data, **settings: float | int | None) -> Balance:
     return Balance(data.annotations, embedded=data.embedded, **settings)
 
 
-balance_of = compare_sampling  # its name before
-
-
 class Lines(anywidget.AnyWidget):
     """A chart of lines, bars or points with hover; `spec` as chart.js documents it."""
 

@@ -98,11 +98,11 @@ def _draw(loader: Any) -> None:
 
 def notebook(path: str) -> Callable[[], Any]:
     def run() -> Any:  # notebook 01 up to its first figure, the imports included
-        from rio import plots, widgets
+        import rio
 
-        data = widgets.open_dataset(path)
+        data = rio.open_dataset(path)
         with tempfile.TemporaryFile() as file:
-            plots.count_by_group(data.table).figure.savefig(file, format="svg")
+            rio.plots.count_by_group(data.table).figure.savefig(file, format="svg")
 
     return run
 

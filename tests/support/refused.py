@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from rio.widgets import NotebookError
+from rio.widgets.theme import NotebookError
 
 
 def refused(call: Callable, *args: object, **kwargs: object) -> str:

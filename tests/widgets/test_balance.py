@@ -6,18 +6,19 @@ import pytest
 
 pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `notebooks`)")
 
-from rio import widgets
+import rio
 from rio.analysis.arms import BANK, RFS, RFS_BANK
+from rio.widgets import theme
 
 
 @pytest.fixture(scope="module")
 def data(tiny_set):
-    return widgets.open_dataset(f"{tiny_set}/train.json@{tiny_set}/train")
+    return rio.open_dataset(f"{tiny_set}/train.json@{tiny_set}/train")
 
 
 @pytest.fixture(scope="module")
 def balance(data):
-    return widgets.balance_of(data, repeat_threshold=0.4, batch_size=4, replay_per_class=3, slots_per_class=5)
+    return rio.compare_sampling(data, repeat_threshold=0.4, batch_size=4, replay_per_class=3, slots_per_class=5)
 
 
 def lines(panel):
@@ -50,5 +51,5 @@ def test_categories_stand_from_most_to_least_frequent(data, balance):
 def test_shows_its_settings_and_refuses_others_in_one_sentence(data, balance):
     assert "threshold 0.4 · batches of 4 images" in balance._repr_html_()
     for wrong in ({"slots_per_class": 0}, {"slots": 3}):
-        with pytest.raises(widgets.NotebookError, match=next(iter(wrong))):
-            widgets.balance_of(data, **wrong)
+        with pytest.raises(theme.NotebookError, match=next(iter(wrong))):
+            rio.compare_sampling(data, **wrong)

@@ -13,7 +13,8 @@ import pytest
 
 pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `notebooks`)")
 
-from rio import plots, widgets
+import rio
+from rio import plots
 from rio.shapes import spec
 from rio.widgets import explorer, theme
 from tests.support import tiny_shapes
@@ -46,7 +47,7 @@ def own(tmp_path):
 
 
 def test_opens_by_path_and_shows_itself(own):
-    data = widgets.open_dataset(own)
+    data = rio.open_dataset(own)
     assert data.has_images
     assert data.table["instance_count"].tolist() == [3, 2, 1, 1, 0]
     assert data.share("r") == pytest.approx(3 / 5)
@@ -54,17 +55,17 @@ def test_opens_by_path_and_shows_itself(own):
     assert (len(data.per_image()), len(data.sizes()), len(data.company())) == (3, 7, 3)
     page = data._repr_html_()
     assert ">7<" in page and "synthetic" not in page
-    data = widgets.open_dataset(own.partition("@")[0])
+    data = rio.open_dataset(own.partition("@")[0])
     assert not data.has_images
     assert "no thumbnails" in data._repr_html_()
-    assert widgets.explore(data).thumbnails(0, 3) == []
+    assert rio.explore(data).thumbnails(0, 3) == []
 
 
 @pytest.mark.parametrize("split", ["train", "balanced"])
 def test_embedded_set_is_drawn_where_it_is_missing(split, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     monkeypatch.setitem(spec.SPECS, "demo", dataclasses.replace(tiny_shapes.SPEC, name="shapes_demo"))
-    data = widgets.open_dataset(f"shapes_demo_{split}")
+    data = rio.open_dataset(f"shapes_demo_{split}")
     assert data.embedded and data.has_images
     assert Path(data.annotations.path).name == f"{split}.json"
     assert "synthetic" in data._repr_html_()
@@ -72,21 +73,21 @@ def test_embedded_set_is_drawn_where_it_is_missing(split, tmp_path, monkeypatch)
 
 def test_lvis_by_name_as_detectron2_lays_it_out(tmp_path, monkeypatch, own):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
-    assert "lvis_v1_train.json" in refused(widgets.open_dataset, "lvis_v1_train")
+    assert "lvis_v1_train.json" in refused(rio.open_dataset, "lvis_v1_train")
     (tmp_path / "data" / "lvis").mkdir(parents=True)
     content = json.loads((tmp_path / "own.json").read_text())
     for image in content["images"]:
         image |= {"coco_url": f"http://x/val2017/{image['id']}.png", "neg_category_ids": []}
         image |= {"not_exhaustive_category_ids": []}
     (tmp_path / "data" / "lvis" / "lvis_v0.5_val.json").write_text(json.dumps(content))
-    data = widgets.open_dataset("lvis_v0.5_val")
+    data = rio.open_dataset("lvis_v0.5_val")
     assert data.annotations.image_path(0) == str(tmp_path / "data" / "coco" / "val2017" / "1.png")
 
 
 @pytest.mark.parametrize("name", ["shapes_dmeo_train", "", "notes.txt", "nowhere.json", "nowhere.json@nowhere"])
 def test_what_is_no_data_set_is_one_sentence(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "data set name" in (text := refused(widgets.open_dataset, name)) or "found nothing there" in text
+    assert "data set name" in (text := refused(rio.open_dataset, name)) or "found nothing there" in text
 
 
 def test_a_bug_of_ours_keeps_its_traceback():
@@ -102,21 +103,21 @@ def test_broken_records_are_left_out_only_on_request(own, tmp_path):
     content = json.loads((tmp_path / "own.json").read_text())
     content["annotations"][0]["bbox"] = [0, 0, 500, 10]
     (tmp_path / "own.json").write_text(json.dumps(content))
-    assert "annotation 1" in refused(widgets.open_dataset, own)
-    data = widgets.open_dataset(own + "?skip")
+    assert "annotation 1" in refused(rio.open_dataset, own)
+    data = rio.open_dataset(own + "?skip")
     assert data.annotations.num_annotations == 6
     assert "1 records left out (box_outside 1)" in data._repr_html_()
 
 
 def test_explorer_begins_at_the_rarest_category_that_has_an_image(own):
-    data = widgets.open_dataset(own)
-    assert data.annotations.category_names[widgets.explore(data).selected] == "owl"
-    assert widgets.explore(data, category="dog").selected == 1
-    assert "'wolf'" in refused(widgets.explore, data, category="wolf")
+    data = rio.open_dataset(own)
+    assert data.annotations.category_names[rio.explore(data).selected] == "owl"
+    assert rio.explore(data, category="dog").selected == 1
+    assert "'wolf'" in refused(rio.explore, data, category="wolf")
 
 
 def test_explorer_answers_for_thumbnails_and_details(own):
-    view, sent = widgets.explore(widgets.open_dataset(own)), []
+    view, sent = rio.explore(rio.open_dataset(own)), []
     view.send = sent.append
     view.answer(None, {"kind": "crops", "classes": [0, 4, 99, -1]}, None)
     assert {k: len(crops) for k, crops in sent[0]["crops"].items()} == {0: 3, 4: 0}
@@ -127,7 +128,7 @@ def test_explorer_answers_for_thumbnails_and_details(own):
 
 
 def test_thumbnails_come_from_different_images_first_and_do_without_missing_files(own, tmp_path):
-    view = widgets.explore(widgets.open_dataset(own))
+    view = rio.explore(rio.open_dataset(own))
     shades = [int(decoded(uri).mean()) // 10 for uri in view.thumbnails(0, 3)]
     assert shades == [8, 4, 8]  # image 2 (the largest), image 1, image 2 again
     explorer.open_image.cache_clear()
@@ -158,7 +159,7 @@ def test_names_are_text_and_never_html():
 
 
 def test_figures_of_the_closer_look(own):
-    data = widgets.open_dataset(own)
+    data = rio.open_dataset(own)
     ax = plots.company(data.company())
     assert [bar.get_width() for bar in ax.patches[:3]] == [100.0, 100.0, 100.0]
     assert [text.get_text() for text in ax.get_yticklabels()] == ["dog", "owl", "mouse"]

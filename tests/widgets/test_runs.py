@@ -10,13 +10,14 @@ import pytest
 
 pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `notebooks`)")
 
-from rio import plots, widgets
+import rio
+from rio import plots
 from tests.support.refused import refused
 
 
 @pytest.fixture(scope="module")
 def runs(finished_study):
-    return widgets.open_runs(finished_study)
+    return rio.open_runs(finished_study)
 
 
 def test_runs_show_themselves(runs):
@@ -26,13 +27,13 @@ def test_runs_show_themselves(runs):
 
 
 def test_errors_are_sentences(runs, finished_study, tmp_path):
-    assert "make demo" in refused(widgets.open_runs, tmp_path)
-    assert "needs two arms" in refused(widgets.open_runs(finished_study / "rio-seed1").difference)
+    assert "make demo" in refused(rio.open_runs, tmp_path)
+    assert "needs two arms" in refused(rio.open_runs(finished_study / "rio-seed1").difference)
     for call in (runs.by_group, runs.per_category, runs.markdown, runs.latex):
         assert "'segment'" in refused(call, "segment")
     copy = shutil.copytree(finished_study / "rio-seed1", tmp_path / "rio-seed1")
     (copy / "instances_results.json").unlink()
-    opened = widgets.open_runs(copy)
+    opened = rio.open_runs(copy)
     for call in (opened.errors, opened.curves, opened.recomputed):
         assert "instances_results.json" in refused(call)
 

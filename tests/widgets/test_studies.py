@@ -9,7 +9,8 @@ import pytest
 
 pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `notebooks`)")
 
-from rio import plots, widgets
+import rio
+from rio import plots
 from rio.analysis.runs import METRICS
 from rio.study.result import Category, RunResult, StudyResult
 from rio.widgets import studies
@@ -48,11 +49,11 @@ def measured(**changes) -> StudyResult:
 @pytest.fixture
 def opened(tmp_path):
     measured().to_json(tmp_path / "study.json")
-    return widgets.open_study(tmp_path)
+    return rio.open_study(tmp_path)
 
 
 def test_a_study_is_opened_by_file_or_folder(opened, tmp_path):
-    assert repr(opened) == repr(widgets.open_study(tmp_path / "study.json")) == "Study(made_up, 8 of 8 runs)"
+    assert repr(opened) == repr(rio.open_study(tmp_path / "study.json")) == "Study(made_up, 8 of 8 runs)"
     assert opened.iou_types == ["bbox", "segm"]
     page = opened._repr_html_()
     assert "&lt;go&gt;" in page and "<go>" not in page and "mask AP" in page
@@ -129,7 +130,7 @@ def test_without_a_study_every_view_is_a_sentence(capsys):
         study.figures()
         assert words in capsys.readouterr().out
         assert study.iou_types == []
-    assert widgets.open_study(None).result is None
+    assert rio.open_study(None).result is None
 
 
 def test_arms_that_are_not_paired_yet():
@@ -141,11 +142,11 @@ def test_arms_that_are_not_paired_yet():
 
 
 def test_a_study_that_is_none(tmp_path):
-    assert "nowhere.json: no such study result" in refused(widgets.open_study, tmp_path / "nowhere.json")
-    assert "study.json: no such study result" in refused(widgets.open_study, tmp_path)
+    assert "nowhere.json: no such study result" in refused(rio.open_study, tmp_path / "nowhere.json")
+    assert "study.json: no such study result" in refused(rio.open_study, tmp_path)
     for content in ("", "[]", "{}", '{"format": 2}', "\xff"):
         (tmp_path / "study.json").write_text(content, encoding="latin-1")
-        assert "study.json" in refused(widgets.open_study, tmp_path)
+        assert "study.json" in refused(rio.open_study, tmp_path)
 
 
 def test_a_studys_tables_for_a_paper(opened):
