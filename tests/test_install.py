@@ -78,14 +78,10 @@ def fake_sdist(folder: Path, leave_out: str = "", **more: str) -> Path:
         if name != leave_out
     }
     files |= {
-        "detectron2/__init__.py": "__version__ = '0.6'\n",
-        "LICENSE": "terms\n",
-        "setup.py": "boom\n",
-        "detectron2/model_zoo/configs/a.yaml": "A: 1\n",
-        "projects/PointRend/point_rend/__init__.py": "P = 1\n",
-        "projects/Other/other/__init__.py": "",
-        "docs/detectron2/x.py": "",
-    }
+        "detectron2/__init__.py": "__version__ = '0.6'\n", "LICENSE": "terms\n", "setup.py": "boom\n",
+        "detectron2/model_zoo/configs/a.yaml": "A: 1\n", "projects/PointRend/point_rend/__init__.py": "P = 1\n",
+        "projects/Other/other/__init__.py": "", "docs/detectron2/x.py": "",
+    }  # fmt: skip
     path = folder / "release.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
         for name, text in (files | more).items():
@@ -118,12 +114,8 @@ def test_the_wheel_is_a_wheel_with_the_same_bytes_every_time(tmp_path):
         assert b"np.int" not in archive.read("detectron2/data/build.py")
         assert all(int(size) == len(archive.read(name)) for name, _, size in record if size)
     assert {name for name, _, _ in record} == names
-    assert names >= {
-        "detectron2/projects/point_rend/__init__.py",
-        "detectron2/model_zoo/configs/a.yaml",
-        "detectron2/_no_compiled_ops.py",
-        f"{info}/licenses/LICENSE",
-    }
+    own = ("projects/point_rend/__init__.py", "model_zoo/configs/a.yaml", "_no_compiled_ops.py")
+    assert names >= {f"{info}/licenses/LICENSE", *(f"detectron2/{name}" for name in own)}
     assert not {name for name in names if name.startswith(("docs", "setup", "projects"))}
     (found,) = importlib.metadata.distributions(path=[str(wheel)])  # as pip reads it
     assert (found.name, found.version) == ("detectron2", install.wheel_version())
@@ -237,13 +229,6 @@ def test_what_others_built_is_kept(machine, capsys, there, keeps_torch, keeps_de
     assert commands[2][-3:-1] == ("--no-deps", f"lvis=={PINS['lvis']}")
 
 
-def test_a_detectron2_that_does_not_import_is_named(machine, monkeypatch):
-    machine(detectron2="0.6")
-    monkeypatch.setattr(install, "import_problem", lambda modules: "no attribute LINEAR")
-    with pytest.raises(install.InstallError, match=r"detectron2 0.6 .* LINEAR. Fix: .*pip uninstall detectron2"):
-        install.install("", None)
-
-
 def test_an_unsuitable_machine_is_refused_with_a_fix(machine, monkeypatch, tmp_path):
     def refused(wheelhouse: Path | None = None) -> str:
         with pytest.raises(install.InstallError, match="Fix: ") as error:
@@ -261,10 +246,14 @@ def test_an_unsuitable_machine_is_refused_with_a_fix(machine, monkeypatch, tmp_p
     assert "rio runs on Python 3.1 to 3.2" in refused()
 
 
-def test_a_wheelhouse_of_another_version_is_refused(machine, tmp_path):
+def test_another_wheelhouse_and_a_broken_detectron2_are_refused(machine, monkeypatch, tmp_path):
     machine(torch=PINS["torch"])
     with pytest.raises(install.InstallError, match=f"{re.escape(install.wheel_name())}: not found"):
         install.install("", tmp_path)
+    machine(detectron2="0.6")
+    monkeypatch.setattr(install, "import_problem", lambda modules: "no attribute LINEAR")
+    with pytest.raises(install.InstallError, match=r"detectron2 0.6 .* LINEAR. Fix: .*pip uninstall detectron2"):
+        install.install("", None)
 
 
 # ---- make

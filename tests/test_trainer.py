@@ -165,17 +165,18 @@ def test_a_loss_that_is_not_finite_says_what_to_change(prepared, tmp_path, monke
 
 
 def test_memory_that_runs_out_says_what_to_change(prepared, tmp_path, monkeypatch, capsys):
-    errors = [
-        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
-        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
-        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    texts = [
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
     ]
-    assert all(map(is_out_of_memory, errors)) and not is_out_of_memory(RuntimeError("shapes do not fit"))
+    assert all(is_out_of_memory(RuntimeError(text)) for text in texts)
+    assert is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
 
     def forward(images: list) -> None:
-        raise errors[-1]
+        raise RuntimeError(texts[-1])
 
     run = prepared(tmp_path)
     monkeypatch.setattr(run.model, "forward", forward)

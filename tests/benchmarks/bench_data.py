@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
@@ -108,6 +109,9 @@ def notebook(path: str) -> Callable[[], Any]:
 
 
 def import_rio(path: str) -> Callable[[], Any]:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "rio"]:
+        del sys.modules[name]  # this module has imported a part of it
+
     def run() -> Any:
         import rio  # noqa: F401
 

@@ -1,16 +1,17 @@
 """What the memory bank costs: by itself in milliseconds, and as a share of a training step.
 
-    python -m tests.benchmarks.bench_memory_bank [--device cuda] [--rounds 5]
+    python -m tests.benchmarks.bench_memory_bank [--scale 0.2]
 
 The step is the box branch only, forward and backward, on 4 x 512 RoIs: two-layer box head, classifier and
 class-specific box regression of 1,203 classes, losses. A real step has more, so the bank's share of it is smaller. The
 step without a bank and what a bank adds (sample, write, the losses of the replayed rows) are timed in turns on the same
-RoIs. CPU time (wall time on a GPU), as the machine may be busy; all figures are medians.
+RoIs. CPU time, as the machine may be busy; all figures are medians. `tests.benchmarks.gpu` times the bank on a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 import warnings
@@ -83,7 +84,6 @@ def bank_alone(device: str, rounds: int = 200, *, work_between: bool = False, **
     CPU the caches then hold nothing of the bank's, neither rows nor code.
     """
     generator = torch.Generator().manual_seed(0)
-    cap = changes.pop("max_per_foreground", 0.0)
     bank = full_bank(device, **changes)
     features = torch.rand(IMAGES * ROIS, WIDTH, device=device)
     rois = boxes(generator, IMAGES * ROIS).to(device)
@@ -96,7 +96,7 @@ def bank_alone(device: str, rounds: int = 200, *, work_between: bool = False, **
     times = []
     for classes, gt_boxes, ids in steps() if work_between else list(steps()):
         start = clock(device)
-        bank.sample(classes, max_per_foreground=cap)
+        bank.sample(classes)
         middle = clock(device)
         bank.write(features, rois, gt_boxes, classes, rois_per_image=[ROIS] * IMAGES, object_ids=ids)
         times.append((middle - start, clock(device) - middle))
@@ -125,28 +125,27 @@ def synchronisations(device: str) -> int:
 
 
 class BoxBranch:
-    """A box head and predictor, a step of them, and what a bank adds to it.
+    """A box head and predictor on the CPU, a step of them, and what a bank adds to it.
 
     Args:
-        device: cpu or cuda.
         rois: of an image; at least 4 (ROIS_A_TARGET + 1).
         banks: name -> bank.
     """
 
-    def __init__(self, device: str, rois: int, banks: dict[str, MemoryBank]):
+    def __init__(self, rois: int, banks: dict[str, MemoryBank]):
         torch.manual_seed(0)
         self.generator = torch.Generator().manual_seed(0)
-        self.device, self.rois, self.banks = device, rois, banks
+        self.rois, self.banks = rois, banks
         shape = ShapeSpec(channels=256, height=7, width=7)
-        self.head = FastRCNNConvFCHead(shape, conv_dims=[], fc_dims=[WIDTH, WIDTH]).to(device)
+        self.head = FastRCNNConvFCHead(shape, conv_dims=[], fc_dims=[WIDTH, WIDTH])
         self.predictor = RIOFastRCNNOutputLayers(
             ShapeSpec(channels=WIDTH),
             box2box_transform=Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0)),
             num_classes=NUM_CLASSES,
             classifier="cosine",
             class_frequency=FREQUENCY,
-        ).to(device)
-        self.pooled = torch.rand(IMAGES * rois, 256, 7, 7, device=device)
+        )
+        self.pooled = torch.rand(IMAGES * rois, 256, 7, 7)
 
     def proposals(self) -> list[Instances]:
         found = []
@@ -156,7 +155,7 @@ class BoxBranch:
             gt_boxes, ids = objects(image, classes, instances.proposal_boxes.tensor)
             instances.gt_boxes, instances.gt_object_ids = Boxes(gt_boxes), ids
             instances.gt_classes = classes
-            found.append(instances.to(self.device))
+            found.append(instances)
         return found
 
     def step(self, proposals: list[Instances]) -> float:
@@ -164,25 +163,25 @@ class BoxBranch:
         self.predictor.memory_bank = None
         self.head.zero_grad()
         self.predictor.zero_grad()
-        start = clock(self.device)
+        start = time.process_time()
         losses = self.predictor.losses(self.predictor(self.head(self.pooled)), proposals)
         sum(losses.values()).backward()
-        return clock(self.device) - start
+        return time.process_time() - start
 
     def added(self, bank: MemoryBank, proposals: list[Instances], features: torch.Tensor) -> float:
         """Seconds of what the bank adds to a step of the predictor; the gradients go on top of earlier ones."""
         times = []
         for self.predictor.memory_bank in (None, bank):
-            start = clock(self.device)
+            start = time.process_time()
             losses = self.predictor.losses(self.predictor(features), proposals)
             sum(losses.values()).backward()
-            times.append(clock(self.device) - start)
+            times.append(time.process_time() - start)
         return times[1] - times[0]
 
     def times(self, rounds: int) -> dict[str, float]:
         """Median seconds of "step" and of what each bank adds; a first round warms up."""
         found = {name: [] for name in ("step", *self.banks)}
-        features = torch.rand(IMAGES * self.rois, WIDTH, device=self.device)
+        features = torch.rand(IMAGES * self.rois, WIDTH)
         with EventStorage():
             for _ in range(rounds + 1):
                 proposals = self.proposals()
@@ -193,14 +192,14 @@ class BoxBranch:
 
     def telemetry(self, bank: MemoryBank, rounds: int) -> float:
         """Median seconds of what a step adds when it logs."""
-        features, times = torch.rand(IMAGES * self.rois, WIDTH, device=self.device), []
+        features, times = torch.rand(IMAGES * self.rois, WIDTH), []
         for _ in range(rounds):
             classes = torch.cat([p.gt_classes for p in self.proposals()])
             replay = bank.sample(classes)
             with EventStorage():
-                start = clock(self.device)
+                start = time.process_time()
                 telemetry.log(classes, NUM_CLASSES, self.predictor.frequency_group, bank, features, replay)
-                times.append(clock(self.device) - start)
+                times.append(time.process_time() - start)
         return statistics.median(times)
 
 
@@ -209,7 +208,7 @@ def run(scale: float = 1.0) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     rois, rounds = max(round(ROIS * scale), 4 * (ROIS_A_TARGET + 1)), max(round(12 * scale), 1)
     banks = {"bank": full_bank("cpu"), "variants": full_bank("cpu", **VARIANTS)}
-    branch, rows = BoxBranch("cpu", rois, banks), []
+    branch, rows = BoxBranch(rois, banks), []
     empty = dict.fromkeys(("ours_peak_gib", "peer_peak_gib", "memory_ratio"))
 
     def row(what: str, seconds: float, reach: str, met: bool | None, peer_s: float | None = None) -> None:
@@ -234,26 +233,10 @@ def run(scale: float = 1.0) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", help="cpu (one thread) or cuda")
-    parser.add_argument("--rounds", type=int, default=5, help="steps measured for each arm")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    device = arguments.device
-    where = "CPU, one thread" if device == "cpu" else torch.cuda.get_device_name()
-    print(f"{where}; torch {torch.__version__}; {IMAGES} x {ROIS} RoIs, D {WIDTH}, {NUM_CLASSES} classes")
-    half, capped, randomly = {"storage_dtype": torch.float16}, {"max_per_foreground": 0.3}, {"replay_order": "random"}
-    variants = {"newest": {}, "float16": half, "capped": capped, "random": randomly, "all variants": VARIANTS}
-    for name, changes in variants.items():
-        sampled, written = bank_alone(device, **changes)
-        print(f"bank alone, {name:12s} sample {sampled:.2f} + write {written:.2f} = {sampled + written:.2f} ms")
-    if device != "cpu":
-        print(f"synchronisations a step: {synchronisations(device)}")
-    branch = BoxBranch(device, ROIS, {"bank": full_bank(device)})
-    times = branch.times(arguments.rounds)
-    share = times["bank"] / times["step"]
-    print(f"box branch, forward and backward: {1e3 * times['step']:.1f} ms, the bank adds {share:.1%}")
-    print(f"telemetry, every {LOG_PERIOD} steps: {1e3 * branch.telemetry(branch.banks['bank'], 50):.2f} ms")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the RoIs and rounds")
+    for line in run(parser.parse_args().scale):
+        print(json.dumps(line))
 
 
 if __name__ == "__main__":
