@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from rio.engine.errors import Interrupted, TrainingError, is_out_of_memory
 from rio.engine.setup import setup_training
@@ -108,9 +109,17 @@ def test_a_run_of_an_earlier_version_is_resumed(prepared, tmp_path):
     del state["model"][BANK + "object_ids"]
     state["model"][BANK + "_extra_state"][0] = 1
     torch.save(state, run / "model_0000001.pth")
-    newer = ("WRITE_MAX_PER_OBJECT", "REPLAY_ABSENT_CLASSES", "CLASS_FREQUENCY")
-    lines = (run / "config.yaml").read_text().splitlines(keepends=True)
-    (run / "config.yaml").write_text("".join(line for line in lines if not any(key in line for key in newer)))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    for newer in (
+        "WRITE_MAX_PER_OBJECT",
+        "REPLAY_ABSENT_CLASSES",
+        "CLASS_FREQUENCY",
+        "CLS_LOSS",
+        "IMAGE_COUNT",
+        "NUM_IMAGES",
+    ):
+        del config["MODEL"]["RIO"][newer]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
 
     second = prepared(run, *options, resume=True, max_iter=4)
     assert second.start_iter == 2

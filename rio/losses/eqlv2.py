@@ -42,11 +42,10 @@ class EQLv2(SigmoidWithBackground):
         return above * target + below * (1 - target)
 
     def loss(self, logits: Tensor, classes: Tensor) -> Tensor:
-        found = super().loss(logits, classes)
+        target = self.one_hot(logits, classes)
+        weight = self.weights(target, classes)
         if self.learns():
-            with torch.no_grad():
-                target = self.one_hot(logits, classes)
-                pull = ((logits.sigmoid() - target).abs() * self.weights(target, classes))[:, :-1].double()
-                got = torch.stack([(pull * target[:, :-1]).sum(0), (pull * (1 - target[:, :-1])).sum(0)])
-                self.gradients += summed(got)
-        return found
+            pull = (logits.detach().sigmoid() - target).abs() * weight
+            got = torch.stack([(pull * t).sum(0, dtype=torch.float64)[:-1] for t in (target, 1 - target)])
+            self.gradients += summed(got)
+        return (self.cost(logits, target) * weight).sum() / max(len(classes), 1)

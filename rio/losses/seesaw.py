@@ -38,9 +38,10 @@ class Seesaw(Loss):
     def loss(self, logits: Tensor, classes: Tensor) -> Tensor:
         number, foreground = self.num_classes, classes < self.num_classes
         z, y = logits[foreground, :number], classes[foreground]
-        seen = self.seen + summed(torch.zeros_like(self.seen).index_add_(0, y, torch.ones_like(y)))
+        step = torch.zeros_like(self.seen).index_add_(0, y, torch.ones_like(y))
         if self.learns():
-            self.seen.copy_(seen)
+            self.seen += summed(step)
+        seen = self.seen if self.learns() else self.seen + step
         count, own = seen.clamp(min=1).to(z.dtype), z.detach().softmax(dim=1)
         mitigation = (count / count[y, None]).clamp(max=1).log() * self.p
         compensation = (own / own.gather(1, y[:, None]).clamp(min=EPSILON)).clamp(min=1).log() * self.q

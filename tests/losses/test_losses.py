@@ -19,7 +19,7 @@ from rio.losses.counts import LossError
 # K = 3 classes, of 1,000, 100 and 5 among 2,000 images; a row of each and one of background.
 CLASSES = torch.tensor([0, 1, 2, 3])
 LOGITS = torch.tensor([[2.0, 0.0, -1.0, 0.5], [0.5, 1.0, 0.0, -0.5], [1.0, -0.5, 0.5, 0.0], [-1.0, -2.0, -3.0, 2.0]])
-NODE = {"IMAGE_COUNT": [1000, 100, 5], "INSTANCE_COUNT": [4000, 150, 6], "NUM_IMAGES": 2000}
+NODE = {"IMAGE_COUNT": [1000, 100, 5], "INSTANCE_COUNT": [4000, 150, 6], "NUM_IMAGES": 2000, "FRACTAL_DIMENSION": []}
 
 
 def make(name: str, number: int = 3, **changes: object) -> Loss:
