@@ -120,9 +120,7 @@ def test_files_then_options(tmp_path):
     assert (cfg.MODEL.RIO.SLOTS_PER_CLASS, cfg.MODEL.RIO.REPLAY_PER_CLASS, cfg.SEED) == (30, 5, 3)
     assert cfg.SOLVER.BASE_LR == 1e-3 and cfg.MODEL.WEIGHTS == "a/b.pth"
     assert not cfg.is_frozen()
-
-
-def test_whole_numbers_for_floats_and_lists_for_tuples(tmp_path):
+    # Whole numbers may stand for floats, and lists for tuples.
     path = write(tmp_path, "MODEL: {RIO: {COSINE_SCALE: 32, REPLAY_LOSSES: [cls]}}")
     rio = load_config(path, ["MODEL.RIO.REPLAY_MAX_PER_FOREGROUND", "1"]).MODEL.RIO
     assert rio.COSINE_SCALE == 32.0 and isinstance(rio.COSINE_SCALE, float)

@@ -29,11 +29,8 @@ def read(bank: MemoryBank, classes: list[int], *, whole: bool = True, **argument
     return list(zip(replay.gt_classes.tolist(), values.tolist()))
 
 
-def test_doctests():
-    assert doctest.testmod(helpers).failed == 0
-
-
 def test_a_worked_example():
+    assert doctest.testmod(helpers).failed == 0
     bank = make()
     assert read(bank, [1, 4, 6]) == []  # nothing stored yet
     bank.write(*rows([10, 11, 12, 13, 14], [1, 6, 4, 0, 1]))  # 11 is background, 13 no target
@@ -103,9 +100,8 @@ def test_equal_to_the_oracle_whatever_comes(steps, class_ids, slots, replayed, p
         expected = oracle.sample(classes, diverse=False)
         assert read(banks["newest"], classes, whole=False) == expected
         assert read(banks["diverse"], classes, whole=False) == oracle.sample(classes, diverse=True)
-        got = read(
-            banks["random"], classes, whole=False
-        )  # as many, without replacement, only what is stored, and the same again
+        # As many, without replacement, only what is stored, and the same again.
+        got = read(banks["random"], classes, whole=False)
         assert len(set(got)) == len(got) and [c for c, _ in got] == [c for c, _ in expected]
         assert all(v in dict(oracle.stored[c]) for c, v in got) and got == read(banks["random"], classes, whole=False)
         # The cap takes the last ranks off first: no class is two rows ahead of another.
@@ -288,14 +284,10 @@ def test_the_number_of_rows_is_sent_without_waiting(monkeypatch):
 def test_one_synchronisation_a_call(variant):
     bank, step = make(**variant), rows([1, 2, 3], [1, 6, 4])
     bank.write(*step)
-    calls = (
-        lambda: bank.sample(step[3]),
-        lambda: bank.sample(step[3], max_per_foreground=0.5),
-        lambda: bank.write(*step, rois_per_image=[2, 1]),
-    )
-    for call in calls:
+    calls = (bank.sample, step[3:], {}), (bank.sample, step[3:], {"max_per_foreground": 0.5})
+    for call, arguments, options in (*calls, (bank.write, step, {"rois_per_image": [2, 1]})):
         with Waits() as waits:
-            call()
+            call(*arguments, **options)
         assert waits.seen == ["nonzero"]
 
 

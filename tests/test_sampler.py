@@ -49,10 +49,6 @@ def take(iterable, n):
     return list(itertools.islice(iterable, n))
 
 
-def test_doctests():
-    assert doctest.testmod(rio.sampler).failed == 0
-
-
 ONE_RARE = [[0, 0], [0, 1], [0], [0]]  # category 0 in all four images, 1 in one
 CROWDS = frozenset({(3, 1), (1, 0)})  # so that category 1 is only ever a crowd
 
@@ -82,6 +78,7 @@ def test_factors_of_images_by_hand(objects, crowd, arguments, expected):
 
 
 def test_irfs_by_hand():
+    assert doctest.testmod(rio.sampler).failed == 0
     # Both categories in 1 of 4 images; 1 and 15 of 16 instances. f = sqrt(1/4 * 1/16) = 1/8 and sqrt(1/4 * 15/16).
     factors = category_repeat_factors(np.array([1, 1]), 4, 0.5, instance_count=np.array([1, 15]), method="irfs")
     np.testing.assert_allclose(factors, [2.0, np.sqrt(0.5 / np.sqrt(15 / 64))], rtol=1e-6)

@@ -17,55 +17,42 @@ from rio.results import reading
 from rio.results.evaluation import evaluate
 from rio.results.reading import ResultsError, load_results
 from rio.results.rles import rle_totals
-from tests.support.result_files import (
-    GOOD,
-    HEIGHT,
-    MASK,
-    WIDTH,
-    category,
-    coco_file,
-    image,
-    prediction,
-    rle,
-    thing,
-    write,
-)
+from tests.support.result_files import GOOD, HEIGHT, MASK, WIDTH, category, coco_file, image, prediction, rle, thing
+from tests.support.result_files import write as write_json
 
 
 def mask_of(counts, size=(HEIGHT, WIDTH)):
     return {**MASK, "segmentation": {"size": list(size), "counts": counts}}
 
 
+def without(key):
+    return {k: v for k, v in GOOD.items() if k != key}
+
+
 BAD = {
     "unknown image": ([GOOD, {**GOOD, "image_id": 77}], r"record 1, key 'image_id'.*2 ids.*77.*another data set"),
     "image id as text": ([{**GOOD, "image_id": "5"}], r"record 0, key 'image_id'.*`int`.*`str`"),
-    "image id missing": ([{k: v for k, v in GOOD.items() if k != "image_id"}], r"key 'image_id'.*no such key"),
+    "image id missing": ([without("image_id")], r"key 'image_id'.*no such key"),
     "huge image id": ([{**GOOD, "image_id": 2**70}], r"key 'image_id'.*`int`"),
     "unknown category": ([GOOD, GOOD, {**GOOD, "category_id": 0}], r"record 2, key 'category_id'.*found 0.*0-based"),
-    "category missing": ([{k: v for k, v in GOOD.items() if k != "category_id"}], r"key 'category_id'.*no such key"),
+    "category missing": ([without("category_id")], r"key 'category_id'.*no such key"),
     "NaN score": ([GOOD, {**GOOD, "score": float("nan")}], r"record 1, key 'score'.*finite.*nan.*diverged"),
     "infinite score": ([{**GOOD, "score": float("inf")}], r"record 0, key 'score'.*finite.*inf"),
-    "score missing": ([{k: v for k, v in GOOD.items() if k != "score"}], r"key 'score'.*no such key"),
+    "score missing": ([without("score")], r"key 'score'.*no such key"),
     "score null": ([{**GOOD, "score": None}], r"key 'score'.*null"),
     "three numbers": ([{**GOOD, "bbox": [1, 2, 3]}], r"record 0, key 'bbox'.*length 4.*found 3"),
     "box of text": ([{**GOOD, "bbox": [1, 2, 3, "4"]}], r"key 'bbox\[3\]'.*`float`.*`str`"),
     "NaN in a box": ([{**GOOD, "bbox": [1, 2, 3, float("nan")]}], r"key 'bbox'.*finite"),
     "both sides negative": ([{**GOOD, "bbox": [9, 9, -3, -4]}], r"key 'bbox'.*corners"),
-    "neither": ([{k: v for k, v in GOOD.items() if k != "bbox"}], r"record 0.*a bbox or a segmentation.*neither"),
+    "neither": ([without("bbox")], r"record 0.*a bbox or a segmentation.*neither"),
     "box, then mask": ([GOOD, MASK], r"record 1, key 'bbox'.*as in record 0"),
     "mask, then both": ([MASK, {**MASK, **GOOD}], r"record 1, key 'bbox'.*no bbox"),
     "not a record": ([GOOD, 7], r"record 1, key '-'.*object.*`int`"),
-    "polygon": (
-        [{**MASK, "segmentation": [[1, 1, 9, 1, 9, 9]]}],
-        r"record 0, key 'segmentation'.*object.*array.*pycocotools",
-    ),
+    "polygon": ([{**MASK, "segmentation": [[1, 1, 9, 1]]}], r"record 0, key 'segmentation'.*object.*array.*pycoco"),
     "no counts": ([{**MASK, "segmentation": {"size": [HEIGHT, WIDTH]}}], r"key 'segmentation.counts'.*no such key"),
     "counts a number": ([mask_of(5)], r"counts'.*`str . array`.*`int`"),
     "bad size": ([{**MASK, "segmentation": {**MASK["segmentation"], "size": [HEIGHT]}}], r"size'.*length 2.*found 1"),
-    "size swapped": (
-        [{**MASK, "segmentation": rle([1, 2, 30, 40], HEIGHT, WIDTH)}],
-        r"record 0, key 'segmentation.size'.*\[90, 120\].*\[120, 90\]",
-    ),
+    "size swapped": ([mask_of("0", (WIDTH, HEIGHT))], r"record 0, key 'segmentation.size'.*\[90, 120\].*\[120, 90\]"),
     "score of 400 digits": ([{**GOOD, "score": 10**400}], r"record 0, key 'score'.*out of range"),
     "box of 400 digits": ([{**GOOD, "bbox": [1, 2, 10**400, 4]}], r"record 0, key 'bbox.2.'.*out of range"),
     "size of 400 digits": ([mask_of("0", (10**400, 4))], r"size\[0\]'.*2147483647"),
@@ -83,7 +70,7 @@ BAD = {
 def test_bad_results_are_named(kind, source, small, tmp_path):
     records, message = BAD[kind]
     if source == "file":
-        path = write(tmp_path / "dt.json", records)
+        path = write_json(tmp_path / "dt.json", records)
         message = r"dt\.json: " + (message if message.startswith("record") else ".*" + message)
         records = path
     with pytest.raises(ResultsError, match="(?s)" + message):
@@ -130,16 +117,16 @@ def test_results_of_another_ground_truth(small, tmp_path):
 def test_a_file_is_read_in_pieces_whatever_it_holds(small, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     note = 'text with "}, {" and },{ in it'
+    extra = {"a": [1, {"b": 2}]}
     records = [
-        {
-            **prediction(int(rng.choice([5, 9])), int(rng.choice([3, 8])), float(rng.random()), rng.uniform(1, 50, 4)),
-            "segmentation": rle(rng.uniform(1, 40, 4)),
-            "extra": {"a": [1, {"b": 2}]},
-        }
+        prediction(
+            int(rng.choice([5, 9])), int(rng.choice([3, 8])), float(rng.random()), rng.uniform(1, 50, 4),
+            segmentation=rle(rng.uniform(1, 40, 4)), extra=extra,
+        )
         for _ in range(60)
-    ]
-    for indent, extra in ((None, False), (1, False), (None, True)):
-        if extra:
+    ]  # fmt: skip
+    for indent, noted in ((None, False), (1, False), (None, True)):
+        if noted:
             records[30]["note"] = note
         path = tmp_path / "dt.json"
         path.write_text(json.dumps(records, indent=indent))
@@ -154,11 +141,11 @@ def test_a_file_is_read_in_pieces_whatever_it_holds(small, tmp_path, monkeypatch
     monkeypatch.setattr(reading, "PIECE_BYTES", 333)
     records[41]["score"] = "high"
     with pytest.raises(ResultsError, match="record 41, key 'score'.*str"):
-        load_results(write(path, records), small)
+        load_results(write_json(path, records), small)
     del records[41:]
     records[40].pop("bbox")
     with pytest.raises(ResultsError, match="record"):
-        load_results(write(path, records), small)
+        load_results(write_json(path, records), small)
 
 
 def test_lists_may_hold_numpy_numbers_bytes_and_plain_runs(small):
@@ -167,18 +154,9 @@ def test_lists_may_hold_numpy_numbers_bytes_and_plain_runs(small):
     runs = load_results([mask_of([9, 4, 10787])], small)
     assert runs.mask_areas.tolist() == [4]
     assert coco_mask.area(runs.rles[0]) == 4
-    numpy = load_results(
-        [
-            {
-                "image_id": np.int64(5),
-                "category_id": np.int32(8),
-                "score": np.float32(0.5),
-                "bbox": np.array([1.0, 2, 3, 4], np.float32),
-                "segmentation": {"size": (HEIGHT, WIDTH), "counts": counts},
-            }
-        ],
-        small,
-    )
+    box, mask = np.array([1.0, 2, 3, 4], np.float32), {"size": (HEIGHT, WIDTH), "counts": counts}
+    record = prediction(np.int64(5), np.int32(8), np.float32(0.5), box, segmentation=mask)
+    numpy = load_results([record | {"bbox": box}], small)
     assert numpy.boxes.tolist() == plain.boxes.tolist() and [*numpy.rles] == [*plain.rles]
     assert numpy.image_index.tolist() == [0] and numpy.class_id.tolist() == [1] and len(numpy) == 1
 
@@ -197,7 +175,7 @@ def test_a_mask_that_is_not_judged_is_not_decoded(lvis_file, tmp_path):
         prediction(1, 1, 0.9, [10, 10, 20, 20], segmentation=rle([10, 10, 20, 20])),
         prediction(1, 2, 0.8, [1, 1, 5, 5], segmentation={"size": [HEIGHT, WIDTH], "counts": "01"}),
     ]
-    results = write(tmp_path / "dt.json", records)
+    results = write_json(tmp_path / "dt.json", records)
     result = evaluate(path, results)
     assert result.metrics["segm"]["AP"] == pytest.approx(100)
     assert result.info["predictions_segm"]["unverified"] == 1
@@ -205,22 +183,20 @@ def test_a_mask_that_is_not_judged_is_not_decoded(lvis_file, tmp_path):
         load_results(results, load_annotations(path))
     records[1]["category_id"] = 1  # judged
     with pytest.raises(ResultsError, match="record 1, key 'segmentation.counts'"):
-        evaluate(path, write(results, records))
+        evaluate(path, write_json(results, records))
 
 
 @pytest.mark.parametrize("box", [[9, 9, -3, -4], [1, 2, 10**400, 4]])
 def test_boxes_beside_masks_are_checked_also_where_only_masks_are_evaluated(box, small, tmp_path):
     records = [{**MASK, "bbox": [1, 2, 3, 4]}, {**MASK, "bbox": box}]
     with pytest.raises(ResultsError, match="record 1, key 'bbox"):
-        evaluate(small, write(tmp_path / "dt.json", records), iou_types=("segm",))
+        evaluate(small, write_json(tmp_path / "dt.json", records), iou_types=("segm",))
 
 
 def test_totals_of_rles_without_decoding():
     rng = np.random.default_rng(0)
-    masks = [
-        np.asfortranarray(rng.random((h, w)) < p, dtype=np.uint8)
-        for h, w, p in ((1, 1, 1), (1, 1, 0), (7, 5, 0.5), (90, 120, 0.01), (300, 200, 0.999), (64, 64, 0.5))
-    ]
+    kinds = ((1, 1, 1), (1, 1, 0), (7, 5, 0.5), (90, 120, 0.01), (300, 200, 0.999), (64, 64, 0.5))
+    masks = [np.asfortranarray(rng.random((h, w)) < p, dtype=np.uint8) for h, w, p in kinds]
     blob = np.zeros((2000, 3000), np.uint8, order="F")
     blob[5:1900, 10:2900] = 1
     masks.append(blob)
@@ -269,16 +245,10 @@ def coco_number(value):
             return text
 
 
+KEYS = st.sampled_from(["image_id", "category_id", "score", "bbox", "segmentation", "size", "counts", "x"])
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=5)
-        | st.dictionaries(
-            st.sampled_from(["image_id", "category_id", "score", "bbox", "segmentation", "size", "counts", "x"]),
-            inner,
-            max_size=6,
-        )
-    ),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(KEYS, inner, max_size=6),
     max_leaves=12,
 )
 
