@@ -18,10 +18,5 @@ def lvis_file(tmp_path):
 @pytest.fixture
 def small(lvis_file):
     """Two images, categories 3 and 8, loaded."""
-    return load_annotations(
-        lvis_file(
-            [image(5, [3]), image(9)],
-            [category(3), category(8, "r")],
-            [thing(1, 5, 8, [10, 10, 20, 20]), thing(2, 9, 3, [10, 10, 20, 20])],
-        )
-    )
+    things = [thing(1, 5, 8, [10, 10, 20, 20]), thing(2, 9, 3, [10, 10, 20, 20])]
+    return load_annotations(lvis_file([image(5, [3]), image(9)], [category(3), category(8, "r")], things))

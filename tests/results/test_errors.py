@@ -92,9 +92,8 @@ def test_an_object_that_an_error_points_at_is_not_missed(load):
 
 def test_better_scores_claim_first_and_take_the_best_object(load):
     annotations = load([(1, CAT, box(10)), (1, CAT, box(14))])
-    frame = find_errors(
-        annotations, [predict(CAT, 0.5, box(10)), predict(CAT, 0.9, box(11)), predict(CAT, 0.9, box(15))]
-    )
+    records = [predict(CAT, 0.5, box(10)), predict(CAT, 0.9, box(11)), predict(CAT, 0.9, box(15))]
+    frame = find_errors(annotations, records)
     assert frame["result_index"].tolist() == [1, 2, 0]  # equal scores in the file's order
     assert kinds(frame) == ["correct", "correct", "duplicate"]
     assert frame["annotation_id"].tolist() == [100, 101, 100]
@@ -103,12 +102,8 @@ def test_better_scores_claim_first_and_take_the_best_object(load):
 
 
 def test_what_lvis_ignores_is_unverified(load):
-    annotations = load(
-        [(1, CAT, box(10)), (2, DOG, box(10)), (3, CAT, box(10))],
-        images=(1, 2, 3),
-        negative={1: [DOG]},
-        not_exhaustive={3: [CAT]},
-    )
+    objects = [(1, CAT, box(10)), (2, DOG, box(10)), (3, CAT, box(10))]
+    annotations = load(objects, images=(1, 2, 3), negative={1: [DOG]}, not_exhaustive={3: [CAT]})
     frame = find_errors(
         annotations,
         [
@@ -136,25 +131,19 @@ def test_coco_crowds_excuse_and_are_no_objects(load):
 def test_what_is_left_out(load):
     annotations = load([(1, CAT, box(10)), (1, DOG, box(50), {"area": 0})], negative={1: [DOG]})
     records = [predict(CAT, 0.1, box(10)), predict(CAT, 0.4, box(90, 0)), predict(CAT, 0.5, box(90))]
-    assert kinds(find_errors(annotations, records)) == [
-        "background",
-        "correct",
-    ]  # the empty box and the object of no area
-    assert kinds(find_errors(annotations, records, score_threshold=0.5)) == ["background", "missed"]
-    assert kinds(find_errors(annotations, records, max_dets=2)) == [
-        "background",
-        "missed",
-    ]  # the empty one takes its place
-    assert kinds(find_errors(annotations, records, max_dets=-1)) == ["background", "correct"]
+    # Left out are the empty box and the object of no area; the empty one takes its place under a cap.
+    for options in ({}, {"max_dets": -1}):
+        assert kinds(find_errors(annotations, records, **options)) == ["background", "correct"]
+    for options in ({"score_threshold": 0.5}, {"max_dets": 2}):
+        assert kinds(find_errors(annotations, records, **options)) == ["background", "missed"]
 
 
 def test_empty_cases(load):
     nothing = find_errors(load([]), [])
     assert list(nothing) == COLUMNS and len(nothing) == 0
     assert kinds(find_errors(load([(1, CAT, box(10))]), [])) == ["missed"]
-    assert kinds(
-        find_errors(load([], negative={1: [CAT]}), [predict(CAT, 0.9, box(10)), predict(DOG, 0.8, box(9))])
-    ) == ["background", "unverified"]
+    records = [predict(CAT, 0.9, box(10)), predict(DOG, 0.8, box(9))]
+    assert kinds(find_errors(load([], negative={1: [CAT]}), records)) == ["background", "unverified"]
     assert ranked_examples(load([])) == []
 
 
@@ -174,28 +163,22 @@ def test_thresholds(load):
 def random_case(load, rng, federated):
     categories = [CAT, DOG, EEL]
     images = range(1, 25)
-    objects = [
-        (
-            int(rng.choice(images)),
-            int(rng.choice(categories)),
-            [*rng.uniform(0, 60, 2).round(1), *rng.uniform(5, 40, 2).round(1)],
-        )
-        for _ in range(90)
-    ]
+
+    def some():
+        place = [*rng.uniform(0, 60, 2).round(1), *rng.uniform(5, 40, 2).round(1)]
+        return int(rng.choice(images)), int(rng.choice(categories)), place
 
     def lists(p):
         return {i: [c for c in categories if rng.random() < p] for i in images}
 
+    objects = [some() for _ in range(90)]
     annotations = load(objects, images, lists(0.3), lists(0.15), federated=federated)
     records = []
     for _ in range(900):
         i, c, b = objects[rng.integers(len(objects))]
-        b = np.clip(np.array(b) + rng.normal(0, 4, 4), 0, None)
-        records.append(
-            predict(
-                c if rng.random() < 0.7 else int(rng.choice(categories)), round(float(rng.random()), 2), b.tolist(), i
-            )
-        )
+        b = np.clip(np.array(b) + rng.normal(0, 4, 4), 0, None).tolist()
+        c = c if rng.random() < 0.7 else int(rng.choice(categories))
+        records.append(predict(c, round(float(rng.random()), 2), b, i))
     return annotations, records
 
 
@@ -223,8 +206,7 @@ def test_ap_from_the_rows_is_the_evaluations(load, federated, threshold):
 
 @pytest.mark.parametrize("federated", [True, False])
 def test_error_counts_are_tides(load, federated, monkeypatch):
-    """hotcoco counts TIDE's errors on what the evaluation handed it, by code that shares nothing with
-    ours."""
+    """hotcoco counts TIDE's errors on what the evaluation handed it, by code that shares nothing with ours."""
     runs, engine = [], hotcoco.LVISeval
     monkeypatch.setattr(hotcoco, "LVISeval", lambda *arguments: runs.append(engine(*arguments)) or runs[0])
     annotations, records = random_case(load, np.random.default_rng(6), federated)
@@ -246,13 +228,11 @@ def test_rows_add_up(load):
     assert found.is_unique and missed.is_unique
     assert set(found) | set(pointed) | set(missed) == set(annotations.annotation_ids)
     assert not set(missed) & (set(found) | set(pointed))
-    assert frame["image_index"].is_monotonic_increasing and sorted(
-        frame["result_index"][frame["result_index"] >= 0]
-    ) == sorted(i for i, r in enumerate(records) if min(r["bbox"][2:]) > 0)
-    falling = frame.groupby("image_index")["score"].apply(
-        lambda s: s.dropna().is_monotonic_decreasing and s.isna().is_monotonic_increasing
-    )
-    assert falling.all()
+    assert frame["image_index"].is_monotonic_increasing
+    taken = sorted(frame["result_index"][frame["result_index"] >= 0])
+    assert taken == [i for i, record in enumerate(records) if min(record["bbox"][2:]) > 0]
+    for _, scores in frame.groupby("image_index")["score"]:
+        assert scores.dropna().is_monotonic_decreasing and scores.isna().is_monotonic_increasing
 
 
 def test_box_iou_is_pycocotools():
@@ -271,11 +251,8 @@ def test_objects_of(load):
     objects = objects_of(annotations, 0)
     assert objects.names == ["cat", "eel"] and objects.groups.tolist() == ["r", "f"] and objects.scores is None
     assert objects.boxes.tolist() == [box(50), box(90)] and objects.size == SIZE and len(objects) == 2
-    assert (
-        objects.masks.shape == (2, *SIZE)
-        and objects.masks.dtype == bool
-        and objects.masks.sum((1, 2)).tolist() == [400, 5]
-    )
+    assert objects.masks.shape == (2, *SIZE) and objects.masks.dtype == bool
+    assert objects.masks.sum((1, 2)).tolist() == [400, 5]
     assert objects.masks[0, 10:30, 50:70].all()
     assert annotations.annotation_ids[objects.indices].tolist() == [101, 102]
     assert len(objects_of(annotations, 2)) == 0

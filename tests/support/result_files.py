@@ -11,13 +11,9 @@ WIDTH, HEIGHT = 120, 90
 
 def image(number, negative=(), not_exhaustive=(), height=HEIGHT, width=WIDTH):
     return {
-        "id": number,
-        "width": width,
-        "height": height,
-        "coco_url": f"http://x/val2017/{number:012d}.jpg",
-        "neg_category_ids": list(negative),
-        "not_exhaustive_category_ids": list(not_exhaustive),
-    }
+        "id": number, "width": width, "height": height, "coco_url": f"http://x/val2017/{number:012d}.jpg",
+        "neg_category_ids": list(negative), "not_exhaustive_category_ids": list(not_exhaustive),
+    }  # fmt: skip
 
 
 def category(number, frequency="f"):
@@ -26,15 +22,9 @@ def category(number, frequency="f"):
 
 def thing(number, image_id, category_id, box, **more):
     x, y, w, h = box
-    return {
-        "id": number,
-        "image_id": image_id,
-        "category_id": category_id,
-        "bbox": list(box),
-        "area": w * h,
-        "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
-        **more,
-    }
+    outline = [x, y, x + w, y, x + w, y + h, x, y + h]
+    ids = {"id": number, "image_id": image_id, "category_id": category_id}
+    return {**ids, "bbox": list(box), "area": w * h, "segmentation": [outline], **more}
 
 
 def prediction(image_id, category_id, score, box, **more):
@@ -57,14 +47,9 @@ def lvis_file(folder, images, categories, annotations, name="gt.json"):
 
 
 def coco_file(folder, annotations, categories=(1, 2), images=(1, 2)):
-    return write(
-        folder / "coco.json",
-        {
-            "images": [{"id": i, "width": WIDTH, "height": HEIGHT, "file_name": f"{i}.jpg"} for i in images],
-            "categories": [{"id": c, "name": str(c)} for c in categories],
-            "annotations": annotations,
-        },
-    )
+    content = {"images": [{"id": i, "width": WIDTH, "height": HEIGHT, "file_name": f"{i}.jpg"} for i in images]}
+    content["categories"] = [{"id": c, "name": str(c)} for c in categories]
+    return write(folder / "coco.json", content | {"annotations": annotations})
 
 
 GOOD = prediction(5, 8, 0.5, [1, 2, 3, 4])
