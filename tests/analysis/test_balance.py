@@ -22,26 +22,17 @@ def columns(objects: list[list[int]], frequency: str, crowd: tuple[int, ...] = (
     pairs = {(i, c) for i, c in zip(image[~iscrowd], category[~iscrowd], strict=True)}
     k = len(frequency)
     return SimpleNamespace(
-        path="made_up.json",
-        image_ids=np.arange(len(objects)),
-        category_ids=np.arange(1, k + 1),
-        category_names=[f"class {c}" for c in range(k)],
-        frequency=np.array(list(frequency)),
+        path="made_up.json", image_ids=np.arange(len(objects)), category_ids=np.arange(1, k + 1),
+        category_names=[f"class {c}" for c in range(k)], frequency=np.array(list(frequency)),
         image_count=np.array([sum(c == d for _, d in pairs) for c in range(k)]),
-        instance_count=np.bincount(category[~iscrowd], minlength=k),
-        annotation_image=image,
-        annotation_class=category,
-        iscrowd=iscrowd,
-    )
-
-
-def test_doctests():
-    assert doctest.testmod(rio.analysis.balance).failed == 0
+        instance_count=np.bincount(category[~iscrowd], minlength=k), annotation_image=image,
+        annotation_class=category, iscrowd=iscrowd,
+    )  # fmt: skip
 
 
 def test_exposures_by_hand():
-    # Image 0: two of class 0. Image 1: one of each (and a crowd of class 2). Image 2: empty. Shown 1, 2 and 5
-    # times.
+    assert doctest.testmod(rio.analysis.balance).failed == 0
+    # Image 0: two of class 0. Image 1: one of each (and a crowd of class 2). Image 2: empty. Shown 1, 2 and 5 times.
     annotations = columns([[0, 0], [0, 1, 2], []], "fcr", crowd=(4,))
     table = exposures(annotations, np.array([1.0, 2.0, 5.0]), rois_per_instance=3, foreground_per_image=4)
     assert table["images"].tolist() == [3, 2, 0]
@@ -73,8 +64,7 @@ def test_class_aware_sampling_equalises_single_class_images():
 
 
 def test_replay_by_hand():
-    # 8 showings an epoch, 2 a step, class 1 in 2 showings: P = 1 - (3/4)^2 = 7/16; 4 steps x 7/16 x 3 rows =
-    # 5.25.
+    # 8 showings an epoch, 2 a step, class 1 in 2 showings: P = 1 - (3/4)^2 = 7/16; 4 steps x 7/16 x 3 rows = 5.25.
     annotations = columns([[0]] * 6 + [[0, 1]] * 2, "fr")
     table = exposures(annotations, np.ones(8), rois_per_instance=1)
     arguments = dict(batch_size=2, epoch_length=8)
@@ -82,9 +72,8 @@ def test_replay_by_hand():
     np.testing.assert_allclose(replayed["present_in_batch"], [1.0, 7 / 16])
     np.testing.assert_allclose(replayed["replayed"], [0, 5.25])
     assert table["replayed"].sum() == 0  # the input is left as it was
-    np.testing.assert_allclose(
-        with_replay(table, [1], replay_per_class=3, slots_per_class=2, **arguments)["replayed"], [0, 3.5]
-    )
+    fewer = with_replay(table, [1], replay_per_class=3, slots_per_class=2, **arguments)
+    np.testing.assert_allclose(fewer["replayed"], [0, 3.5])
     # 10 foreground RoIs an epoch; at most 0.25 replayed rows for each.
     capped = with_replay(table, [1], replay_per_class=3, max_per_foreground=0.25, **arguments)
     np.testing.assert_allclose(capped["replayed"], [0, 2.5])
@@ -100,14 +89,8 @@ def test_replay_agrees_with_a_pass_of_the_sampler(absent_classes):
     objects = [[0] + [c for c, p in ((1, 0.2), (2, 0.05), (3, 0.02)) if rng.random() < p] for _ in range(400)]
     annotations = columns(objects, "fccr")
     factors = image_repeat_factors(annotations, "rfs", 0.1)
-    table = with_replay(
-        exposures(annotations, factors),
-        [1, 2, 3],
-        replay_per_class=4,
-        batch_size=8,
-        epoch_length=factors.sum(),
-        absent_classes=absent_classes,
-    )
+    how = {"replay_per_class": 4, "batch_size": 8, "epoch_length": factors.sum(), "absent_classes": absent_classes}
+    table = with_replay(exposures(annotations, factors), [1, 2, 3], **how)
     rows, epochs = np.zeros(4), 200
     for epoch in range(epochs):
         order = epoch_indices(factors, 0, epoch)
@@ -137,9 +120,8 @@ def test_compare_lists_arms_and_levels_and_counts_replay_as_rois():
     table = exposures(annotations, np.ones(3), rois_per_instance=1)
     bank = with_replay(table, [1], replay_per_class=8, batch_size=3, epoch_length=3)
     both = compare({"none": table, "bank": bank})
-    assert both[["arm", "level"]].to_numpy().tolist() == [
-        [arm, level] for arm in ("none", "bank") for level in ("images", "instances", "rois")
-    ]
+    rows = [[arm, level] for arm in ("none", "bank") for level in ("images", "instances", "rois")]
+    assert both[["arm", "level"]].to_numpy().tolist() == rows
     np.testing.assert_allclose(both[["r", "c", "f"]].sum(axis=1), 1)
     r = both.set_index(["arm", "level"])["r"]
     assert r["none", "images"] == pytest.approx(1 / 4) and r["none", "instances"] == pytest.approx(1 / 10)

@@ -14,15 +14,8 @@ from rio.data.load import load_annotations
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
     """Three images of 100 x 50 px: cat + dog, two cats, dog + owl + mouse; owl and mouse are rare; the eel has none."""
-    objects = [
-        (1, 1, 10, 10),
-        (1, 2, 20, 20),
-        (2, 1, 50, 40),
-        (2, 1, 40, 40),
-        (3, 2, 5, 5),
-        (3, 3, 10, 10),
-        (3, 4, 20, 40),
-    ]
+    objects = [(1, 1, 10, 10), (1, 2, 20, 20), (2, 1, 50, 40), (2, 1, 40, 40), (3, 2, 5, 5), (3, 3, 10, 10)]
+    objects.append((3, 4, 20, 40))
     names = ["cat", "dog", "owl", "mouse", "eel"]
     content = {
         "images": [{"id": i, "width": 100, "height": 50, "file_name": f"{i}.png"} for i in (1, 2, 3)],

@@ -12,13 +12,8 @@ import numpy as np
 import pytest
 
 from rio.data import reading
-from rio.data.annotations import (
-    Annotations,
-    category_id_to_class_id,
-    check_same_categories,
-    frequency_groups,
-    training_image_indices,
-)
+from rio.data.annotations import Annotations, category_id_to_class_id, check_same_categories, frequency_groups
+from rio.data.annotations import training_image_indices as training_images
 from rio.data.errors import AnnotationError, AnnotationFileNotFoundError, Problems
 from rio.data.load import load_annotations
 from rio.data.masks import rle_counts
@@ -56,9 +51,7 @@ def test_columns_by_hand(load):
 
 def test_masks_are_the_bytes_of_the_file(load):
     a = load(coco())
-    assert masks_of(a) == [
-        [TRIANGLE, SQUARE], [TRIANGLE], [SQUARE], {"size": [50, 100], "counts": [4990, 10]},
-    ]  # fmt: skip
+    assert masks_of(a) == [[TRIANGLE, SQUARE], [TRIANGLE], [SQUARE], {"size": [50, 100], "counts": [4990, 10]}]
     assert a.mask_json[a.mask_start[1] :][: a.mask_length[1]].tobytes() == json.dumps([TRIANGLE]).encode()
     assert a.has_segmentations and not a.has_rle_objects
     with pytest.raises(IndexError, match="0..3"):
@@ -81,8 +74,7 @@ def test_lvis_has_verified_categories_groups_and_file_names_by_url(load):
     assert a.neg_category_ids == [[11], [11]] and a.not_exhaustive_category_ids == [[90], []]
     assert a.frequency.tolist() == ["c", "r", "f"] == a.declared_frequency.tolist()  # in the order of the ids
 
-
-def test_a_group_that_is_not_declared_comes_from_the_image_count(load):
+    # A group that is not declared comes from the image count.
     data = lvis()
     del data["categories"][0]["frequency"]  # teddy, 1 image
     a = load(data)
@@ -216,16 +208,11 @@ def test_pieces_give_what_the_whole_gives(tmp_path, monkeypatch, spelling, piece
 @pytest.mark.parametrize(
     "numbers",
     [
-        [0, 0.1, 0.25, 7, 7.0, 12.5],
-        [9999.99, 9999.9, 9999, 10.01, 0.01, 100],
-        [10000.5, 1, 2, 3, 4, 5],
-        [1.125, 1, 2, 3, 4, 5],
-        [1e2, 1.5e-1, 2, 3, 4, 5],
-        [-0.5, -0.0, 2, 3, 4, 5],
-        [0.1 + 0.2, 1 / 3, 2, 3, 4, 5],
+        [0, 0.1, 0.25, 7, 7.0, 12.5], [9999.99, 9999.9, 9999, 10.01, 0.01, 100], [10000.5, 1, 2, 3, 4, 5],
+        [1.125, 1, 2, 3, 4, 5], [1e2, 1.5e-1, 2, 3, 4, 5], [-0.5, -0.0, 2, 3, 4, 5], [0.1 + 0.2, 1 / 3, 2, 3, 4, 5],
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_every_spelling_of_a_number_is_the_same_float(tmp_path, numbers):
     data = many(30)
     data["annotations"][11]["segmentation"] = [numbers, [1, 2, 3, 4, 5, 6.5]]
@@ -285,12 +272,12 @@ def test_training_images_by_detectron2s_rule(load):
     data = coco()
     data["images"].append({"id": 9, "width": 5, "height": 5, "file_name": "empty.jpg"})
     a = load(data)
-    assert training_image_indices(a, filter_empty=True).tolist() == [0, 1]
-    assert training_image_indices(a, filter_empty=False).tolist() == [0, 1, 2]
+    assert training_images(a, filter_empty=True).tolist() == [0, 1]
+    assert training_images(a, filter_empty=False).tolist() == [0, 1, 2]
     data["annotations"] = data["annotations"][3:]  # the crowd region only
-    assert training_image_indices(load(data), filter_empty=False).tolist() == [0, 1, 2]
+    assert training_images(load(data), filter_empty=False).tolist() == [0, 1, 2]
     with pytest.raises(AnnotationError, match="3 images, none with an object"):
-        training_image_indices(load(data))
+        training_images(load(data))
 
 
 def test_validation_groups_come_from_the_training_set_by_name(load):
@@ -350,9 +337,8 @@ def test_lvis_v05(shared_dir):
 @pytest.mark.parametrize(("split", "annotations"), [("train", 470), ("val", 382)])
 def test_coco(shared_dir, split, annotations):
     root = shared_dir / "data" / "tiny_coco"
-    a = load_annotations(
-        root / "annotations" / f"instances_{split}2017.json", image_root=root / f"{split}2017", check_images=True
-    )
+    file = root / "annotations" / f"instances_{split}2017.json"
+    a = load_annotations(file, image_root=root / f"{split}2017", check_images=True)
     assert (a.num_images, a.num_annotations, a.num_classes) == (50, annotations, 80)
     assert a.iscrowd.sum() == 5 and a.has_segmentations and not a.federated and not a.skipped
     assert a.category_ids[-1] == 90 and a.annotation_class.max() < 80
