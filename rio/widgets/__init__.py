@@ -1,1 +1,1 @@
-"""Interactive views for the notebooks, one module a view; `import rio` offers their names."""
+"""Interactive views for the notebooks, one module a view. `import rio` offers their names."""
