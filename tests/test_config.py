@@ -39,6 +39,7 @@ def test_shipped_files_load_and_their_heads_are_built(path, tmp_path):
     if cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0:
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = 7
     cfg.MODEL.RIO.BANK_CLASS_IDS = [1, 4]  # as the trainer resolves them
+    cfg.MODEL.RIO.NUM_IMAGES = 90
     cfg.MODEL.RIO.IMAGE_COUNT = cfg.MODEL.RIO.INSTANCE_COUNT = [9] * cfg.MODEL.ROI_HEADS.NUM_CLASSES
     validate(cfg)
     levels = {f"p{i}": ShapeSpec(channels=8, stride=2**i) for i in range(2, 7)}

@@ -49,4 +49,6 @@ class ClassCounts:
 
     def frequency(self, at_least: float = 0) -> Tensor:
         """(K,) n_c / N."""
-        return self.of("image_count", at_least) / max(self.num_images, 1)
+        advice = "set it together with IMAGE_COUNT, or leave both to the trainer"
+        check(self.num_images >= 1, "MODEL.RIO.NUM_IMAGES", "at least 1", self.num_images, advice, LossError)
+        return self.of("image_count", at_least) / self.num_images

@@ -17,8 +17,8 @@ class ECM(SigmoidWithBackground):
     K + 1 columns; n+ = n_c, and 6.3313 sum n for the background; n- = the sum of all n+ but the column's own. With
     a = n+^1/4 and b = n-^1/4 the margins are m+ = ln((a + b) / b), m- = ln((a + b) / a), and
 
-        p = e^(z + m+) / (e^(z + m+) + e^(-z + m-)) = sigmoid(2 z + m+ - m-) = sigmoid(2 z + ln(a / b))
-        L = 1/R sum over rows and columns of w_c BCE(p, t),  w = r ln((1 + r) / r),  r = n- / n+
+        p = e^(z + m+) / (e^(z + m+) + e^(-z + m-)) = sigmoid(2 z + m+ - m-) = sigmoid(2 z + ln(a / b))          (1)
+        L = 1/R sum over rows and columns of w_c BCE(p, t),  w = r ln((1 + r) / r),  r = n- / n+                 (2)
 
     Scores: sigmoid(z_c) (1 - sigmoid(z_bg)), without the factor 2 and the margins.
     """
@@ -31,11 +31,11 @@ class ECM(SigmoidWithBackground):
         count = counts.of("image_count", at_least=1)
         positive = torch.cat([count, BACKGROUND * count.sum(0, keepdim=True)])
         ratio = (positive.sum() - positive) / positive
-        self.register_buffer("margin", (-ratio.log() / 4).float(), persistent=False)
+        self.register_buffer("margin", (-ratio.log() / 4).float(), persistent=False)  # ln(a / b)
         self.register_buffer("weight", (ratio * torch.log1p(1 / ratio)).float(), persistent=False)
 
     def cost(self, logits: Tensor, target: Tensor) -> Tensor:
-        return super().cost(2 * logits + self.margin, target)
+        return super().cost(2 * logits + self.margin, target)  # (1)
 
     def weights(self, target: Tensor, classes: Tensor) -> Tensor:
         return self.weight

@@ -16,14 +16,15 @@ EPSILON = 0.01
 class Seesaw(Loss):
     """Seesaw loss (Wang et al., CVPR 2021).
 
-    K + 2 columns: the classes, then object and background. For a row of class y
+    K + 2 columns: the classes, then object and background. For a row of class y and another class j
 
-        S_yj = M_yj C_yj,  M_yj = min(1, N_j / N_y)^p,  C_yj = max(1, s_j / max(s_y, 0.01))^q
+        M_yj = min(1, N_j / N_y)^p                        mitigation                                             (1)
+        C_yj = max(1, s_j / max(s_y, 0.01))^q             compensation                                           (2)
+        L = 1/R (sum over rows with an object of CE(z_j + ln(M_yj C_yj))
+                 + sum over all rows of CE(last two columns))                                                    (3)
 
     with s the softmax over the K columns, without gradient, and N_c the rows of class c in all steps so far, this one
-    included, at least 1, over all processes. L = 1/R (the sum over the rows with an object of the cross-entropy of
-    z_j + ln S_yj, plus the sum over all rows of the two-way cross-entropy of the last columns). Scores: softmax over
-    the classes x softmax of "object".
+    included, at least 1, over all processes. Scores: softmax over the classes x softmax of "object".
     """
 
     options = ("SEESAW_P", "SEESAW_Q")
@@ -43,9 +44,9 @@ class Seesaw(Loss):
             self.seen += summed(step)
         seen = self.seen if self.learns() else self.seen + step
         count, own = seen.clamp(min=1).to(z.dtype), z.detach().softmax(dim=1)
-        mitigation = (count / count[y, None]).clamp(max=1).log() * self.p
+        mitigation = (count / count[y, None]).clamp(max=1).log() * self.p  # ln of (1)
         compensation = (own / own.gather(1, y[:, None]).clamp(min=EPSILON)).clamp(min=1).log() * self.q
-        loss = F.cross_entropy(z + mitigation + compensation, y, reduction="sum")  # both are 0 for y itself
+        loss = F.cross_entropy(z + mitigation + compensation, y, reduction="sum")  # (3); both are 0 for y itself
         loss = loss + F.cross_entropy(logits[:, number:], (~foreground).long(), reduction="sum")
         return loss / max(len(classes), 1)
 

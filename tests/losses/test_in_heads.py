@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from rio.config import ConfigError, load_config
+from rio.config import ConfigError, load_config, validate
 from rio.engine.weights import CheckpointError, load_weights
 from rio.losses import LOSSES
 from rio.roi_heads import RIOFastRCNNOutputLayers
+from tests.engine.test_distributed import load, run, train_words
 from tests.support.steps import train_until
 from tests.test_roi_heads import assert_finite, batch, build, equal, make_cfg, spied, train_steps
 
@@ -132,6 +135,13 @@ def test_configurations_that_cannot_work(options, says):
     assert "Fix: " in str(caught.value)
 
 
+def test_a_later_detectron2s_own_sigmoid_loss_is_refused():
+    cfg = make_cfg()
+    cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE = True
+    with pytest.raises(ConfigError, match="USE_SIGMOID_CE: expected False.*CLS_LOSS sigmoid or federated"):
+        validate(cfg)
+
+
 @STATEFUL
 def test_a_stopped_and_resumed_run_ends_with_the_same_bits(name, prepared, tmp_path):
     options = [
@@ -154,3 +164,19 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(name, prepared, tmp_p
     assert equal(ours, theirs)
     stored = load_config(tmp_path / "run" / "config.yaml").MODEL.RIO
     assert len(stored.IMAGE_COUNT) == len(stored.INSTANCE_COUNT) == 6 and stored.NUM_IMAGES > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["eqlv2", "seesaw"])
+def test_two_ranks_resume_to_the_same_bits(name, tiny_set, tmp_path):
+    options = ["MODEL.RIO.CLS_LOSS", name, "MODEL.RIO.CLASSIFIER", "linear"]
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    run(2, train_words(tiny_set, whole, *options))
+    halves.mkdir()
+    for file in ("model_0000001.pth", "config.yaml"):
+        shutil.copy(whole / file, halves)
+    (halves / "last_checkpoint").write_text("model_0000001.pth")
+    run(2, train_words(tiny_set, halves, *options))
+    first, second = (load(folder / "model_final.pth")["model"] for folder in (whole, halves))
+    assert equal(first, second)
+    assert any("cls_loss" in key and value.sum() > 0 for key, value in first.items())
