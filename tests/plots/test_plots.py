@@ -38,6 +38,16 @@ RUNS = pd.DataFrame(
     [("rfs_cosine", 1, 40.0, 10.0), ("rfs_cosine", 2, 44.0, 20.0), ("a_long_name_of_an_arm", 1, 45.0, np.nan)],
     columns=["arm", "seed", "AP", "APr"],
 ).assign(APc=40.0, APf=60.0)
+CURVES = pd.DataFrame(
+    [
+        (f"{arm}-{head}", seed, epoch, 10.0 + start + epoch + seed)
+        for arm, start in (("none", 0), ("rfs", 20))
+        for head in ("linear", "cosine")
+        for seed in (1, 3)
+        for epoch in (2, 4, 6)
+    ],
+    columns=["arm", "seed", "epoch", "AP"],
+)
 DIFFERENCES = pd.DataFrame(
     [("AP", 2.0, 1.0, 3.0, True), ("APr", 5.0, -1.0, 11.0, False), ("APf", -1.0, np.nan, np.nan, False)],
     columns=["metric", "difference", "low", "high", "resolved"],
@@ -64,6 +74,7 @@ TABLES = {
     ).assign(arm="rio", frequency="r", objects=5),
     "arm_ap": RUNS,
     "paired_differences": DIFFERENCES,
+    "study_curves": CURVES,
     "loss_curves": pd.DataFrame(LOSSES),
 }
 
@@ -297,6 +308,7 @@ def objects(**change):
         (lambda: plots.ap_by_image_count(TABLES["ap_by_image_count"].assign(AP=np.nan)), "found none"),
         (lambda: plots.ap_difference(TABLES["ap_difference"].assign(difference=np.nan)), "found none"),
         (lambda: plots.arm_ap(pd.concat([RUNS, RUNS])), "arm 'rfs_cosine', seed '1' twice. Fix: choose one"),
+        (lambda: plots.study_curves(pd.concat([CURVES] * 2)), "epoch '2' twice. Fix: pass each run once"),
         (lambda: plots.paired_differences(pd.concat([DIFFERENCES] * 2)), "baseline 'rfs', metric 'AP' twice"),
         (lambda: plots.paired_differences(DIFFERENCES.assign(metric="AP50")), "expected AP, APr, .* found 'AP50'"),
         (lambda: plots.loss_curves([{"iteration": 3, "lr": 0.1}]), "logged an iteration"),
@@ -351,6 +363,18 @@ def test_arm_ap_shows_every_seed_and_the_mean():
     assert "each seed" in ax.get_legend().get_title().get_text()
     alone = plots.arm_ap(RUNS[RUNS["seed"] == 1], label="mask AP")
     assert alone.get_legend().get_title().get_text() == "" and alone.get_xlabel() == "mask AP"
+
+
+def test_study_curves_are_means_over_seeds_in_bands():
+    ax = plots.study_curves(CURVES)
+    lines = [line for line in ax.lines if len(line.get_xdata()) == 3]
+    assert [line.get_ydata().tolist() for line in lines] == [[14, 16, 18]] * 2 + [[34, 36, 38]] * 2
+    assert lines[0].get_color() == lines[1].get_color() != lines[2].get_color()
+    assert len(ax.collections) == 4 and ax.collections[0].get_paths()[0].get_extents().y0 == pytest.approx(13)
+    assert {text.get_text() for text in ax.texts} == {"none", "rfs"} and ax.get_xlim() == (0, 6)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["linear", "cosine"]
+    alone = plots.study_curves(CURVES[CURVES["arm"] == "rfs-linear"].assign(arm="mine"))
+    assert alone.get_legend() is None and [text.get_text() for text in alone.texts] == ["mine"]
 
 
 def test_paired_differences_fill_what_is_resolved():
