@@ -190,7 +190,7 @@ def _curves(study: StudyResult | None) -> dict[str, Any] | None:
     figures = [_figure(plots.study_curves, table, alt=alt.format(m), metric=m, size=(5.2, 3.4)) for m in ("APr", "AP")]
     means = table.drop(columns="seed").groupby(["arm", "epoch"], sort=False, as_index=False).mean()
     first, last = (means.groupby("arm", sort=False).nth(i).set_index("arm") for i in (0, -1))
-    rows = first.join(last, lsuffix="_first", rsuffix="_last").reset_index().to_dict("records")
+    rows = first.add_suffix("_first").join(last.add_suffix("_last")).reset_index().to_dict("records")
     return {"figures": figures, "rows": rows, "seeds": table["seed"].nunique(), "categories": len(study.categories)}
 
 

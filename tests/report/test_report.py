@@ -15,6 +15,7 @@ from rio.report.page import write_report
 from rio.report.runs import ReportError
 from rio.report.summary import write_summary
 from rio.results.evaluation import Evaluation, evaluate
+from rio.study.result import RunResult, StudyResult
 
 EVIL = "<script>alert('x')</script>"
 
@@ -212,3 +213,24 @@ def test_the_summary_shows_every_arm_in_one_picture(study, tmp_path):
     with pytest.raises(ReportError, match="at least one arm"):
         write_summary(tmp_path / "none.png", runs={}, train=train, val=val)
     assert not (tmp_path / "none.png").exists()
+
+
+def test_ap_against_the_length_of_training(study, tmp_path):
+    _, runs, train, val, _ = study
+    facts = {"name": "s", "role": "report", "trained_on": [], "evaluated_on": [], "command": "", "machine": ""}
+    empty = {"versions": {}, "date": "", "pairs": [], "categories": [], "arms": {"a-linear": [], "b-linear": []}}
+    measured = []
+    for arm, ap in (("a-linear", 10.0), ("b-linear", 20.0)):
+        for seed in (1, 2):
+            values = [ap + seed, ap + seed + 1, ap + seed + 2]
+            curve = {"epoch": [2.0, 4.0, 6.0], **dict.fromkeys(("AP", "APr", "APc", "APf"), values)}
+            measured.append(RunResult(arm, seed, 60, 1.0, {}, {}, {}, curve))
+    result = StudyResult(**facts, **empty, seeds=[1, 2], runs=measured)
+    shown = {"title": "x", "runs": runs, "train": train, "val": val}
+    text = Page(write_report(tmp_path / "r.html", study=result, **shown).read_text("utf-8")).text
+    assert "How long is long enough?" in text and "mean over 2 seeds" in text
+    assert "a-linear 11.5 13.5 11.5 13.5 b-linear 21.5 23.5 21.5 23.5" in text
+    svg = write_summary(tmp_path / "s.svg", runs=runs, train=train, val=val, study=result)
+    assert svg.stat().st_size > write_summary(tmp_path / "t.svg", runs=runs, train=train, val=val).stat().st_size
+    at_the_end = StudyResult(**facts, **empty, seeds=[1], runs=[])
+    assert "How long" not in write_report(tmp_path / "e.html", study=at_the_end, **shown).read_text("utf-8")
