@@ -187,9 +187,14 @@ def _curves(study: StudyResult | None) -> dict[str, Any] | None:
     if study is None or (table := study.curves())["epoch"].nunique() < 3:
         return None
     alt = "{} of every arm against epochs of training."
-    figures = [_figure(plots.study_curves, table, alt=alt.format(m), metric=m, size=(5.2, 3.4)) for m in ("APr", "AP")]
     means = table.drop(columns="seed").groupby(["arm", "epoch"], sort=False, as_index=False).mean()
     first, last = (means.groupby("arm", sort=False).nth(i).set_index("arm") for i in (0, -1))
+    figures = []
+    for metric, what in (("APr", "rare categories"), ("AP", "all categories")):
+        figures.append(_figure(plots.study_curves, table, alt=alt.format(metric), metric=metric, size=(5.2, 3.4)))
+        if len(end := last[metric].dropna().sort_values()):
+            least, most = f"{end.iloc[0]:.1f} ({end.index[0]})", f"{end.iloc[-1]:.1f} ({end.index[-1]})"
+            figures[-1]["claim"] = f"{what.capitalize()}: at the end of training from {least} to {most}."
     rows = first.add_suffix("_first").join(last.add_suffix("_last")).reset_index().to_dict("records")
     return {"figures": figures, "rows": rows, "seeds": table["seed"].nunique(), "categories": len(study.categories)}
 

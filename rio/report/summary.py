@@ -53,11 +53,13 @@ def write_summary(
             found = predictions_of(run.results, val, index, score_threshold=PICTURE_SCORE)
             panels.append((run.name, pixels, found))
     with plots.style():
-        figure = plt.figure(figsize=(14, 5.6), layout="constrained")
+        figure = plt.figure(figsize=(15 if study else 14, 5.6), layout="constrained")
         try:
             above, below = figure.subfigures(2, 1, height_ratios=(1.0, 0.95))
             curves = pd.DataFrame() if study is None else study.curves()
-            tail, *between, ap = above.subplots(1, 2 + bool(len(curves)))
+            tail, *between, ap = (
+                above.subplots(1, 3, width_ratios=(0.8, 1, 1.4)) if len(curves) else above.subplots(1, 2)
+            )
             for ax in between:
                 plots.study_curves(curves, ax, metric="APr")
             plots.sorted_tail(category_table(train), tail)
