@@ -14,8 +14,7 @@ from PIL import Image
 
 from rio.cli.parser import main
 from rio.data.load import load_annotations
-from rio.results.evaluation import Evaluation, evaluate
-from rio.sampler import image_repeat_factors
+from rio.results.evaluation import Evaluation
 
 
 @pytest.fixture(scope="module")
@@ -71,26 +70,3 @@ def test_evaluating_and_predicting_afterwards(run, coco, tmp_path, capsys):
         (picture,) = (tmp_path / folder).iterdir()
         with Image.open(picture) as image:
             assert min(image.size) > 100 and np.asarray(image).std() > 5
-
-
-def test_lvis_annotations_have_repeat_factors_groups_and_scores(shared_dir):
-    annotations = load_annotations(shared_dir / "data" / "lvis_val_100.json")
-    assert (annotations.num_images, annotations.num_classes, annotations.federated) == (100, 1230, True)
-    assert set(annotations.frequency.tolist()) == {"r", "c", "f"}
-    # By hand: t = 0.1 and 100 images, so a class in n images has r = sqrt(10 / n) where that is above 1.
-    count = np.maximum(annotations.image_count, 1)
-    by_class = np.maximum(1, np.sqrt(10 / count))
-    classes = [annotations.annotation_class[annotations.annotations_of(i)] for i in range(100)]
-    expected = np.array([by_class[own].max(initial=1.0) for own in classes])
-    assert image_repeat_factors(annotations, "rfs", 0.1) == pytest.approx(expected, rel=1e-6)
-
-    rng = np.random.default_rng(0)
-    jitter = rng.normal(0, 0.04, annotations.boxes.shape) * annotations.boxes[:, [2, 3, 2, 3]]
-    images = annotations.image_ids[annotations.annotation_image].tolist()
-    categories = annotations.category_ids[annotations.annotation_class].tolist()
-    scores = rng.uniform(0.1, 1, annotations.num_annotations).tolist()
-    rows = zip(images, categories, (annotations.boxes + jitter).tolist(), scores, strict=True)
-    results = [dict(zip(("image_id", "category_id", "bbox", "score"), row)) for row in rows]
-    ours, official = (evaluate(annotations, results, iou_types=("bbox",), backend=b) for b in ("hotcoco", "lvis"))
-    np.testing.assert_array_equal(*(list(found.metrics["bbox"].values()) for found in (ours, official)))
-    assert 30 < ours.metrics["bbox"]["AP"] < 100

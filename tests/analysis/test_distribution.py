@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
 from rio.analysis.distribution import area_shares, category_table, company_of, image_class_pairs, per_image, sizes
 from rio.data.load import load_annotations
+from tests.support.annotation_files import three_images, write
 
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """Three images of 100 x 50 px: cat + dog, two cats, dog + owl + mouse; owl and mouse are rare; the eel has none."""
-    objects = [(1, 1, 10, 10), (1, 2, 20, 20), (2, 1, 50, 40), (2, 1, 40, 40), (3, 2, 5, 5), (3, 3, 10, 10)]
-    objects.append((3, 4, 20, 40))
-    names = ["cat", "dog", "owl", "mouse", "eel"]
-    content = {
-        "images": [{"id": i, "width": 100, "height": 50, "file_name": f"{i}.png"} for i in (1, 2, 3)],
-        "annotations": [
-            {"id": n, "image_id": image, "category_id": category, "bbox": [0, 0, w, h], "area": w * h, "iscrowd": 0}
-            for n, (image, category, w, h) in enumerate(objects, 1)
-        ],
-        "categories": [{"id": k, "name": name, "frequency": "ffrrr"[k - 1]} for k, name in enumerate(names, 1)],
-    }
+    content = three_images()
     # A crowd region, which no table counts.
     content["annotations"].append(content["annotations"][0] | {"id": 99, "image_id": 2, "category_id": 5, "iscrowd": 1})
-    file = tmp_path_factory.mktemp("own") / "own.json"
-    file.write_text(json.dumps(content))
-    return load_annotations(file)
+    return load_annotations(write(tmp_path_factory.mktemp("own") / "own.json", content))
 
 
 def test_categories_and_images(own):

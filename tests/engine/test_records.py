@@ -28,7 +28,6 @@ from rio.data.names import annotations_of
 from rio.engine.records import Records, records, resolve, target_class_ids
 from tests.benchmarks import lvis_size
 from tests.support.annotation_files import SQUARE, TRIANGLE, coco, lvis, make_lvis, write
-from tests.support.tiny_shapes import draw
 
 
 @pytest.fixture
@@ -225,21 +224,6 @@ def tiny_cache(monkeypatch, tmp_path):
     return tmp_path / "cache"
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_records_equal_detectron2s_on_the_embedded_kind_of_set(catalogs, tiny_cache, tmp_path, split):
-    folder = draw(tmp_path)
-    data = json.loads((folder / f"{split}.json").read_text())
-    for image in data["images"]:  # theirs wants to know where an image was downloaded from
-        image["coco_url"] = f"http://images.example.org/{split}/{image['file_name'].split('/')[-1]}"
-    theirs = load_lvis_json(str(write(tmp_path / "theirs.json", data)), f"{folder}/")
-    for record in theirs:
-        record["file_name"] = record["file_name"].replace(f"{folder}/{split}/", f"{folder}/")
-    for _ in range(2):  # from the file, then from the cache
-        annotations = load_annotations(folder / f"{split}.json", image_root=f"{folder}/")
-        assert like_load_lvis_json(records(annotations), theirs)
-    assert isinstance(annotations.mask_json.base, np.memmap) and len(list(tiny_cache.glob("*-v*"))) == 1
-
-
 def test_records_equal_detectron2s_on_a_file_like_lvis_v1(catalogs, tiny_cache, tmp_path):
     # Several pieces of the file, images in no order, polygons of LVIS's lengths.
     tail = lvis_size.log_linear_tail()
@@ -249,6 +233,7 @@ def test_records_equal_detectron2s_on_a_file_like_lvis_v1(catalogs, tiny_cache, 
     for _ in range(2):
         annotations = load_annotations(path, image_root="images/")
         assert like_load_lvis_json(records(annotations), theirs)
+    assert isinstance(annotations.mask_json.base, np.memmap) and len(list(tiny_cache.glob("*-v*"))) == 1
     counts = {category["id"]: category for category in json.loads(path.read_text())["categories"]}
     assert annotations.image_count.tolist() == [counts[k]["image_count"] for k in sorted(counts)]
     assert annotations.instance_count.tolist() == [counts[k]["instance_count"] for k in sorted(counts)]
@@ -261,17 +246,3 @@ def test_loader_workers_read_the_cached_columns(catalogs, tiny_cache, tmp_path):
     assert list(pickle.loads(pickle.dumps(ours))) == list(ours)  # what a worker gets that is started anew
     how = {"num_workers": 2, "multiprocessing_context": "fork", "collate_fn": copy.copy}  # records as they are
     assert list(DataLoader(ours, batch_size=None, **how)) == list(ours)
-
-
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_real_photographs(shared_dir, catalogs, split):
-    root = shared_dir / "data" / "tiny_coco"
-    name = resolve(f"{root}/annotations/instances_{split}2017.json@{root}/{split}2017")
-    all_records = DatasetCatalog.get(name)
-    assert len(all_records) == 50 and all_records.num_crowd == 5
-    mapper = DatasetMapper(True, augmentations=[], image_format="BGR", use_instance_mask=True)
-    for index in training_image_indices(annotations_of(name)).tolist()[:5]:
-        record = all_records[index]
-        mapped = mapper(record)
-        assert len(mapped["instances"]) == len(record["annotations"])
-        assert tuple(mapped["image"].shape[1:]) == (record["height"], record["width"])

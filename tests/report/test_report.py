@@ -166,8 +166,10 @@ def test_one_arm_without_metrics_config_of_ours_or_pictures(study, tmp_path):
     images = tmp_path / "val"
     images.mkdir()
     lonely = load_annotations(root / "val.json", image_root=images)
-    written = write_report(tmp_path / "r.html", title="One", runs={"mine": folder}, train=train, val=lonely)
-    text = Page(written.read_text()).text
+    runs = {f"mine {EVIL}": folder}
+    written = write_report(tmp_path / "r.html", title="One", runs=runs, train=train, val=lonely).read_text()
+    assert EVIL not in written and "mine &lt;script&gt;" in written
+    text = Page(written).text
     assert "could not be opened (FileNotFoundError)" in text and "Synthetic data." not in text
     assert "settings unknown" in text and "Image level, object level" not in text
 

@@ -107,6 +107,23 @@ def many(number: int, seed: int = 0) -> dict[str, Any]:
     return data
 
 
+def three_images(fifth: str = "eel") -> dict[str, Any]:
+    """100 x 50 px: cat + dog, two cats, dog + owl + mouse; owl and mouse are rare, of a fifth category is nothing."""
+    objects = [
+        (1, 1, [0, 0, 10, 10]), (1, 2, [20, 0, 20, 20]), (2, 1, [0, 0, 50, 40]), (2, 1, [60, 0, 40, 40]),
+        (3, 2, [0, 0, 5, 5]), (3, 3, [10, 10, 10, 10]), (3, 4, [50, 5, 20, 40]),
+    ]  # fmt: skip
+    names = enumerate(zip(("cat", "dog", "owl", "mouse", fifth), "ffrrr", strict=True), 1)
+    return {
+        "images": [{"id": i, "width": 100, "height": 50, "file_name": f"{i}.png"} for i in (1, 2, 3)],
+        "annotations": [
+            {"id": n, "image_id": image, "category_id": category, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            for n, (image, category, box) in enumerate(objects, 1)
+        ],
+        "categories": [{"id": k, "name": name, "frequency": frequency} for k, (name, frequency) in names],
+    }
+
+
 def make_lvis(root: Path, name: str, data: Any) -> Path:
     """A file in the folder of LVIS below a folder of data sets."""
     (root / "lvis").mkdir(parents=True, exist_ok=True)

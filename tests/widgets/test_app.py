@@ -18,7 +18,8 @@ def served(monkeypatch, tmp_path):
     calls = []
 
     class Server:
-        def __init__(self, command, env):
+        def __init__(self, command, env):  # a list of words, and no shell
+            assert isinstance(command, list)
             notebook = json.loads(Path(command[3]).read_text())
             first, given = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"][:2]
             assert "parameters" in first["metadata"]["tags"]
@@ -46,10 +47,12 @@ def test_defaults_leave_the_notebook_its_own(served):
 
 
 def test_paths_are_seen_from_anywhere(served, tmp_path):
-    (tmp_path / "a'; import os #").mkdir()  # quotes in a path stay a path
-    app.main(["--run", "a'; import os #", "--threshold", "0.5", "--port", "9000", "--no-browser"])
+    hostile = "a'\"; touch was_here; import os\n #"  # quotes in a path stay a path
+    (tmp_path / hostile).mkdir()
+    app.main(["--run", hostile, "--threshold", "0.5", "--port", "9000", "--no-browser"])
     command, _, values = served[0]
-    assert (values["run"], values["threshold"]) == (str(tmp_path / "a'; import os #"), 0.5)
+    assert (values["run"], values["threshold"]) == (str(tmp_path / hostile), 0.5)
+    assert not any("was_here" in word for word in command)
     assert {"--port=9000", "--no-browser"} <= set(command)
     app.main(["--results", "r.json", "--dataset", "val.json@images", "--train", "shapes_demo_train"])
     values = served[1][2]
