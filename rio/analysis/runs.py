@@ -6,6 +6,8 @@ are seeds of one arm.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 from collections import Counter
@@ -314,7 +316,7 @@ def find_runs(where: Where) -> dict[tuple[str, str], RunFolder]:
     for given in where:
         root = find(where[given] if named else given)
         looked.append(str(root))
-        folders = [root] if _is_run(root) else sorted(p for p in root.glob("*") if p.is_dir() and _is_run(p))
+        folders = [root] if _is_run(root) else _runs_in(root)
         for folder in map(RunFolder, folders):
             if not folder.is_finished:
                 begun.append(str(folder.path))
@@ -332,10 +334,18 @@ def find_runs(where: Where) -> dict[tuple[str, str], RunFolder]:
         raise RunsError(
             f"No finished run found (looked for evaluation.json in {', '.join(looked) or 'no folder at all'} and the "
             f"folders in it).{' Started but not finished: ' + ', '.join(begun) + '.' if begun else ''} Fix: "
-            "`make demo` trains three on the embedded data set, on a CPU; `python -m rio train` trains one."
+            "`make demo` trains some on an embedded data set, on a CPU; `python -m rio train` trains one."
         )
+    return runs
+
+
+def _runs_in(root: Path) -> list[Path]:
+    """The runs in a folder, in the order of its study's arms, the baseline first."""
     order = {"none": 0, "rfs": 1, "rio": 99}
-    return dict(sorted(runs.items(), key=lambda item: (order.get(item[0][0], 50), item[0])))
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        order = {arm: place for place, arm in enumerate(json.loads((root / "study.json").read_bytes())["arms"])}
+    found = (path for path in root.glob("*") if path.is_dir() and _is_run(path))
+    return sorted(found, key=lambda path: (order.get(path.name.rpartition("-seed")[0] or path.name, 50), path.name))
 
 
 def _is_run(folder: Path) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -34,7 +36,7 @@ def study_curves(table: pd.DataFrame, ax: Axes | None = None, *, metric: str = "
     color, dash = (names[0], names[1]) if paired else (table["arm"], "")
     rows = table.assign(color=color, dash=dash).dropna(subset=[metric])
     hues, styles = list(dict.fromkeys(rows["color"])), list(dict.fromkeys(rows["dash"]))
-    colors = dict(zip(hues, (ink().quiet, *LINE_COLORS), strict=False))
+    colors = dict(zip(hues, itertools.cycle((ink().quiet, *LINE_COLORS)), strict=False))
     sns.lineplot(
         rows, x="epoch", y=metric, hue="color", style="dash", palette=colors, errorbar=("pi", 100), legend=False,
         hue_order=hues, style_order=styles, dashes=dict(zip(styles, DASHES, strict=False)), lw=1.5, ax=ax,

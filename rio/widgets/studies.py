@@ -102,7 +102,10 @@ class Study:
         return Page(text, theme.view(f'<p class="rio-quiet">{html.escape(of)}</p>{lines}'))
 
     def figures(self, iou_type: str = "bbox", pairs: Pairs = None) -> None:
-        """Draw AP of the arms, seed by seed, and the comparisons with their intervals."""
+        """Draw AP of the arms, seed by seed, the comparisons with their intervals, and AP against length of training.
+
+        The last for boxes, of the first eight arms, where the runs were evaluated while they trained.
+        """
         if nothing := self._draw(iou_type, pairs):
             display(nothing)
 
@@ -113,6 +116,11 @@ class Study:
         plots.arm_ap(self._of(iou_type, self.result.per_run()), label=f"{name}, %")
         if len(differences):
             plots.paired_differences(differences, label=f"{name}, difference in points")
+        curves = self.result.curves()
+        curves = curves[curves["arm"].isin(list(self.result.arms)[:8])]
+        if iou_type == "bbox" and curves["epoch"].nunique() > 2:
+            for metric in ("APr", "AP"):
+                plots.study_curves(curves, metric=metric)
 
     @_view
     def copy_table(self) -> Copy | Page:

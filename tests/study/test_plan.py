@@ -13,7 +13,19 @@ from tests.support import tiny_shapes
 
 
 @pytest.mark.parametrize(
-    "name", ["bench", "bench_tune", "demo", "demo_detector", "demo_tune", "factors", "length", "trunks", "classifiers"]
+    "name",
+    [
+        "bench",
+        "bench_tune",
+        "demo",
+        "demo_detector",
+        "demo_tune",
+        "factors",
+        "length",
+        "length_features",
+        "trunks",
+        "classifiers",
+    ],
 )
 def test_every_arm_of_the_projects_own_studies_is_a_config(repository, name):
     plan = load_study(repository / "configs" / "studies" / f"{name}.yaml")
