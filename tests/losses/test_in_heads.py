@@ -142,18 +142,9 @@ def test_a_later_detectron2s_own_sigmoid_loss_is_refused():
         validate(cfg)
 
 
-@STATEFUL
+@pytest.mark.parametrize("name", ["eqlv2", "federated"])  # a state, and drawing at random
 def test_a_stopped_and_resumed_run_ends_with_the_same_bits(name, prepared, tmp_path):
-    options = [
-        "MODEL.RIO.CLS_LOSS",
-        name,
-        "MODEL.RIO.CLASSIFIER",
-        "linear",
-        "TEST.EVAL_PERIOD",
-        0,
-        "DATASETS.TEST",
-        "()",
-    ]
+    options = ["MODEL.RIO.CLS_LOSS", name, "MODEL.RIO.CLASSIFIER", "linear", "DATASETS.TEST", "()"]
     straight = prepared(tmp_path / "straight", *options, max_iter=4)
     straight.train()
     train_until(prepared(tmp_path / "run", *options, max_iter=4), 1)
