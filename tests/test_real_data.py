@@ -36,7 +36,7 @@ def run(coco, repository, tmp_path_factory) -> Path:
         "SOLVER.MAX_ITER", 3, "SOLVER.IMS_PER_BATCH", 2, "SOLVER.WARMUP_ITERS", 1,
         # Random weights, so that the test needs no further package; the README's command keeps the config's.
         "MODEL.WEIGHTS", "", "MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0,
-        "INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 160,
+        "TEST.DETECTIONS_PER_IMAGE", 10, "INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 160,
     ]  # fmt: skip
     assert main(list(map(str, words))) == 0
     return output
