@@ -27,7 +27,7 @@ def test_rows_without_a_peer_or_with_other_numbers(monkeypatch):
     def measured(side, *arguments, cache):
         return {"cpu_s": 20.0, "wall_s": 14.0, "peak_gib": 2.0, "answer": side.__name__}
 
-    monkeypatch.setattr(bench_evaluation, "measure", measured)
+    monkeypatch.setattr(bench_evaluation.process, "measure", measured)
     monkeypatch.setattr(bench_evaluation, "files", lambda *arguments: ("truth", "results"))
     row = bench_evaluation.row("full", 1.0)
     assert row["peer_cpu_s"] is row["cpu_ratio"] is None and row["met"] and row["ours_cpu_s"] == 20.0

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.benchmarks import lvis_size
-from tests.benchmarks.process import measure
+from tests.benchmarks.process import measure, row
 
 WORKERS, BATCH_SIZE, BATCHES, REPEAT_THRESHOLD = 4, 16, 50, 0.001
 
@@ -141,25 +141,6 @@ def run(scale: float = 1.0) -> list[dict[str, Any]]:
         row("import rio", instant, "0.2 s", most=(0.2, None)),
         row("notebook 01's first figure, cached", first_figure, "3 s", most=(3.0, None)),
     ]
-
-
-def row(
-    what: str, ours: dict[str, Any], reach: str, peer: str = "", theirs: dict[str, Any] | None = None,
-    least: tuple[float, float] | None = None, most: tuple[float, float | None] | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """One row of the table; `least` are ratios of CPU and memory, `most` CPU seconds and GB, to be reached."""
-    peers = theirs or dict.fromkeys(ours)
-    ratios = {key: theirs[key] / ours[key] if theirs else None for key in ("cpu_s", "peak_gib")}
-    met = True
-    if least:
-        met = ratios["cpu_s"] >= least[0] and ratios["peak_gib"] >= least[1]
-    if most:
-        met = ours["cpu_s"] <= most[0] and (most[1] is None or ours["peak_gib"] * 2**30 <= most[1] * 1e9)
-    return {
-        "what": what, "peer": peer, "ours_cpu_s": ours["cpu_s"], "peer_cpu_s": peers["cpu_s"],
-        "cpu_ratio": ratios["cpu_s"], "ours_peak_gib": ours["peak_gib"], "peer_peak_gib": peers["peak_gib"],
-        "memory_ratio": ratios["peak_gib"], "reach": reach, "met": met, "ours_wall_s": ours["wall_s"],
-    }  # fmt: skip
 
 
 def main() -> None:

@@ -63,6 +63,25 @@ def _cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, kinds))
 
 
+def row(
+    what: str, ours: dict[str, Any], reach: str, peer: str = "", theirs: dict[str, Any] | None = None,
+    least: tuple[float, float] | None = None, most: tuple[float, float | None] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """One row of the table; `least` are ratios of CPU and memory, `most` CPU seconds and GB, to be reached."""
+    peers = theirs or dict.fromkeys(ours)
+    ratios = {key: theirs[key] / ours[key] if theirs else None for key in ("cpu_s", "peak_gib")}
+    met = True
+    if least:
+        met = ratios["cpu_s"] >= least[0] and ratios["peak_gib"] >= least[1]
+    if most:
+        met = ours["cpu_s"] <= most[0] and (most[1] is None or ours["peak_gib"] * 2**30 <= most[1] * 1e9)
+    return {
+        "what": what, "peer": peer, "ours_cpu_s": ours["cpu_s"], "peer_cpu_s": peers["cpu_s"],
+        "cpu_ratio": ratios["cpu_s"], "ours_peak_gib": ours["peak_gib"], "peer_peak_gib": peers["peak_gib"],
+        "memory_ratio": ratios["peak_gib"], "reach": reach, "met": met, "ours_wall_s": ours["wall_s"],
+    }  # fmt: skip
+
+
 def main(module: str, function: str, *words: str) -> None:
     """In the new process; the last line printed is the figures."""
     run = getattr(importlib.import_module(module), function)(*words)

@@ -27,10 +27,7 @@ def test_rgb_turned_as_exif_says(tmp_path):
 def test_what_cannot_be_read_is_named(tmp_path):
     Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "deep.png")
     (tmp_path / "text.jpg").write_text("no picture")
-    for name, words in (
-        ("deep.png", "8 bits .*Fix: convert"),
-        ("text.jpg", "cannot identify"),
-        ("none.jpg", "No such"),
-    ):
+    words_of = {"deep.png": "8 bits .*Fix: convert", "text.jpg": "cannot identify", "none.jpg": "No such"}
+    for name, words in words_of.items():
         with pytest.raises(ImageError, match=rf"{name}: expected a picture, found: .*{words}"):
             read_image(tmp_path / name)

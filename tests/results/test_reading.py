@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 
 import numpy as np
@@ -243,24 +242,3 @@ def coco_number(value):
         text += chr(48 + digit + 32 * more)
         if not more:
             return text
-
-
-KEYS = st.sampled_from(["image_id", "category_id", "score", "bbox", "segmentation", "size", "counts", "x"])
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(KEYS, inner, max_size=6),
-    max_leaves=12,
-)
-
-
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=st.lists(JSON_VALUES, max_size=4) | JSON_VALUES, cut=st.integers(0, 40), keep=st.booleans())
-def test_any_json_gives_results_or_our_error(content, cut, keep, small, tmp_path):
-    text = json.dumps(content)
-    path = tmp_path / "fuzz.json"
-    path.write_text(text if keep else text[:cut])
-    for results in (path, content):
-        if isinstance(results, str):
-            continue  # a path to a list's reader
-        with contextlib.suppress(ResultsError):
-            load_results(results, small)

@@ -137,6 +137,12 @@ def test_plan_gives_every_class_its_images_and_rare_ones_frequent_company():
     assert all(min(h) < 2 for h in held if h and max(h) >= 2)
 
 
+IMPOSSIBLE = {
+    "train_images": 50, "image_size": 8, "num_classes": 900, "min_image_count": 11, "max_image_frequency": 0.0,
+    "val_images": 0, "negative_share": 1.5, "val_classes_per_image": 9.0, "supersampling": 0,
+}  # fmt: skip
+
+
 def test_deal_evenly_by_hand():
     rng = np.random.default_rng(0)
     assert deal_evenly([], 3, rng) == []
@@ -150,21 +156,8 @@ def test_deal_evenly_by_hand():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        *(({key: value}, f"{key} = {value}") for key, value in IMPOSSIBLE.items()),
         ({"num_rare": 5, "num_common": 1}, "num_classes"),
-        *(
-            ({key: value}, f"{key} = {value}")
-            for key, value in {
-                "train_images": 50,
-                "image_size": 8,
-                "num_classes": 900,
-                "min_image_count": 11,
-                "max_image_frequency": 0.0,
-                "val_images": 0,
-                "negative_share": 1.5,
-                "val_classes_per_image": 9.0,
-                "supersampling": 0,
-            }.items()
-        ),
         ({"name": "a/b"}, "name"),
     ],
 )

@@ -20,11 +20,8 @@ from rio.widgets.inspector import Inspector
 from rio.widgets.source import PredictionSource, made_up_results, open_predictions
 from tests.support.refused import refused
 
-CATEGORIES = [
-    {"id": 1, "name": "cat", "frequency": "f"},
-    {"id": 2, "name": "dog", "frequency": "c"},
-    {"id": 3, "name": "<img src=x onerror=alert(1)>", "frequency": "r"},
-]
+NAMES = {"cat": "f", "dog": "c", "<img src=x onerror=alert(1)>": "r"}
+CATEGORIES = [{"id": i, "name": name, "frequency": f} for i, (name, f) in enumerate(NAMES.items(), 1)]
 
 
 def lvis(objects, num_images=2, size=100):
@@ -107,9 +104,7 @@ def test_threshold_equals_matching_again(drawn):
 
 def test_why_in_words(source):
     rare = explain_object(source, 1, 0.3)
-    assert rare.sentence.startswith(
-        "The right answer is there, but its score 0.20 is below the threshold 0.30: rank 3 of 3"
-    )
+    assert rare.sentence.startswith("The right answer is there, but its score 0.20 is below the threshold 0.30: rank 3")
     assert "dog has 0.60" in rare.sentence
     assert rare.table["rank"].tolist() == [2, 3]
     assert rare.table["verdict"].tolist() == ["other class", "right class · below threshold"]
@@ -166,12 +161,9 @@ def test_browsing(source):
     assert labels["missed"].endswith(" 2") and labels["correct"].endswith(" 1")
 
 
-def test_a_kind_that_does_not_exist(source):
+def test_threshold_keeps_the_place(source):
     with pytest.raises(theme.NotebookError, match="expected one of"):
         Inspector(source, kind="mised")
-
-
-def test_threshold_keeps_the_place(source):
     view = Inspector(source, kind="correct")
     view.order.value = "highest score first"
     view.step(1)
@@ -206,11 +198,8 @@ def test_images_are_opened_when_shown(tmp_path, monkeypatch):
     file = tmp_path / "truth.json"
     file.write_text(json.dumps(lvis(objects, num_images=count)))
     (tmp_path / "images").mkdir()
-    results = [
-        found(i, k if i % 3 else 1, [x, y, w, h], 0.1 + 0.8 * (i % 7) / 7)
-        for i, k, (x, y, w, h) in objects
-        if i % 10 < 2
-    ]
+    shown = [(i, k if i % 3 else 1, box) for i, k, box in objects if i % 10 < 2]
+    results = [found(i, k, box, 0.1 + 0.8 * (i % 7) / 7) for i, k, box in shown]
     opened = []
     image = np.zeros((100, 100, 3), np.uint8)
     monkeypatch.setattr(inspector, "read_image", lambda path, max_side: opened.append(path) or image)
