@@ -28,6 +28,7 @@ from rio.study.plan import Run, Study, StudyError, features_folders, prepare
 from rio.study.process import LaunchError, memory_of, train_command
 from rio.study.result import StudyResult
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # many trainings are side by side
 POLL_SECONDS = 0.5
 MEMORY_SECONDS = 5.0  # between measurements of memory
 LINE_SECONDS = 15.0  # between lines where no terminal shows the bar
@@ -143,7 +144,7 @@ def extract_features(study: Study, root: Path, runs: Sequence[Run], processes: i
         ]
         command += ["--weights", weights, "--output", str(folder)]
         command += ["DATASETS.TRAIN", repr(tuple(sets.TRAIN)), "DATASETS.TEST", repr(tuple(sets.TEST))]
-        if code := subprocess.run(command).returncode:
+        if code := subprocess.run(command, env=os.environ | ONE_THREAD).returncode:
             raise StudyError(f"features of {weights}: `rio features` ended with exit code {code}; see above")
 
 
@@ -246,7 +247,7 @@ class _Runner:
         return state["elapsed"] / done * left if done > 0 else None
 
     def _start(self, run: Run) -> None:
-        environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # many trainings are side by side
+        environment = dict(ONE_THREAD)
         if self._devices:  # the one that fewest of the others are on
             run.device = min(self._devices, key=[other.device for other in self._running].count)
             environment["CUDA_VISIBLE_DEVICES"] = run.device
