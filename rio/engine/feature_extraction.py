@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -107,12 +108,16 @@ def _fill(cfg: CfgNode, model: nn.Module, to: FeatureSet, name: str, train: bool
     batches = [[(row, row % annotations.num_images) for row in block] for block in rows]
     loader = DataLoader(samples, batch_sampler=batches, num_workers=cfg.DATALOADER.NUM_WORKERS, collate_fn=list)
     shown = tqdm(total=sum(map(len, rows)), desc=name, unit="image", disable=not comm.is_main_process())
+    started = time.monotonic()
     with torch.no_grad(), EventStorage(), shown:
-        for block, inputs in zip(rows, loader, strict=True):
+        for number, (block, inputs) in enumerate(zip(rows, loader, strict=True)):
             found = training_rois(model, inputs, block, max(cfg.SEED, 0)) if train else test_rois(model, inputs)
             for row, own in zip(block, found, strict=True):
                 to.write(row, **own)
             shown.update(len(block))
+            if number == 0:
+                minutes = (time.monotonic() - started) * len(rows) / 60
+                logger.info("%s: about %.1f minutes, by the first %d images", name, minutes, len(block))
     to.flush()
 
 

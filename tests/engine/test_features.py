@@ -113,6 +113,14 @@ def test_an_interrupted_call_goes_on_and_ends_with_the_same_bytes(detector, weig
     assert len(calls) == 22, "26 blocks of 8, of which 4 were there"
 
 
+def test_a_detector_of_detectron2s_own_serves(detector, weights, store, tmp_path, caplog):
+    heads = ["MODEL.ROI_HEADS.NAME", "StandardROIHeads", "MODEL.RIO.CLASSIFIER", "linear", "MODEL.RIO.FEATURE_VIEWS", 2]
+    assert bytes_of(extract(detector(*heads, "MODEL.RIO.BANK_ENABLED", False), weights, str(tmp_path))).keys()
+    theirs, ours = (FeatureStore(folder).open("train", train=True) for folder in (tmp_path, store.folder))
+    np.testing.assert_array_equal(theirs.gt_classes, ours.gt_classes)
+    np.testing.assert_array_equal(theirs.features, ours.features)
+
+
 @pytest.mark.slow
 def test_two_processes_keep_the_same_features(store, weights, tiny_set, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "rio"]
