@@ -108,17 +108,6 @@ def test_ctrl_c_saves_and_the_run_resumes(tiny_set, tmp_path):
     assert (tmp_path / "run" / "last_checkpoint").read_text().startswith("model_00000")
 
 
-@pytest.mark.slow
-def test_two_processes_under_torchrun(tiny_set, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "rio"]
-    words = train_words(tiny_set, tmp_path / "run")
-    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "run" / "evaluation.json").exists() and (tmp_path / "run" / "log.txt.rank1").exists()
-    images = [r["image_id"] for r in json.loads((tmp_path / "run" / "instances_results.json").read_text())]
-    assert images == sorted(images) and len(set(images)) == 6
-
-
 # ---- eval and predict
 
 

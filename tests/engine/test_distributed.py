@@ -129,7 +129,9 @@ def test_several_ranks_evaluate_and_see_the_images_of_one(world, tiny_set, tmp_p
     run(1, ["eval", "--weights", str(weights), "--output-dir", str(tmp_path / "one")])
     for name in ("instances_results.json", "evaluation.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "several" / name).read_bytes(), name
-    assert json.loads((tmp_path / "one" / "instances_results.json").read_text()), "there should be detections"
+    images = [row["image_id"] for row in json.loads((tmp_path / "one" / "instances_results.json").read_text())]
+    assert images == sorted(images) and len(set(images)) == 6, "there should be detections in every image"
+    assert (tmp_path / "several" / "log.txt.rank1").exists()
     state = load(weights)
     assert state["world_size"] == world and state["banks"] == []
     assert state["model"][BANK + "num_written"].sum() > 0

@@ -171,8 +171,8 @@ def test_minutes_stop_what_runs_and_the_same_call_resumes(stand_in, study, data,
     assert not list((tmp_path / "warm").glob("*/stdout.log")), "there was no time to start anything"
 
     started = time.monotonic()
-    outcome = run_study(plan, out, minutes=0.05, options=data)
-    assert time.monotonic() - started < 0.05 * 60 + 5
+    outcome = run_study(plan, out, minutes=0.1, options=data)  # on a busy machine half of it sees no run end
+    assert time.monotonic() - started < 0.1 * 60 + 5
     shown = capsys.readouterr().out
     assert "Time is up after 00:0" in shown and "1 of 4 runs are finished, 1 more begun; about " in shown
     assert "Run the same command again" in shown
