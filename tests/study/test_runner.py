@@ -41,7 +41,7 @@ def stand_in(monkeypatch):
 
     def use(body: str = "") -> None:
         def command(config, folder, *, options, resume):
-            words = stub_training.command(folder, 3, 0.0, f"{body}\n{EVALUATES}")
+            words = stub_training.command(folder, 3, 0.05, f"{body}\n{EVALUATES}")  # long enough to be seen at work
             return [*words, "--config-file", str(config), *["--resume"] * resume, *options]
 
         monkeypatch.setattr(runner, "train_command", command)
