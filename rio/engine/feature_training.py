@@ -62,19 +62,18 @@ class FrozenFeatureClassifier(nn.Module):
 
     def forward(self, batch: Batch | list[dict[str, Any]]) -> Any:
         """Losses of a `Batch`; of a list of `test_images` their detections, as detectron2's models give them."""
-        predictor = self.roi_heads.box_predictor
+        predictor, device = self.roi_heads.box_predictor, self.device
         if self.training:
             features, proposals = batch
-            return predictor.losses(predictor(features.to(self.device)), [own.to(self.device) for own in proposals])
+            proposals = proposals if device.type == "cpu" else [own.to(device) for own in proposals]
+            return predictor.losses(predictor(features.to(device)), proposals)
         if "features" not in batch[0]:
             raise FeatureError(
                 "model: expected stored features, found a picture: these weights are a classifier's alone. Fix: "
                 "python -m rio features --export RUN --output DIR puts it back into its detector"
             )
-        proposals = [one["proposals"].to(self.device) for one in batch]
-        found, _ = predictor.inference(
-            predictor(torch.cat([one["features"] for one in batch]).to(self.device)), proposals
-        )
+        proposals = [one["proposals"].to(device) for one in batch]
+        found, _ = predictor.inference(predictor(torch.cat([one["features"] for one in batch]).to(device)), proposals)
         sizes = [(one["height"], one["width"]) for one in batch]
         return [{"instances": detector_postprocess(own, *size)} for own, size in zip(found, sizes, strict=True)]
 
