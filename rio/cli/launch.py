@@ -64,9 +64,15 @@ def _under_torchrun(work: Callable[[argparse.Namespace], None], args: argparse.N
     from detectron2.utils import comm
 
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    if torch.cuda.is_available():
+    on_gpus = torch.cuda.is_available() and config(args).MODEL.DEVICE.startswith("cuda")
+    if on_gpus and (found := torch.cuda.device_count()) < local_size:
+        raise UsageError(
+            f"torchrun --nproc_per_node {local_size}: expected as many GPUs on this machine, found {found}. Fix: lower "
+            "it, or train on the CPU: MODEL.DEVICE cpu"
+        )
+    if on_gpus:
         torch.cuda.set_device(local_rank)
-    dist, backend = torch.distributed, "nccl" if torch.cuda.is_available() else "gloo"
+    dist, backend = torch.distributed, "nccl" if on_gpus else "gloo"
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     given = {}
     if restarts != "0" and os.environ.get("GROUP_WORLD_SIZE") == "1":

@@ -194,6 +194,8 @@ def _resolve_device(cfg: CfgNode) -> None:
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No GPU is usable here: MODEL.DEVICE %s -> cpu.", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
+    if cfg.MODEL.DEVICE.startswith("cuda:"):
+        torch.cuda.set_device(cfg.MODEL.DEVICE)  # detectron2 also asks for "the current device"
     if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED:
         logger.warning("SOLVER.AMP.ENABLED True -> False: mixed precision needs a GPU; this run computes in float32.")
         cfg.SOLVER.AMP.ENABLED = False

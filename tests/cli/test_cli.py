@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rio.cli.common import UsageError
 from rio.cli.parser import main
 from rio.shapes.spec import SPECS
 from tests.support import tiny_shapes
@@ -106,6 +107,33 @@ def test_ctrl_c_saves_and_the_run_resumes(tiny_set, tmp_path):
     assert process.returncode == 130, "".join(lines) + rest
     assert "--resume" in rest and "Traceback" not in rest
     assert (tmp_path / "run" / "last_checkpoint").read_text().startswith("model_00000")
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "processes", "expected"),
+    [("cuda", 2, 2, ("nccl", 1)), ("cpu", 2, 2, ("gloo", None)), ("cpu", 1, 2, ("gloo", None)), ("cuda", 1, 2, None)],
+)
+def test_torchruns_children_go_by_the_configs_device(monkeypatch, capsys, device, gpus, processes, expected):
+    import torch
+
+    chosen = []
+    ranks = {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    for name, value in ranks.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+
+    def joined(backend, **_given):
+        raise UsageError(f"{backend}, {chosen[0] if chosen else None}")
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", joined)
+    assert main(["train", "--config-file", str(tiny_shapes.DEMO_CONFIG), "MODEL.DEVICE", device]) == 2
+    said = capsys.readouterr().err
+    if expected is None:
+        assert "--nproc_per_node 2: expected as many GPUs on this machine, found 1. Fix: lower it" in said
+    else:
+        assert f"error: {expected[0]}, {expected[1]}" in said
 
 
 # ---- eval and predict

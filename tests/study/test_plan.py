@@ -23,6 +23,7 @@ from tests.support import tiny_shapes
         "factors",
         "length",
         "length_features",
+        "losses_tune",
         "trunks",
         "classifiers",
     ],
