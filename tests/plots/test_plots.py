@@ -61,9 +61,9 @@ TABLES = {
     "company": CATEGORIES.assign(share=0.5, share_of_all=0.25),
     "balance_by_group": BALANCE,
     "image_or_object": BALANCE.assign(categories=4),
-    "threshold_advice": pd.DataFrame(
-        {"method": "RFS", "repeat_threshold": [0.1, 0.2], "epoch_length": [1, 2.5], "effective_classes": [3, 4]}
-    ).assign(suggested=[True, False], current=[False, True]),
+    "threshold_advice": pd.DataFrame({"repeat_threshold": [0.1, 0.2], "epoch_length": [1, 2.5]}).assign(
+        method="RFS", effective_classes=[3, 4], suggested=[True, False], current=[False, True]
+    ),
     "expected_vs_counted": CATEGORIES.assign(level="images", expected=[50, 2, 300, 0], counted=[51, 2, 290, 0]),
     "ap_by_group": ARMS,
     "ap_by_image_count": CATEGORIES.assign(category_id=range(4), arm="rio", AP=[10.0, 5.0, 50.0, np.nan]),
