@@ -149,6 +149,10 @@ def test_keys_of_the_reference_name_the_new_one(old, tmp_path):
         load_config(write(tmp_path, "_BASE_: old.yaml"))  # the file that holds it
 
 
+OUT_OF_RANGE = {"BANK_DTYPE": "float8", "BANK_SYNC": "2", "BANK_MAX_IMAGE_COUNT": "0", "BANK_START_ITER": "-1"}
+OUT_OF_RANGE["REPLAY_MAX_PER_FOREGROUND"] = "-0.5"
+
+
 @pytest.mark.parametrize(
     ("opts", "says"),
     [
@@ -171,8 +175,6 @@ def test_keys_of_the_reference_name_the_new_one(old, tmp_path):
         (["MODEL.RIO.CLASSIFIER", "cosin"], "did you mean 'cosine'"),
         (["MODEL.RIO.CLASSIFIER", "3"], "CLASSIFIER: expected str"),
         (["MODEL.RIO.REPLAY_ORDER", "oldest"], r"\['newest', 'random', 'diverse'\], found 'oldest'"),
-        (["MODEL.RIO.BANK_DTYPE", "float8"], "BANK_DTYPE"),
-        (["MODEL.RIO.BANK_SYNC", "2"], "BANK_SYNC"),
         (["MODEL.RIO.SAMPLER", "RFS"], "did you mean 'rfs'"),
         (["MODEL.RIO.BANK_ENABLED", "1"], "expected bool"),
         (["MODEL.RIO.BANK_ENABLED", "None"], "expected True or False"),
@@ -184,9 +186,7 @@ def test_keys_of_the_reference_name_the_new_one(old, tmp_path):
         (["MODEL.RIO.BANK_CLASS_IDS", "[80]"], r"below MODEL.ROI_HEADS.NUM_CLASSES \(80\), each once, found \[80\]"),
         (["MODEL.RIO.BANK_CLASS_IDS", "[-1]"], "0-based"),
         (["MODEL.RIO.BANK_CLASS_IDS", "[1.5]"], r"found \[1.5\]"),
-        (["MODEL.RIO.BANK_MAX_IMAGE_COUNT", "0"], "BANK_MAX_IMAGE_COUNT"),
-        (["MODEL.RIO.BANK_START_ITER", "-1"], "BANK_START_ITER"),
-        (["MODEL.RIO.REPLAY_MAX_PER_FOREGROUND", "-0.5"], "REPLAY_MAX_PER_FOREGROUND"),
+        *(([f"MODEL.RIO.{key}", value], key) for key, value in OUT_OF_RANGE.items()),
         (["MODEL.RIO.WRITE_MAX_PER_OBJECT", "-1"], "WRITE_MAX_PER_OBJECT: expected a whole number >= 0"),
         (["MODEL.RIO.REPLAY_ABSENT_CLASSES", "-3"], "REPLAY_ABSENT_CLASSES: expected a whole number >= 0"),
         (["MODEL.RIO.REPLAY_ABSENT_CLASSES", "0.5"], "expected int"),
