@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,25 +12,12 @@ from rio.config import load_config
 from rio.study.plan import StudyError, keep_settings, load_study, prepare
 from tests.support import tiny_shapes
 
+STUDIES = Path(__file__).resolve().parents[2] / "configs" / "studies"
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "bench",
-        "bench_tune",
-        "demo",
-        "demo_detector",
-        "demo_tune",
-        "factors",
-        "length",
-        "length_features",
-        "losses_tune",
-        "trunks",
-        "classifiers",
-    ],
-)
-def test_every_arm_of_the_projects_own_studies_is_a_config(repository, name):
-    plan = load_study(repository / "configs" / "studies" / f"{name}.yaml")
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in STUDIES.glob("*.yaml")))
+def test_every_arm_of_the_projects_own_studies_is_a_config(name):
+    plan = load_study(STUDIES / f"{name}.yaml")
     if name == "demo":
         assert len(plan.arms) == 8 and plan.processes == 2 and plan.seeds == (1, 2, 3)
         assert plan.comparisons[0] == ("bank-linear", "none-linear") and plan.features[0].endswith("model_final.pth")

@@ -19,6 +19,7 @@ from rio.widgets.explorer import largest_objects
 from rio.widgets.inspector import Inspector
 from rio.widgets.source import PredictionSource, made_up_results, open_predictions
 from tests.support.refused import refused
+from tests.support.result_files import image, thing
 
 NAMES = {"cat": "f", "dog": "c", "<img src=x onerror=alert(1)>": "r"}
 CATEGORIES = [{"id": i, "name": name, "frequency": f} for i, (name, f) in enumerate(NAMES.items(), 1)]
@@ -26,23 +27,11 @@ CATEGORIES = [{"id": i, "name": name, "frequency": f} for i, (name, f) in enumer
 
 def lvis(objects, num_images=2, size=100):
     """A ground truth: objects are (image_id, category_id, box); every class is verified in every image."""
-    return {
-        "images": [
-            {
-                "id": i, "width": size, "height": size, "file_name": f"<b>{i}.jpg", "neg_category_ids": [1, 2, 3],
-                "not_exhaustive_category_ids": [],
-            }
-            for i in range(1, num_images + 1)
-        ],
-        "categories": CATEGORIES,
-        "annotations": [
-            {
-                "id": n, "image_id": image, "category_id": category, "bbox": box, "area": box[2] * box[3],
-                "segmentation": [[box[0], box[1], box[0] + box[2], box[1], box[0] + box[2], box[1] + box[3]]],
-            }
-            for n, (image, category, box) in enumerate(objects, 1)
-        ],
-    }  # fmt: skip
+    images = [image(i, (1, 2, 3), (), size, size) for i in range(1, num_images + 1)]
+    for number, record in enumerate(images, 1):
+        record["coco_url"] = f"http://x/val/<b>{number}.jpg"
+    things = [thing(n, *of) for n, of in enumerate(objects, 1)]
+    return {"images": images, "categories": CATEGORIES, "annotations": things}
 
 
 def found(image, category, box, score):
