@@ -18,10 +18,12 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, detector_postprocess
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from rio.data.annotations import Annotations
 from rio.data.names import annotations_of
+from rio.engine import telemetry
 from rio.engine.feature_store import FeatureError, FeatureSet, FeatureStore
 from rio.engine.loader import build_batch_sampler
 from rio.roi_heads import RIOFastRCNNOutputLayers
@@ -65,6 +67,9 @@ class FrozenFeatureClassifier(nn.Module):
         predictor, device = self.roi_heads.box_predictor, self.device
         if self.training:
             features, proposals = batch
+            if telemetry.is_log_step():  # detectron2's name, per image, as its heads log it
+                foreground = sum(int((own.gt_classes < predictor.num_classes).sum()) for own in proposals)
+                get_event_storage().put_scalar("roi_head/num_fg_samples", foreground / len(proposals))
             proposals = proposals if device.type == "cpu" else [own.to(device) for own in proposals]
             return predictor.losses(predictor(features.to(device)), proposals)
         if "features" not in batch[0]:

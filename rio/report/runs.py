@@ -108,6 +108,8 @@ class Run:
             "Resampled": self.description,
             "Repeat threshold": setting("DATALOADER.REPEAT_THRESHOLD") if repeats else None,
             "Classifier": self.rio("CLASSIFIER"),
+            "Classification loss": None if (loss := self.rio("CLS_LOSS")) == "softmax" else loss,
+            "Trained": "the classifier, on frozen features" if self.rio("FEATURES") else None,
             "Classes in the bank": ids and f"{len(ids)} with at most {bank('BANK_MAX_IMAGE_COUNT')} images",
             "Slots per class": ", ".join(str(word) for word in slots if word) or None,
             "Replayed per class": None if per_class is None else "; ".join(replay),

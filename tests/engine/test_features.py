@@ -152,6 +152,7 @@ def test_only_the_classifier_is_trained(trained, store):
     rows = [json.loads(line) for line in (Path(trained.cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()]
     assert "total_loss" in rows[0] and "loss_box_reg" not in rows[0]
     assert rows[-1]["bbox/AP"] >= 0 and "segm/AP" not in rows[-1]
+    assert 0 < rows[0]["roi_head/num_fg_samples"] <= 4
 
 
 def test_every_view_is_shown(store, tiny_set, trained):
