@@ -150,8 +150,9 @@ def _box_precision(annotations: Annotations, judged: JudgedPairs, results: Resul
     del table
     if not results.has_boxes:
         predictions.update_anns(ids=np.arange(1, len(rows) + 1), area=prepared.areas)
-    # The cap is applied already; None tells the engine not to apply its own.
+    # The cap is applied already: the engine is not to apply its own, of an image, and of an image and category.
     evaluator = hotcoco.LVISeval(ground_truth, predictions.cap_detections_per_image(None), "bbox")
+    evaluator.params.maxDets = [len(rows)]
     evaluator.evaluate()
     evaluator.accumulate()
     return evaluator.eval["precision"].reshape(len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), -1, len(AREA_LABELS))

@@ -202,6 +202,15 @@ def test_the_cap_of_300_an_image_over_all_categories(lvis_file, max_dets):
     assert result.info["predictions_bbox"]["over_max_dets"] == (21 if max_dets == 300 else 0)
 
 
+@pytest.mark.parametrize("max_dets", [400, -1])
+def test_more_than_300_predictions_of_one_category_in_an_image(lvis_file, max_dets):
+    path = lvis_file([image(1)], [category(1)], [thing(1, 1, 1, [10, 10, 20, 20])])
+    records = [prediction(1, 1, 0.9, box, segmentation=rle(box)) for box in [[60, 60, 20, 20]] * 350]
+    records.append(prediction(1, 1, 0.1, [10, 10, 20, 20], segmentation=rle([10, 10, 20, 20])))
+    result = checked(path, records, "bbox", "segm", max_dets=max_dets)
+    assert result.metrics["bbox"]["AP"] == result.metrics["segm"]["AP"] == pytest.approx(100 / 351)
+
+
 def test_the_cap_comes_before_empty_predictions_are_dropped(lvis_file):
     path = lvis_file([image(1)], [category(1)], [thing(1, 1, 1, [10, 10, 20, 20])])
     boxes = {0.9: [1, 1, 0, 9], 0.8: [1, 1, 9, 0], 0.7: [10, 10, 20, 20]}
