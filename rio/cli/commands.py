@@ -6,16 +6,25 @@ import argparse
 import os
 
 from rio.cli.common import UsageError, config, ground_truth, pairs
+from rio.results.protocols import PROTOCOLS
 
 
 def evaluate(args: argparse.Namespace) -> int:
     """AP of trained weights, or of a results file."""
+    protocol, how = PROTOCOLS[args.protocol], {"protocol": args.protocol, "backend": args.backend}
+    if args.backend not in protocol.backends:
+        expected = " or ".join(protocol.backends)
+        raise UsageError(
+            f"--backend: expected {expected} with --protocol {args.protocol}, found {args.backend}. Fix: leave it out"
+        )
+    if args.protocol != "lvis":
+        print(f"Protocol: {protocol.title}")
     if args.results:
         if args.calibration:
             raise UsageError("--calibration: expected --weights, found --results, whose scores are final")
         from rio.results.evaluation import evaluate
 
-        evaluation = evaluate(ground_truth(args), args.results, iou_types=None, backend=args.backend)
+        evaluation = evaluate(ground_truth(args), args.results, iou_types=None, **how)
         print(evaluation.table())
         if args.output_dir:
             os.makedirs(args.output_dir, exist_ok=True)
@@ -36,7 +45,7 @@ def evaluate(args: argparse.Namespace) -> int:
     cfg = setup_inference(config(args))
     if not len(cfg.DATASETS.TEST):
         raise UsageError("eval: expected a test set, found none. Fix: --val-json and --val-images, or DATASETS.TEST")
-    evaluate_model(cfg, load_model(cfg, args.weights), output_dir=folder, backend=args.backend)  # shows the table
+    evaluate_model(cfg, load_model(cfg, args.weights), output_dir=folder, **how)  # shows the table
     print(f"Written to {folder}: evaluation.json, instances_results.json")
     return 0
 

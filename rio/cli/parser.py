@@ -14,6 +14,7 @@ from typing import Any
 
 from rio.cli import commands, launch, pictures
 from rio.cli.common import drop_known_warnings, is_ours
+from rio.results.protocols import PROTOCOLS
 
 EPILOG = """examples:
   python -m rio demo
@@ -113,7 +114,11 @@ def make_parser() -> argparse.ArgumentParser:
     add("--gt", metavar="JSON", help="with --results: the ground truth; --train-json then gives the frequency groups")
     what = "correct the scores of --weights for the classes' counts: norcal, logit_adjustment, fracal, tau_norm"
     add("--calibration", metavar="METHOD[=STRENGTH]", help=f"{what}; for example norcal=0.6")
-    add("--backend", choices=("hotcoco", "lvis"), default="hotcoco", help="lvis: the official package, slow")
+    what = "lvis (default); lvis_fixed: the 10,000 best detections of each category, no cap per image (with --weights "
+    what += "set TEST.DETECTIONS_PER_IMAGE -1); coco: pycocotools' AP, with APr, APc and APf"
+    add("--protocol", choices=tuple(PROTOCOLS), default="lvis", help=what)
+    what = "lvis, or with --protocol coco pycocotools: the official package, slow"
+    add("--backend", choices=("hotcoco", "lvis", "pycocotools"), default="hotcoco", help=what)
     add("--output-dir", metavar="DIR", help="for results and scores (default: eval/ beside the weights)")
     add("opts", **words, help="config keys, for example TEST.AUG.ENABLED True")
 

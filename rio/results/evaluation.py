@@ -1,8 +1,9 @@
-"""Results -> AP table, by category and by frequency group: the LVIS protocol, equal to the official `lvis` to the bit.
+"""Results -> AP table, by category and by frequency group, equal to the protocols' official packages to the bit.
 
-hotcoco is the engine for boxes. It differs from the official package in what it accepts silently and in the order of
-its steps, so `rio.results.federated` prepares both sides and hands over plain arrays. Masks are compared while their
-file is read (`rio.results.matching`). `backend="lvis"` is the official package itself.
+`rio.results.protocols` is the table of protocols. For LVIS, hotcoco is the engine for boxes. It differs from the
+official package in what it accepts silently and in the order of its steps, so `rio.results.federated` prepares both
+sides and hands over plain arrays. Masks are compared while their file is read (`rio.results.matching`). COCO's protocol
+and `backend="lvis"` run whole packages on records (`rio.results.official`).
 """
 
 from __future__ import annotations
@@ -23,16 +24,17 @@ from rio.data.annotations import GROUP_NAMES, Annotations
 from rio.data.files import write_atomically
 from rio.data.load import load_annotations
 from rio.data.reading import without_collection
-from rio.results.federated import JudgedPairs, Prepared, prepare, records
+from rio.results.federated import JudgedPairs, Prepared, best_of_categories, prepare, records
 from rio.results.matching import (
     AREA_LABELS,
-    AREA_RANGES,
     IOU_THRESHOLDS,
     RECALL_THRESHOLDS,
     MaskOverlaps,
     mask_precision,
+    precision_without_predictions,
 )
-from rio.results.official import lvis_precision
+from rio.results.official import coco_precision, lvis_precision
+from rio.results.protocols import PROTOCOLS
 from rio.results.reading import Results, load_results, results_error
 
 IOU_TYPES = ("bbox", "segm")
@@ -47,18 +49,24 @@ def evaluate(
     results: Sequence[dict[str, Any]] | str | os.PathLike[str] | Results,
     *,
     iou_types: Sequence[str] | None = IOU_TYPES,
-    max_dets: int = 300,
+    max_dets: int | None = None,
     backend: str = "hotcoco",
+    protocol: str = "lvis",
     allow_empty: bool = False,
 ) -> Evaluation:
-    """LVIS AP of results, equal to the official `lvis` package to the last bit.
+    """AP of results, equal to the protocol's official package (`lvis`, `pycocotools`) to the last bit.
 
     Args:
         annotations: the ground truth, or the path of its JSON.
         results: path of a results JSON, list of records, or loaded `Results`.
         iou_types: of "bbox" and "segm"; None: whatever the results carry.
-        max_dets: highest-scoring predictions kept per image, all categories together; -1 keeps all.
-        backend: "hotcoco", or "lvis": the official package (slow, memory-hungry; `pip install lvis`).
+        max_dets: highest-scoring predictions kept per image, all categories together (COCO: per image and category);
+            -1 keeps all; None takes the protocol's own: lvis 300, lvis_fixed -1, coco 100.
+        backend: "hotcoco", or the official package: "lvis" (slow, memory-hungry; `pip install lvis`), for coco
+            "pycocotools".
+        protocol: "lvis"; "lvis_fixed" (Dave et al., arXiv 2102.01066): the 10,000 best predictions of each category,
+            no cap per image; "coco": every category verified in every image, crowd regions by COCO's rule. The groups
+            of APr, APc and APf are those of `annotations.frequency`, see `Annotations.with_frequency_of`.
         allow_empty: accept results without a single prediction (an AP of 0) instead of raising.
 
     Returns:
@@ -67,14 +75,21 @@ def evaluate(
     Raises:
         ResultsError: results that cannot be evaluated (see `load_results`); empty ones; "segm" asked for but no masks
             in them (pass `iou_types=("bbox",)`).
-        ValueError: an unknown IoU type or backend.
+        ValueError: an unknown IoU type, protocol or backend.
     """
     if not isinstance(annotations, Annotations):
         annotations = load_annotations(annotations, segmentations=iou_types is None or "segm" in iou_types)
-    if backend not in ("hotcoco", "lvis"):
-        raise ValueError(f"backend: expected 'hotcoco' or 'lvis', found {backend!r}.")
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, found {protocol!r}.")
+    rules = PROTOCOLS[protocol]
+    if backend not in rules.backends:
+        expected = " or ".join(map(repr, rules.backends))
+        raise ValueError(f"backend: expected {expected} for the protocol {protocol}, found {backend!r}.")
+    max_dets = rules.max_dets if max_dets is None else max_dets
     if isinstance(max_dets, bool) or not isinstance(max_dets, int) or (max_dets < 1 and max_dets != -1):
         raise ValueError(f"max_dets: expected a positive integer or -1 (all), found {max_dets!r}.")
+    if rules.per_category != -1 and max_dets != -1:
+        raise ValueError(f"max_dets: expected -1 for {protocol}, which has no cap per image, found {max_dets}.")
     for iou_type in iou_types or ():
         if iou_type not in IOU_TYPES:
             raise ValueError(f"iou_types: expected a selection of {IOU_TYPES}, found {iou_type!r}.")
@@ -85,8 +100,9 @@ def evaluate(
             f"{sorted(unknown_groups)}. Fix: correct the file, or leave the key out to have groups derived."
         )
     judged = JudgedPairs.of(annotations)
-    overlaps = MaskOverlaps(annotations, judged, iou_types or IOU_TYPES)
-    loaded = load_results(results, annotations, taker=overlaps if backend == "hotcoco" else None)
+    by_packages = protocol == "coco" or backend == "lvis"  # they compare the masks by themselves
+    overlaps = None if by_packages else MaskOverlaps(annotations, judged, iou_types or IOU_TYPES)
+    loaded = load_results(results, annotations, taker=overlaps)
     has_masks = loaded.mask_areas is not None
     if not len(loaded) and not allow_empty:
         fix = "check that the model is trained and MODEL.ROI_HEADS.SCORE_THRESH_TEST low enough; allow_empty=True "
@@ -97,22 +113,31 @@ def evaluate(
     if "segm" in iou_types and len(loaded) and not has_masks:
         fix = "evaluate boxes only with iou_types=('bbox',), or write masks"
         raise results_error(loaded.source, "record 0, key 'segmentation'", "an RLE mask", "nothing", fix)
-    if backend == "hotcoco" and loaded.rles is not None:  # they were loaded before
+    if overlaps is not None and loaded.rles is not None:  # they were loaded before
         everything = np.arange(len(loaded))
         overlaps.add(everything, loaded.image_index, loaded.class_id, loaded.rles, loaded.mask_areas)
     precision, counts = {}, {}
+    best = best_of_categories(loaded, rules.per_category)
+    rows = best if max_dets == -1 else loaded.capped(max_dets)
     for iou_type in iou_types:
-        prepared = prepare(annotations, judged, loaded, iou_type, max_dets)
+        if protocol == "coco":
+            precision[iou_type] = coco_precision(annotations, loaded, iou_type, max_dets, backend)
+            counts[f"predictions_{iou_type}"] = _coco_counts(loaded, max_dets)
+            continue
+        prepared = prepare(annotations, judged, loaded, rows, iou_type)
         if not len(prepared.rows) or not judged.ground_truth.any():
-            precision[iou_type] = _precision_without_predictions(annotations, judged)
+            precision[iou_type] = precision_without_predictions(annotations, judged.ground_truth)
         elif backend == "lvis":
-            precision[iou_type] = lvis_precision(annotations, judged, loaded, iou_type, max_dets)
+            precision[iou_type] = lvis_precision(annotations, judged, loaded, best, iou_type, max_dets)
         elif iou_type == "bbox":
             precision[iou_type] = _box_precision(annotations, judged, loaded, prepared)
         else:
             precision[iou_type] = mask_precision(annotations, judged, loaded, prepared, overlaps)
         counts[f"predictions_{iou_type}"] = prepared.counts
         del prepared
+    title = rules.title
+    if annotations.federated == (protocol == "coco"):
+        title += f", every category verified ({'LVIS' if annotations.federated else 'COCO'}-format ground truth)"
     info = {
         "annotations": str(annotations.path),
         "results": loaded.source,
@@ -120,7 +145,7 @@ def evaluate(
         "predictions": len(loaded),
         "max_dets": max_dets,
         "backend": backend,
-        "protocol": "LVIS" if annotations.federated else "LVIS, every category verified (COCO-format ground truth)",
+        "protocol": title,
         **counts,
     }
     del loaded, overlaps, results  # room for the summary
@@ -158,14 +183,12 @@ def _box_precision(annotations: Annotations, judged: JudgedPairs, results: Resul
     return evaluator.eval["precision"].reshape(len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), -1, len(AREA_LABELS))
 
 
-def _precision_without_predictions(annotations: Annotations, judged: JudgedPairs) -> np.ndarray:
-    """As `lvis` has it: 0 for every class with ground truth in an area range, -1 for the others."""
-    shape = len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), len(annotations.category_ids), len(AREA_LABELS)
-    precision = np.full(shape, -1.0)
-    areas, classes = annotations.areas[judged.ground_truth], annotations.annotation_class[judged.ground_truth]
-    for column, (low, high) in enumerate(AREA_RANGES):
-        precision[:, :, np.unique(classes[(areas >= low) & (areas <= high)]), column] = 0
-    return precision
+def _coco_counts(results: Results, max_dets: int) -> dict[str, int]:
+    """As those of `Prepared`: COCO caps each image and category by itself, and judges whatever is left."""
+    keys = results.class_id.astype(np.int64) * results.num_images + results.image_index
+    found = np.unique(keys, return_counts=True)[1]
+    over = 0 if max_dets == -1 else int(np.maximum(found - max_dets, 0).sum())
+    return {"judged": len(results) - over, "over_max_dets": over}
 
 
 @dataclass(eq=False)
@@ -177,8 +200,8 @@ class Evaluation:
             {...}}; percent, NaN where no ground truth is there to judge by.
         per_category: one row per category: category_id, name, frequency, image_count, instance_count (counts
             of the ground truth evaluated on), AP_bbox, AP_segm (percent, NaN if absent or not evaluated).
-        info: annotations, results (paths), images, predictions, max_dets, backend, and per IoU type how many
-            predictions were judged and why the others were not.
+        info: annotations, results (paths), images, predictions, max_dets, backend, protocol, and per IoU type how
+            many predictions were judged and why the others were not.
         precision: {"bbox": (10 IoU thresholds, 101 recalls, K, 4 area ranges) float64 in 0..1, -1 absent};
             axes in IOU_THRESHOLDS, RECALL_THRESHOLDS, class_id, AREA_LABELS. Empty after `from_json`: it is
             not stored.

@@ -96,9 +96,22 @@ class Prepared:
     counts: dict[str, int]  # of predictions that are judged, and that are not for which reason
 
 
-def prepare(annotations: Annotations, judged: JudgedPairs, results: Results, iou_type: str, max_dets: int) -> Prepared:
-    """The official package's order of steps: cap, then area, then federation."""
-    rows = results.capped(max_dets)
+def best_of_categories(results: Results, count: int) -> np.ndarray:
+    """Rows among the `count` highest-scoring ones of their category (-1: all), grouped by image."""
+    rows = results.capped(-1)
+    if count == -1:
+        return rows
+    order = np.lexsort((-results.scores, results.class_id))  # equal scores in the file's order
+    of_class = results.class_id[order]
+    keep = np.empty(len(order), bool)
+    keep[order] = np.arange(len(order)) - np.searchsorted(of_class, of_class) < count
+    return rows[keep[rows]]
+
+
+def prepare(
+    annotations: Annotations, judged: JudgedPairs, results: Results, rows: np.ndarray, iou_type: str
+) -> Prepared:
+    """The official package's order of steps: cap (which left `rows`), then area, then federation."""
     counts = {"judged": 0, "over_max_dets": len(results) - len(rows)}
     # A mask's area for "segm" whether or not there is a bbox (detectron2 strips the bbox for that reason); for "bbox"
     # width * height, unless the records carry masks only.

@@ -225,6 +225,16 @@ def _accumulate(class_id: np.ndarray, right: np.ndarray, wrong: np.ndarray, num_
     return np.moveaxis(precision, 0, -1)
 
 
+def precision_without_predictions(annotations: Annotations, objects: np.ndarray) -> np.ndarray:
+    """As the official packages have it: 0 for every class with `objects` (A,) bool in an area range, else -1."""
+    shape = len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), len(annotations.category_ids), len(AREA_LABELS)
+    precision = np.full(shape, -1.0)
+    areas, classes = annotations.areas[objects], annotations.annotation_class[objects]
+    for column, (low, high) in enumerate(AREA_RANGES):
+        precision[:, :, np.unique(classes[(areas >= low) & (areas <= high)]), column] = 0
+    return precision
+
+
 def objects_needed(total: np.ndarray) -> np.ndarray:
     """(K, R) int64: how many of (K,) objects make a recall of at least each threshold; 1 or more.
 

@@ -16,6 +16,9 @@ from PIL import Image
 
 from rio.cli.common import UsageError
 from rio.cli.parser import main
+from rio.data.load import load_annotations
+from rio.results.evaluation import Evaluation, evaluate
+from rio.results.protocols import PROTOCOLS
 from rio.shapes.spec import SPECS
 from tests.support import tiny_shapes
 
@@ -159,6 +162,27 @@ def test_eval_of_a_results_file(run, tiny_set, tmp_path, backend):
     assert all(written[kind] == pytest.approx(own[kind], abs=1e-9) for kind in own)
 
 
+@pytest.mark.parametrize("protocol", ["lvis_fixed", "coco"])
+def test_eval_by_another_protocol(run, tiny_set, tmp_path, capsys, protocol):
+    results, gt, train = run / "instances_results.json", tiny_set / "val.json", tiny_set / "train.json"
+    words = ["--results", results, "--gt", gt, "--train-json", train, "--output-dir", tmp_path, "--protocol", protocol]
+    assert main(["eval", *map(str, words)]) == 0
+    assert f"Protocol: {PROTOCOLS[protocol].title}\n" in capsys.readouterr().out
+    truth = load_annotations(gt).with_frequency_of(load_annotations(train))
+    expected = evaluate(truth, results, protocol=protocol).metrics  # APr, APc, APf by the training set's groups
+    np.testing.assert_equal(Evaluation.from_json(tmp_path / "evaluation.json").metrics, expected)
+
+
+def test_eval_of_weights_by_another_protocol_warns_of_the_configs_cap(run, tmp_path, capsys):
+    words = ["eval", "--weights", str(run / "model_final.pth"), "--protocol", "lvis_fixed"]
+    words += ["--output-dir", str(tmp_path)]
+    for options, warned in (([], True), (["TEST.DETECTIONS_PER_IMAGE", "-1"], False)):
+        assert main([*words, *options]) == 0
+        assert ("TEST.DETECTIONS_PER_IMAGE: expected -1 (all)" in capsys.readouterr().out) == warned
+        found = Evaluation.from_json(tmp_path / "evaluation.json").info
+        assert found["protocol"].startswith("LVIS, AP-fixed") and (found["predictions"] <= 60) == warned
+
+
 def test_weights_that_do_not_fit_are_named(run, capsys):
     error = refused(capsys, "eval", "--weights", run / "model_final.pth", "MODEL.ROI_BOX_HEAD.FC_DIM", 32)
     assert "box_head.fc1.weight" in error and "(24, " in error
@@ -248,6 +272,7 @@ def test_study_passes_on_its_flags_and_prints_the_tables(monkeypatch, tmp_path, 
         (["train", *CONFIG, "--num-gpus", "64"], "--num-gpus 64"),
         (["eval"], "expected --weights CHECKPOINT, or --results"),
         (["eval", "--weights", "none.pth"], "--config-file"),
+        (["eval", "--protocol", "coco", "--backend", "lvis"], "--backend: expected hotcoco or pycocotools"),
         (["eval", "--results", "none.json"], "expected --gt JSON"),
         (["eval", "--results", "none.json", "--gt", "none.json"], "none.json"),
         (["predict", "--output", "OUT"], "expected images or folders"),
