@@ -8,10 +8,13 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import re
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 from tabulate import tabulate
 
 from rio.results.evaluation import METRICS
@@ -20,10 +23,9 @@ from rio.study.result import StudyResult
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 CONFIGS_README = ROOT / "configs" / "README.md"
-FACTORS = ROOT / "configs" / "studies" / "results" / "factors.json"
+RESULTS = ROOT / "configs" / "studies" / "results"
 BENCHMARKS = ROOT / "tests" / "benchmarks" / "RESULTS.json"
 
-ARMS = ("rfs_linear", "rfs_bank_linear", "rfs_cosine", "rfs_bank_cosine")
 BENCHMARK_ROWS = (  # how the row begins in RESULTS.json
     "0.94 GB JSON -> columns",
     "0.94 GB JSON -> training batches, RFS, 4 workers, cold",
@@ -61,13 +63,36 @@ def rooms() -> str:
     return tabulate(rows, ["", "lines", ""], tablefmt="github")
 
 
-def chosen() -> str:
-    """Four arms of the study: box AP, mean over seeds ± half the range."""
-    table = StudyResult.from_json(FACTORS).table()
-    table = table[table["iou_type"] == "bbox"].set_index("arm")
-    metrics = [m for m in METRICS if m in ("AP", "APr", "APc", "APf")]
-    rows = [[f"`{arm}`", *(f"{table.at[arm, m]:.1f} ±{table.at[arm, f'{m}_spread']:.1f}" for m in metrics)]
-            for arm in ARMS]  # fmt: skip
+def by_arm(study: str) -> pd.DataFrame:
+    """A committed study's box AP: mean over seeds, METRIC_spread half the range; by arm, "_" for "+" and "-"."""
+    table = StudyResult.from_json(RESULTS / f"{study}.json").table()
+    table = table[table["iou_type"] == "bbox"]
+    return table.set_index(table["arm"].str.replace("[-+]", "_", regex=True))
+
+
+def kendall(one: pd.Series, other: pd.Series) -> float:
+    """Kendall's tau of two rankings of the same arms: concordant pairs less discordant ones, by all."""
+    pairs = list(itertools.combinations(one.index, 2))
+    return sum(np.sign((one[a] - one[b]) * (other[a] - other[b])) for a, b in pairs) / len(pairs)
+
+
+def length() -> str:
+    """The eight arms fully trained, short and long, and on frozen features: AP (APr)."""
+    studies = {"6 epochs": "factors", "24 epochs": "length", "on features, 24 epochs": "length_features"}
+    tables = {title: by_arm(study) for title, study in studies.items()}
+    full, features = tables["24 epochs"], tables["on features, 24 epochs"]
+    rows = [[f"`{arm}`", *(f"{t.at[arm, 'AP']:.1f} ({t.at[arm, 'APr']:.1f})" for t in tables.values())]
+            for arm in full.index]  # fmt: skip
+    taus = " and ".join(f"{kendall(full[m], features.loc[full.index, m]):.2f} for {m}" for m in ("AP", "APr"))
+    text = tabulate(rows, ["", *tables], tablefmt="github", colalign=["left", *["right"] * 3])
+    return f"{text}\n\nKendall's tau between the last two columns: {taus}."
+
+
+def classifiers() -> str:
+    """The eight arms on frozen features: box AP, mean over detectors ± half the range."""
+    table, metrics = by_arm("classifiers").head(8), [m for m in METRICS if m in ("AP", "APr", "APc", "APf")]
+    rows = [[f"`{row['arm']}`", *(f"{row[m]:.1f} ±{row[f'{m}_spread']:.1f}" for m in metrics)]
+            for _, row in table.iterrows()]  # fmt: skip
     return tabulate(rows, ["", *metrics], tablefmt="github", colalign=["left", *["right"] * 4])
 
 
@@ -99,7 +124,14 @@ def losses() -> str:
     return tabulate(rows, ["", "", "published"], tablefmt="github")
 
 
-BLOCKS = {"method": method, "rooms": rooms, "factors: chosen": chosen, "benchmarks": benchmarks, "losses": losses}
+BLOCKS = {
+    "method": method,
+    "rooms": rooms,
+    "length": length,
+    "classifiers": classifiers,
+    "benchmarks": benchmarks,
+    "losses": losses,
+}
 
 
 def written(text: str) -> str:
