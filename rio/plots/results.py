@@ -105,7 +105,8 @@ def ap_by_image_count(table: pd.DataFrame, ax: Axes | None = None, *, label: str
     limits = (min(0.0, table["AP"].min()) - 2, min(table["AP"].max() * 1.08 + 2, 104))
     ax.set(xlabel="training images with the category", ylabel=label, ylim=limits)
     ax.grid(axis="y")
-    parts.legend_above(ax, ncols=min(len(arms), 4), handlelength=1.4)
+    fit = max(72 // (max(len(str(arm)) for arm in arms) + 6), 1)  # names beside each other above the Axes
+    parts.legend_above(ax, ncols=min(len(arms), 4, fit), handlelength=1.4)
     return ax
 
 
