@@ -13,6 +13,7 @@ _MODULE_OF = {
     "explore": "rio.widgets.explorer",
     "compare_sampling": "rio.widgets.balance",
     "TrainingPanel": "rio.widgets.training",
+    "ClassifierLab": "rio.widgets.lab",
     "open_runs": "rio.widgets.runs",
     "open_study": "rio.widgets.studies",
     "open_predictions": "rio.widgets.source",
