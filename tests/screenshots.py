@@ -56,6 +56,7 @@ SHOTS = (
     Shot("02_image_vs_object_balance.ipynb", SLIDERS),
     Shot("03_train.ipynb", ".rio-training", height=960),
     Shot("04_per_frequency_ap.ipynb", "h2:has-text('By frequency group')"),
+    Shot("06_classifier_lab.ipynb", ".widget-vbox:has(select[multiple])", height=1000),
     Shot("05_inspect_predictions.ipynb", ".rio-inspector", height=900),
 )
 
@@ -66,6 +67,7 @@ def take(shot: Shot, runs: Path, folder: Path) -> Path:
     copy = folder / "notebooks"
     (copy / "output").mkdir(parents=True)
     (copy / "output" / "demo").symlink_to(runs)
+    (copy / "output" / "lab").symlink_to(runs.parent / "lab")
     (copy / "output" / "notebook").symlink_to(runs / "rfs+bank-cosine-seed1")
     shutil.copy(lab.NOTEBOOKS / shot.notebook, copy)
     with lab.jupyter_lab(copy, folder) as address, lab.browser_page(WIDTH, shot.height) as page:

@@ -210,7 +210,8 @@ class FeatureStore:
                 f"width {self.width}, found {free / 1e9:.1f} GB ({error.strerror}). Fix: choose another --output, or "
                 f"lower {less}"
             ) from error
-        sets[key] = {"data": name, "folder": folder.name, "rois": rois, "fingerprint": fingerprint(annotations)}
+        about = {"images": annotations.num_images, "rois": rois, "fingerprint": fingerprint(annotations)}
+        sets[key] = {"data": name, "folder": folder.name, **about}
         write_atomically(self.folder / "features.json", json.dumps(self.about, indent=1).encode())
 
     def check(self, name: str, annotations: Annotations, *, train: bool) -> None:

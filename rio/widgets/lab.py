@@ -4,57 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import html
 import io
+import itertools
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ipywidgets
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from rio import plots
 from rio.data import names
+from rio.results.evaluation import GROUP_METRICS
 from rio.study.process import ALIVE, LaunchError, Training, train_command
 from rio.widgets import theme
 
 REFRESH_SECONDS = 2.0
-METRICS = ("AP", "APr", "APc", "APf")
 SAMPLING = {"none": ("none", False), "bank": ("none", True), "rfs": ("rfs", False), "rfs+bank": ("rfs", True)}
-CLASSIFIERS = ("linear", "cosine")
-LOSSES = (
-    "softmax", "sigmoid", "federated", "eql", "eqlv2", "seesaw", "balanced_softmax", "bags", "ecm", "gumbel", "droploss",
-)  # fmt: skip
-
-
-def read_features(folder: Path) -> dict:
-    """features.json of a finished folder of features.
-
-    Raises:
-        LaunchError: none there, or some images are missing.
-    """
-    fix = f"Fix: python -m rio features --weights WEIGHTS --output {folder}"
-    try:
-        about = json.loads((folder / "features.json").read_bytes())
-        sets = about["sets"]
-        missing = sum(int((np.load(folder / s["folder"] / "counts.npy") < 0).sum()) for s in sets.values())
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LaunchError(f"features {folder}: expected a folder with features.json, found none. {fix}") from error
-    if "train" not in sets or len(sets) < 2 or missing:
-        found = f"{len(sets)} sets, {missing} images missing"
-        raise LaunchError(f"features {folder}: expected a training and a test set, complete, found {found}. {fix}")
-    return about
+CLASSIFIERS = {"linear": 1.0, "cosine": 0.3}  # times the learning rate, as in configs/studies/demo.yaml
+LOSSES = [
+    "softmax", "sigmoid", "federated", "eql", "eqlv2", "seesaw", "balanced_softmax", "bags", "ecm", "gumbel",
+    "droploss",
+]  # fmt: skip
+EVALUATIONS = 8  # of a training, evenly
 
 
 class ClassifierLab(ipywidgets.VBox):
-    """Choose arms, train each as a process of its own, and compare them with the earlier ones.
+    """Choose arms, train each as a process of its own, and compare them with all earlier ones on the same features.
 
     Args:
-        features: folder from `python -m rio features`.
-        output_dir: a folder per run goes here; runs that are there are shown.
+        features: folder from `python -m rio features`; `make demo` makes the default one.
+        output_dir: gets a folder per run; runs that are there are shown.
         config: name of a project config, or path of a YAML file.
         options: KEY, VALUE, ... for every arm.
     """
@@ -67,81 +50,111 @@ class ClassifierLab(ipywidgets.VBox):
         config: str | os.PathLike[str] = "configs/shapes/tail_features.yaml",
         options: Sequence[str] = (),
     ):
-        self._config, self._options = names.find(config), [str(word) for word in options]
-        self.features = ipywidgets.Text(value=os.fspath(features), description="features", continuous_update=False)
-        self.output_dir = names.find(output_dir)
-        self.sampling = ipywidgets.SelectMultiple(options=list(SAMPLING), value=["none", "rfs"], description="sampling")
-        self.classifiers = ipywidgets.SelectMultiple(options=CLASSIFIERS, value=["linear"], description="classifier")
-        self.losses = ipywidgets.SelectMultiple(options=LOSSES, value=["softmax"], description="loss")
-        self.epochs = ipywidgets.BoundedFloatText(value=5, min=0.01, max=1000, description="epochs")
-        self.threshold = ipywidgets.BoundedFloatText(value=0.03, min=1e-6, max=1, description="threshold")
-        self.rate = ipywidgets.BoundedFloatText(value=0.1, min=1e-6, max=10, description="learning rate")
-        self.train_button = ipywidgets.Button(description="Train", icon="play", button_style="success")
-        self.stop_button = ipywidgets.Button(description="Stop", icon="stop", button_style="warning")
+        self._folder, self._root, self._config = names.find(features), names.find(output_dir), names.find(config)
+        self._options, self._queue, self._drawn = [str(word) for word in options], {}, None
+        self.trouble = ""  # the last error, in a sentence
+
+        def many(options: Sequence[str], chosen: Sequence[str], what: str) -> ipywidgets.SelectMultiple:
+            look = {"layout": {"width": "210px"}, "style": {"description_width": "64px"}}
+            return ipywidgets.SelectMultiple(options=options, value=chosen, description=what, rows=5, **look)
+
+        def number(value: float, most: float, what: str) -> ipywidgets.BoundedFloatText:
+            look = {"layout": {"width": "200px"}, "style": {"description_width": "100px"}}
+            return ipywidgets.BoundedFloatText(value=value, min=1e-6, max=most, description=what, **look)
+
+        self.sampling = many(list(SAMPLING), ["none", "rfs"], "sampling")
+        self.classifiers = many(list(CLASSIFIERS), ["linear"], "classifier")
+        self.losses = many(LOSSES, ["softmax"], "loss")
+        self.epochs = number(25, 1000, "epochs")
+        self.threshold, self.rate = number(0.03, 1, "threshold t"), number(0.1, 10, "learning rate")
+        buttons = [ipywidgets.Button(description=text, icon=icon, button_style=look)
+                   for text, icon, look in (("Train", "play", "success"), ("Stop", "stop", "warning"))]  # fmt: skip
+        buttons[0].on_click(lambda _: self.train())
+        buttons[1].on_click(lambda _: self.stop())
         self.status, self.figure = ipywidgets.HTML(), ipywidgets.Image(format="png", layout={"display": "none"})
-        form = [self.features, self.sampling, self.classifiers, self.losses, self.epochs, self.threshold, self.rate]
-        box = ipywidgets.HBox(form, layout={"flex_flow": "row wrap"})
-        super().__init__([box, ipywidgets.HBox([self.train_button, self.stop_button]), self.status, self.figure])
-        self.trouble, self.queue, self.watching = "", [], None
-        self.train_button.on_click(lambda _: self.train())
-        self.stop_button.on_click(lambda _: self.stop())
+        column = ipywidgets.VBox([self.epochs, self.threshold, self.rate, ipywidgets.HBox(buttons)])
+        form = ipywidgets.HBox([self.sampling, self.classifiers, self.losses, column], layout={"flex_flow": "row wrap"})
+        super().__init__([form, self.status, self.figure])
+        self._watching: asyncio.Task[None] | None = None
         self.refresh()
 
-    def commands(self) -> dict[str, list[str]]:
-        """Name of a run -> the command that trains it.
+    def about(self) -> dict[str, Any]:
+        """features.json: which detector and data sets the features are of.
 
         Raises:
-            LaunchError: no features there, or unfinished ones.
+            LaunchError: no features there.
         """
-        folder = names.find(self.features.value)
-        sets = read_features(folder)["sets"]
-        batch, epochs, rate, t = 16, self.epochs.value, self.rate.value, self.threshold.value
-        images = int(sets["train"]["fingerprint"].split()[0])
-        steps, tests = max(round(images * epochs / batch), 1), tuple(s["data"] for k, s in sets.items() if k != "train")
+        try:
+            return json.loads((self._folder / "features.json").read_bytes())
+        except (OSError, ValueError) as error:
+            raise LaunchError(
+                f"features {self._folder}: expected a folder with features.json, found none. Fix: `make demo` makes "
+                f"the default ones, `python -m rio features --weights PTH --output {self._folder}` those of a detector"
+            ) from error
+
+    @property
+    def folder(self) -> Path:
+        """Of the runs on these features."""
+        return self._root / str(self.about()["sha256"])[:8]
+
+    def commands(self) -> dict[str, list[str]]:
+        """Name of a run -> the command that trains it, for every combination chosen."""
+        sets, batch = self.about()["sets"], 16
+        steps = max(round(sets["train"]["images"] * self.epochs.value / batch), 1)
+        shared = {
+            "MODEL.RIO.FEATURES": self._folder.absolute(),
+            "DATASETS.TRAIN": (sets["train"]["data"],),
+            "DATASETS.TEST": tuple(one["data"] for key, one in sets.items() if key != "train")[:1],
+            "DATALOADER.REPEAT_THRESHOLD": self.threshold.value,
+            "SOLVER.MAX_ITER": steps,
+            "SOLVER.IMS_PER_BATCH": batch,
+            "SOLVER.WARMUP_ITERS": max(min(steps // 10, 100), 1),
+            "TEST.EVAL_PERIOD": max(steps // EVALUATIONS, 1),
+        }
         found = {}
-        for arm in ((s, c, x) for s in self.sampling.value for c in self.classifiers.value for x in self.losses.value):
-            (sampler, bank), classifier, loss = SAMPLING[arm[0]], *arm[1:]
-            values = {
-                "MODEL.RIO.FEATURES": folder, "MODEL.RIO.SAMPLER": sampler, "MODEL.RIO.BANK_ENABLED": bank,
-                "MODEL.RIO.CLASSIFIER": classifier, "MODEL.RIO.CLS_LOSS": loss, "DATALOADER.REPEAT_THRESHOLD": t,
-                "SOLVER.BASE_LR": rate, "SOLVER.MAX_ITER": steps, "SOLVER.IMS_PER_BATCH": batch,
-                "SOLVER.WARMUP_ITERS": max(steps // 10, 1), "TEST.EVAL_PERIOD": max(steps // 8, 1),
-                "DATASETS.TRAIN": (sets["train"]["data"],), "DATASETS.TEST": tests,
-            }  # fmt: skip
-            name = f"{arm[0]} {loss} {epochs:g}ep lr{rate:g} t{t:g}-{classifier}"
-            words = [str(word) for pair in values.items() for word in pair]
-            found[name] = train_command(self._config, self.output_dir / name, options=[*words, *self._options])
+        for arm, loss, head in itertools.product(self.sampling.value, self.losses.value, self.classifiers.value):
+            sampler, bank = SAMPLING[arm]
+            own = {"SAMPLER": sampler, "BANK_ENABLED": bank, "CLASSIFIER": head, "CLS_LOSS": loss}
+            own = {f"MODEL.RIO.{key}": value for key, value in own.items()}
+            own["SOLVER.BASE_LR"] = self.rate.value * CLASSIFIERS[head]
+            words = [str(word) for pair in (shared | own).items() for word in pair]
+            name = f"{arm} {loss} {self.epochs.value:g}ep lr{self.rate.value:g} t{self.threshold.value:g}-{head}"
+            found[name] = train_command(self._config, self.folder / name, options=[*words, *self._options])
         return found
 
     def runs(self) -> dict[str, Training]:
-        """The runs in the folder, by name."""
-        found = self.output_dir.iterdir() if self.output_dir.is_dir() else ()
-        return {path.name: Training(path) for path in sorted(found) if (path / "run.json").is_file()}
+        """The runs on these features, by name, in the order in which they were begun."""
+        with contextlib.suppress(LaunchError, OSError):
+            found = [path for path in self.folder.iterdir() if (path / "run.json").is_file()]
+            return {path.name: Training(path) for path in sorted(found, key=lambda path: path.stat().st_ctime)}
+        return {}
 
     def train(self) -> None:
-        """Train every chosen arm that is not in the folder yet, as many at once as there are cores."""
+        """Train every chosen arm that is not there yet, as many at once as there are cores; stopped ones resume."""
         self.trouble = ""
-        try:
-            known = self.runs().keys() | dict(self.queue).keys()
-            self.queue += [(name, words) for name, words in self.commands().items() if name not in known]
-        except LaunchError as error:
-            self.trouble = theme.sentence(error)
+        with self._errors():
+            runs = self.runs()
+            for name, words in self.commands().items():
+                if name not in runs:
+                    self._queue[name] = words
+                elif runs[name].state() == "stopped":
+                    runs[name].resume()
         self.refresh()
-        with contextlib.suppress(RuntimeError):  # no kernel: a script calls refresh() itself
-            if self.watching is None or self.watching.done():
-                self.watching = asyncio.get_running_loop().create_task(self._watch())
+        with contextlib.suppress(RuntimeError):  # no kernel: whoever called calls refresh() too
+            if self._watching is None or self._watching.done():
+                self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     def stop(self) -> None:
-        """Stop all trainings; what waits is not started."""
-        self.queue.clear()
+        """Stop all trainings, each after a checkpoint; what waits is not started."""
+        self._queue.clear()
         for run in self.runs().values():
-            if run.pid() is not None:
+            with contextlib.suppress(LaunchError):  # it has ended
                 run.stop()
         self.refresh()
 
     def is_busy(self) -> bool:
         """Whether something trains or waits."""
-        return bool(self.queue) or any(run.state() in ALIVE for run in self.runs().values())
+        return bool(self._queue) or any(run.state() in ALIVE for run in self.runs().values())
 
     async def _watch(self) -> None:
         while self.is_busy():
@@ -149,41 +162,53 @@ class ClassifierLab(ipywidgets.VBox):
             await asyncio.sleep(REFRESH_SECONDS)
         self.refresh()
 
+    @contextlib.contextmanager
+    def _errors(self) -> Any:
+        try:
+            yield
+        except (LaunchError, OSError, KeyError, TypeError) as error:
+            self.trouble = theme.sentence(error)
+            self._queue.clear()
+
     def curves(self) -> pd.DataFrame:
         """A row per run and evaluation: arm, seed, epoch, AP, APr, APc, APf (percent)."""
         parts = []
         for name, run in self.runs().items():
-            table = run.metrics().reindex(columns=["iteration", *(f"bbox/{m}" for m in METRICS)]).dropna(thresh=2)
+            table = run.metrics().reindex(columns=["iteration", *(f"bbox/{m}" for m in GROUP_METRICS)]).dropna(thresh=2)
+            shown = (table["iteration"] + 1) * run.setting("SOLVER.IMS_PER_BATCH", 16)
             table = table.rename(columns=lambda column: column.removeprefix("bbox/"))
-            epochs = float(name.split("ep lr")[0].rsplit(" ", 1)[-1]) if "ep lr" in name else 1.0
-            last = run.progress().max_iter or 1
-            parts.append(table.assign(arm=name, seed=0, epoch=(table["iteration"] + 1) / last * epochs))
-        return pd.concat(parts or [pd.DataFrame()]).reindex(columns=["arm", "seed", "epoch", *METRICS])
+            parts.append(table.assign(arm=name, seed=0, epoch=shown / self.about()["sets"]["train"]["images"]))
+        return pd.concat(parts or [pd.DataFrame()]).reindex(columns=["arm", "seed", "epoch", *GROUP_METRICS])
 
     def refresh(self) -> None:
         """Start what waits, read the folder and show it."""
         runs = self.runs()
-        try:
-            while self.queue and sum(run.state() in ALIVE for run in runs.values()) < (os.cpu_count() or 1):
-                name, words = self.queue.pop(0)
-                runs[name] = Training(self.output_dir / name)
-                runs[name].start(words, cwd=names.project_root(), environment={"OMP_NUM_THREADS": "1"})
-        except LaunchError as error:
-            self.trouble = theme.sentence(error)
-            self.queue.clear()
+        with self._errors():
+            while self._queue and sum(run.state() in ALIVE for run in runs.values()) < (os.cpu_count() or 1):
+                name = next(iter(self._queue))
+                runs[name] = Training(self.folder / name)
+                one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+                runs[name].start(self._queue.pop(name), cwd=names.project_root(), environment=one_thread)
         table = self.curves()
         last = table.groupby("arm").last().reindex(runs)
-        rows = [[n, runs[n].explain(), *(f"{last.at[n, m]:.1f}".replace("nan", "–") for m in METRICS)] for n in runs]
-        shown = theme.html_table(["run", "state", *METRICS], rows) if rows else theme.status("No run yet.")
-        trouble = f'<div class="rio-trouble">{html.escape(self.trouble)}</div>' if self.trouble else ""
-        self.status.value = trouble + shown
-        self.figure.layout.display = "none" if table.empty else None
-        if len(table):
-            with plots.style():
-                figure = Figure(figsize=(10, 6.6), layout="constrained")
-                for ax, metric in zip(figure.subplots(2, 2).flat, METRICS, strict=True):
-                    if table[metric].notna().any():
-                        plots.study_curves(table, ax, metric=metric)
-                buffer = io.BytesIO()
-                figure.savefig(buffer, format="png", dpi=150)
-            self.figure.value = buffer.getvalue()
+        rows = [
+            [n, runs[n].explain(), *(f"{last.at[n, m]:.1f}".replace("nan", "–") for m in GROUP_METRICS)] for n in runs
+        ]
+        rows += [[name, "waits", *"––––"] for name in self._queue]
+        shown = theme.html_table(["run", "state", *GROUP_METRICS], rows) if rows else theme.status("No run yet.")
+        self.status.value = (theme.notice(self.trouble) if self.trouble else "") + shown
+        if len(table) and self._drawn != (drawn := (len(runs), len(table))):
+            self._drawn, self.figure.layout.display = drawn, None
+            self.figure.value = _draw(table)
+
+
+def _draw(table: pd.DataFrame) -> bytes:
+    """AP of every group against epochs, as a PNG."""
+    table, buffer = table.assign(arm=table["arm"].str.replace(" softmax", "")), io.BytesIO()
+    with plots.style():
+        figure = Figure(figsize=(11, 7), layout="constrained")
+        for ax, metric in zip(figure.subplots(2, 2).flat, GROUP_METRICS, strict=True):
+            if table[metric].notna().any():
+                plots.study_curves(table, ax, metric=metric)
+        figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()

@@ -1,50 +1,77 @@
-"""The classifier lab."""
+"""The classifier lab: a training per arm, errors as sentences, earlier runs beside new ones."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import sys
+import time
 
-import numpy as np
+import pytest
 
 import rio
 from rio.losses import LOSSES
+from rio.widgets import lab as module
 
 
-def features(folder, count=16):
-    sets = {"train": {"data": "a", "folder": "train", "fingerprint": "160 images, 9 objects, crc 0"}}
-    sets["b"] = {"data": "b", "folder": "test_0", "fingerprint": ""}
-    for one in sets.values():
-        (folder / one["folder"]).mkdir(parents=True)
-        np.save(folder / one["folder"] / "counts.npy", np.array([16, count]))
-    (folder / "features.json").write_text(json.dumps({"sets": sets}))
-    return folder
+@pytest.fixture
+def features(tmp_path):
+    """features.json as `rio features` writes it."""
+    sets = {
+        "train": {"data": "a", "folder": "train", "images": 160},
+        "b": {"data": "b", "folder": "test_0", "images": 9},
+    }
+    (tmp_path / "features").mkdir()
+    (tmp_path / "features" / "features.json").write_text(json.dumps({"sha256": "0123456789", "sets": sets}))
+    return tmp_path / "features"
 
 
-def test_offers_every_loss(tmp_path):
-    assert set(rio.ClassifierLab(output_dir=tmp_path).losses.options) == set(LOSSES)
+def test_it_offers_every_loss(features, tmp_path):
+    assert set(rio.ClassifierLab(features, tmp_path).losses.options) == set(LOSSES)
 
 
-def test_missing_or_unfinished_features_are_a_sentence(tmp_path):
-    for folder in (tmp_path / "none", features(tmp_path / "begun", -1)):
-        lab = rio.ClassifierLab(folder, tmp_path / "runs")
-        lab.train()
-        assert str(folder) in lab.trouble and "Fix:" in lab.trouble and not lab.is_busy()
+def test_missing_features_are_a_sentence(tmp_path):
+    lab = rio.ClassifierLab(tmp_path / "none", tmp_path / "runs")
+    lab.train()
+    assert "expected a folder with features.json, found none. Fix: `make demo`" in lab.trouble
+    assert lab.trouble.split(":")[0] in lab.status.value and not lab.is_busy() and lab.curves().empty
 
 
-def test_one_command_per_arm(tmp_path):
-    lab = rio.ClassifierLab(features(tmp_path / "f"), tmp_path / "runs")
-    lab.classifiers.value = ("linear", "cosine")
+def test_a_command_per_arm(features, tmp_path):
+    lab = rio.ClassifierLab(features, tmp_path / "runs", options=["SEED", 3])
+    lab.classifiers.value, lab.epochs.value = ("linear", "cosine"), 5
     commands = lab.commands()
-    assert len(commands) == 4
-    assert all(words[words.index("SOLVER.MAX_ITER") + 1] == "50" for words in commands.values())
+    assert len(commands) == 4 and list(commands)[1] == "none softmax 5ep lr0.1 t0.03-cosine"
+    for name, words in commands.items():
+        value = dict(itertools.pairwise(words))
+        assert value["SOLVER.MAX_ITER"] == "50" and words[-2:] == ["SEED", "3"]
+        assert float(value["SOLVER.BASE_LR"]) == pytest.approx(0.03 if name.endswith("cosine") else 0.1)
+        assert value["DATASETS.TEST"] == "('b',)" and value["MODEL.RIO.FEATURES"] == str(features)
 
 
-def test_runs_of_an_earlier_time_are_shown(tmp_path):
-    run = tmp_path / "rfs softmax 5ep lr0.1 t0.03-linear"
-    run.mkdir()
-    (run / "run.json").write_text('{"pid": 1, "command": []}')
-    (run / "config.yaml").write_text("SOLVER: {MAX_ITER: 50}")
-    row = {"iteration": 24, "bbox/AP": 12.5, "bbox/APr": 3.0, "bbox/APc": 9.0, "bbox/APf": 20.0}
-    (run / "metrics.json").write_text(json.dumps(row) + "\n")
-    lab = rio.ClassifierLab(output_dir=tmp_path)
-    assert lab.curves()["epoch"].tolist() == [2.5] and "12.5" in lab.status.value and lab.figure.value
+def test_trainings_run_are_shown_and_stand_beside_earlier_ones(features, tmp_path, monkeypatch):
+    work = """
+import json, sys
+folder = sys.argv[1]
+open(folder + "/config.yaml", "w").write("SOLVER: {MAX_ITER: 50, IMS_PER_BATCH: 16}")
+row = {"iteration": 24, "total_loss": 1.0, "bbox/AP": 12.5, "bbox/APr": 3.0, "bbox/APc": 9.0, "bbox/APf": 20.0}
+open(folder + "/metrics.json", "w").write(json.dumps(row) + "\\n")
+open(folder + "/model_final.pth", "w").close()
+"""
+    monkeypatch.setattr(
+        module, "train_command", lambda config, folder, options: [sys.executable, "-c", work, str(folder)]
+    )
+    lab = rio.ClassifierLab(features, tmp_path / "runs")
+    lab.train()
+    end = time.monotonic() + 60
+    while lab.is_busy() and time.monotonic() < end:
+        time.sleep(0.05)
+        lab.refresh()
+    lab.refresh()
+    assert lab.curves()["epoch"].tolist() == [2.5, 2.5] and "12.5" in lab.status.value and lab.figure.value
+    lab.epochs.value = 10
+    again = rio.ClassifierLab(features, tmp_path / "runs")
+    assert list(again.runs()) == ["none softmax 25ep lr0.1 t0.03-linear", "rfs softmax 25ep lr0.1 t0.03-linear"]
+    again.train()
+    assert not again.trouble and not again.is_busy(), "what is there is not trained again"
+    again.stop()
