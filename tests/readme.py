@@ -132,8 +132,8 @@ def findings() -> str:
 
 - **RFS brings most with a linear classifier**, {gain("rfs-linear", "none-linear")}; the bank alone
   {gain("bank-linear", "none-linear")}, the cosine classifier alone {gain("none-cosine", "none-linear")}.
-- **A larger learning rate does half of that**: with 0.3, which the tuning split prefers to the 0.1 of these arms, RFS brings
-  {gain("softmax-rfs", "softmax-none")}.
+- **A larger learning rate does about half of that**: with 0.3, which the tuning split prefers to the 0.1 of these
+  arms, RFS brings {gain("softmax-rfs", "softmax-none")}.
 - **Beside RFS nothing is left for the bank once training is long enough**: {gain("rfs+bank-linear", "rfs-linear")} with
   a linear classifier, {gain("rfs+bank-cosine", "rfs-cosine")} with a cosine one. It gets there sooner (first figure).
 - **Without RFS, more replay is better**, against 4 rows a class, newest first: {settings}."""
