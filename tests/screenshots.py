@@ -68,7 +68,7 @@ def take(shot: Shot, runs: Path, folder: Path) -> Path:
     (copy / "output").mkdir(parents=True)
     (copy / "output" / "demo").symlink_to(runs)
     (copy / "output" / "lab").symlink_to(runs.parent / "lab")
-    (copy / "output" / "notebook").symlink_to(runs / "rfs+bank-cosine-seed1")
+    (copy / "output" / "notebook").symlink_to(runs / "detector" / "none-seed1")
     shutil.copy(lab.NOTEBOOKS / shot.notebook, copy)
     with lab.jupyter_lab(copy, folder) as address, lab.browser_page(WIDTH, shot.height) as page:
         errors = lab.run_notebook(page, address, shot.notebook) + page.problems
@@ -83,7 +83,10 @@ def take(shot: Shot, runs: Path, folder: Path) -> Path:
         for _ in range(4):  # cells that come into view take their height only then, and move the others
             top.evaluate("node => node.scrollIntoView({block: 'start'})")
             page.wait_for_timeout(900)
-        page.evaluate(NEUTRAL, [[f"{copy}/", ""], [f"{runs}/", "output/demo/"], [str(lab.REPOSITORY), "~/rio"]])
+        page.evaluate(
+            NEUTRAL,
+            [[f"{copy}/", ""], [f"{runs}/", "output/demo/"], [str(lab.REPOSITORY), "~/rio"], [sys.prefix, ".venv"]],
+        )
         page.wait_for_timeout(200)
         picture = Image.open(io.BytesIO(page.screenshot()))
     IMAGES.mkdir(exist_ok=True)
