@@ -69,7 +69,7 @@ def run(scale: float = 1.0) -> list[dict[str, Any]]:
             "ours_cpu_s": taken, "ours_peak_gib": gib, "reach": "25 images a second and core", "met": pace >= 25,
         },
         {
-            "what": f"{steps:,} steps of 16 images on them, RFS + bank + cosine, and scoring of 1,500 images",
+            "what": f"{steps:,} steps of 16 images on frozen features, RFS + bank + cosine, scoring 1,500 images",
             "peer": "the whole detector, extrapolated", "ours_cpu_s": arm, "peer_cpu_s": whole,
             "cpu_ratio": whole / arm,
             "ours_peak_gib": arm_gib, "peer_peak_gib": peer_gib, "memory_ratio": peer_gib / arm_gib,
