@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rio import plots
+from rio.analysis.runs import REPORTED
 from rio.data import names
 from rio.results.evaluation import GROUP_METRICS
 from rio.study.process import ALIVE, LaunchError, Training, train_command
@@ -180,6 +181,14 @@ class ClassifierLab(ipywidgets.VBox):
             parts.append(table.assign(arm=name, seed=0, epoch=shown / self.about()["sets"]["train"]["images"]))
         return pd.concat(parts or [pd.DataFrame()]).reindex(columns=["arm", "seed", "epoch", *GROUP_METRICS])
 
+    def _reported(self) -> list[list[str]]:
+        """Published box AP on the test set, for LVIS."""
+        with contextlib.suppress(LaunchError):
+            tests = {one["data"] for key, one in self.about()["sets"].items() if key != "train"}
+            rows = [row for row in REPORTED if row[0] in tests and row[1] == "bbox"]
+            return [[row[2], "reported", *("–" if v is None else f"{v:.1f}" for v in row[3:])] for row in rows]
+        return []
+
     def refresh(self) -> None:
         """Start what waits, read the folder and show it."""
         runs = self.runs()
@@ -194,7 +203,7 @@ class ClassifierLab(ipywidgets.VBox):
         rows = [
             [n, runs[n].explain(), *(f"{last.at[n, m]:.1f}".replace("nan", "–") for m in GROUP_METRICS)] for n in runs
         ]
-        rows += [[name, "waits", *"––––"] for name in self._queue]
+        rows += [[name, "waits", *"––––"] for name in self._queue] + self._reported()
         shown = theme.html_table(["run", "state", *GROUP_METRICS], rows) if rows else theme.status("No run yet.")
         self.status.value = (theme.notice(self.trouble) if self.trouble else "") + shown
         if len(table) and self._drawn != (drawn := (len(runs), len(table))):

@@ -37,6 +37,14 @@ def test_missing_features_are_a_sentence(tmp_path):
     assert lab.trouble.split(":")[0] in lab.status.value and not lab.is_busy() and lab.curves().empty
 
 
+def test_published_numbers_stand_beside_runs_on_lvis(features, tmp_path):
+    file = features / "features.json"
+    assert "reported" not in rio.ClassifierLab(features, tmp_path).status.value
+    file.write_text(file.read_text().replace('"data": "b"', '"data": "lvis_v0.5_val"'))
+    shown = rio.ClassifierLab(features, tmp_path).status.value
+    assert "RIO R50" in shown and "25.7" in shown and "reported" in shown
+
+
 def test_a_command_per_arm(features, tmp_path):
     lab = rio.ClassifierLab(features, tmp_path / "runs", options=["SEED", 3])
     lab.classifiers.value, lab.epochs.value = ("linear", "cosine"), 5
