@@ -48,8 +48,7 @@ KEYS: dict[str, tuple[Any, str | tuple[str, ...]]] = {
     "SLOTS_PER_CLASS": (60, ">= 1"),
     # RoIs replayed per step for each target class in the batch, at most SLOTS_PER_CLASS. Reference: MIN_CACHE.
     "REPLAY_PER_CLASS": (20, ">= 1"),
-    # Which slots are replayed: "newest"; "random", without replacement (reference: RANDOM_SELECT); or "diverse",
-    # not in the reference: each object's newest slot first, then each one's second newest, and so on.
+    # Which slots are replayed: "newest"; or "random", without replacement. Reference: RANDOM_SELECT.
     "REPLAY_ORDER": ("newest", REPLAY_ORDERS),
     # RoIs of one object stored per step at most, those with the highest IoU with it. 0 = all (reference): up to a
     # quarter of an image's RoIs, so one object can fill a class's slots.

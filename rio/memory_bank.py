@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from rio.data.errors import check
 from rio.engine.rows import gathered, image_of_row, paired_iou, rank_in_group, world_size
 
-REPLAY_ORDERS = ("newest", "random", "diverse")
-_FORMAT = 2  # of the extra state; format 1 had no object_ids
+REPLAY_ORDERS = ("newest", "random")
+_FORMAT = 1  # of the extra state; format 2 had a buffer object_ids, which is ignored
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,7 @@ class MemoryBank(nn.Module):
         feature_dim: D.
         slots_per_class: S >= 1.
         replay_per_class: M, 1..S.
-        replay_order: which slots of a class: "newest"; "random", without replacement; or "diverse": the newest slot
-            of each object, then the second newest of each, ..., newer ones first.
+        replay_order: which slots of a class: "newest"; or "random", without replacement.
         replay_absent_classes: number of target classes that are not in the batch and are replayed too, drawn from
             those with stored RoIs anew each step.
         write_max_per_object: RoIs of one object per write at most, those whose proposal box has the highest IoU
@@ -82,7 +81,6 @@ class MemoryBank(nn.Module):
     features: Tensor
     proposal_boxes: Tensor
     gt_boxes: Tensor
-    object_ids: Tensor
     num_written: Tensor
     written_at: Tensor
     class_ids: Tensor
@@ -132,8 +130,6 @@ class MemoryBank(nn.Module):
         self.register_buffer("features", torch.zeros(t, s, feature_dim, dtype=storage_dtype))
         self.register_buffer("proposal_boxes", torch.zeros(t, s, 4))
         self.register_buffer("gt_boxes", torch.zeros(t, s, 4))
-        # (image id, place among its annotations); -1 = unknown, and then different from all others
-        self.register_buffer("object_ids", torch.full((t, s, 2), -1, dtype=torch.int64))
         self.register_buffer("num_written", torch.zeros(t, dtype=torch.int64))  # since the start, not capped at S
         self.register_buffer("written_at", torch.full((t, s), -1, dtype=torch.int64))
         self.register_buffer("class_ids", torch.tensor(ids, dtype=torch.int64))
@@ -185,33 +181,20 @@ class MemoryBank(nn.Module):
             wanted = wanted & (wanted.flatten().cumsum(0) <= limit).view_as(wanted)
         rank, column = wanted.nonzero(as_tuple=True)  # (N,) each; waits for the device
         index = column if columns is None else columns[column]
-        row = index * self.slots_per_class + self._slots(index, rank, generator)
-        features = self.features.flatten(0, 1).index_select(0, row)
+        slot = (self.num_written[index] - 1 - rank) % self.slots_per_class  # (N,), the newest first
+        if self.replay_order == "random":
+            key = torch.rand(num_targets, self.slots_per_class, generator=generator, device=device)
+            empty = torch.arange(self.slots_per_class, device=device) >= self.num_written[:, None]
+            order = key.masked_fill_(empty, 2.0).index_select(0, index).argsort(dim=1)  # empty slots last
+            slot = order.gather(1, rank[:, None]).squeeze(1)
+        row = index * self.slots_per_class + slot
         return Replay(
-            features=features if dtype is None else features.to(dtype),
+            features=self.features.flatten(0, 1).index_select(0, row).to(dtype or self.features.dtype),
             proposal_boxes=self.proposal_boxes.flatten(0, 1).index_select(0, row),
             gt_boxes=self.gt_boxes.flatten(0, 1).index_select(0, row),
             gt_classes=self.class_ids[index],
             written_at=self.written_at.flatten()[row],
         )
-
-    def _slots(self, index: Tensor, rank: Tensor, generator: torch.Generator) -> Tensor:
-        """(N,) the slot of row ``rank`` (N,) of target class ``index`` (N,) in the order of replay."""
-        num_slots, age = self.slots_per_class, torch.arange(self.slots_per_class, device=index.device)
-        if self.replay_order == "newest":
-            return (self.num_written[index] - 1 - rank) % num_slots
-        if self.replay_order == "random":
-            key = torch.rand(self.num_target_classes, num_slots, generator=generator, device=index.device)
-            key = key.masked_fill_(age >= self.num_written[:, None], 2.0)  # empty slots last
-            order = key.index_select(0, index).argsort(dim=1)
-        else:
-            written = self.num_written[index, None]
-            by_age = (written - 1 - age) % num_slots  # (N, S), the newest first
-            image, place = self.object_ids[index[:, None], by_age].unbind(2)
-            turn = rank_in_group(image, place.where(place >= 0, -1 - age))  # 0 is each object's newest slot
-            key = (turn * num_slots + age).masked_fill_(age >= written, num_slots * num_slots)
-            order = by_age.gather(1, key.argsort(dim=1))
-        return order.gather(1, rank[:, None]).squeeze(1)
 
     @torch.no_grad()
     def write(
@@ -222,7 +205,6 @@ class MemoryBank(nn.Module):
         gt_classes: Tensor,
         *,
         rois_per_image: Sequence[int] | None = None,
-        object_ids: Tensor | None = None,
     ) -> None:
         """Append the RoIs of target classes in the order given, oldest slots leaving first, and count the step.
 
@@ -235,23 +217,18 @@ class MemoryBank(nn.Module):
             gt_boxes: (R, 4) XYXY; only read where the class is a target.
             gt_classes: (R,) int64; K and -1 are never stored.
             rois_per_image: numbers of rows of the first, second, ... image; None: all belong to one.
-            object_ids: (R, 2) int64, the object each was matched to: (image id, its place >= 0 among the image's
-                annotations), place -1 = unknown. None: all unknown.
 
         Raises:
             ValueError: shapes that do not fit the bank or each other, or another device.
         """
         self._check_classes(gt_classes)
         rows = gt_classes.shape[0]
-        ids = self.object_ids.new_full((1, 2), -1).expand(rows, 2) if object_ids is None else object_ids
         for name, column, width, advice in (
             ("features", features, self.feature_dim, "build the bank for the box head (MODEL.ROI_BOX_HEAD.FC_DIM)"),
             ("proposal_boxes", proposal_boxes, 4, "give XYXY boxes; rotated ones are not supported"),
             ("gt_boxes", gt_boxes, 4, "give XYXY boxes; rotated ones are not supported"),
-            ("object_ids", ids, 2, "give the image id and the place of each RoI's object"),
         ):
             check(column.shape == (rows, width), name, f"shape {(rows, width)}", tuple(column.shape), advice)
-        check(ids.dtype == torch.int64, "object_ids", "int64", ids.dtype, "give whole numbers")
         counts = [rows] if rois_per_image is None else list(rois_per_image)
         check(sum(counts) == rows, "rois_per_image", f"numbers that sum to the {rows} rows", counts, "count them anew")
 
@@ -262,10 +239,10 @@ class MemoryBank(nn.Module):
             order = iou.argsort(descending=True, stable=True)  # (R,), the best first
             # An RoI's ground-truth box is a copy of its object's, so equal means the same bits.
             same = (image_of_row(counts, target), target, *gt_boxes.unbind(1))
-            rank = torch.empty_like(order).scatter_(0, order, rank_in_group(*(key[order][None] for key in same))[0])
+            rank = torch.empty_like(order).scatter_(0, order, rank_in_group(*(key[order] for key in same)))
             stored &= rank < self.write_max_per_object
         row = stored.nonzero().squeeze(1)  # (W,); waits for the device
-        index, columns = target[row], [features.detach(), proposal_boxes.detach(), gt_boxes.detach(), ids]
+        index, columns = target[row], [features.detach(), proposal_boxes.detach(), gt_boxes.detach()]
         if self.sync and world_size() > 1:
             own = [self._as_stored(c.index_select(0, row), s) for c, s in zip(columns, self._stores(), strict=True)]
             keys, *columns = gathered(torch.stack([index, image_of_row(counts, target)[row]], dim=1), *own)
@@ -297,8 +274,7 @@ class MemoryBank(nn.Module):
 
     def _stores(self) -> list[Tensor]:
         """Views (T * S, width) of the buffers that ``write`` fills from its columns."""
-        stores = (self.features, self.proposal_boxes, self.gt_boxes, self.object_ids)
-        return [store.view(-1, store.shape[2]) for store in stores]
+        return [store.view(-1, store.shape[2]) for store in (self.features, self.proposal_boxes, self.gt_boxes)]
 
     @staticmethod
     def _as_stored(column: Tensor, store: Tensor) -> Tensor:
@@ -321,10 +297,8 @@ class MemoryBank(nn.Module):
         own, advice = self.num_written.device, "move the bank with the model: model.to(device)"
         check(own == gt_classes.device, "gt_classes", f"the bank's device {own}", gt_classes.device, advice)
 
-    # The state: the buffers, and the step as a small tensor (fvcore's Checkpointer takes nothing but tensors).
-
     def get_extra_state(self) -> Tensor:
-        return torch.tensor([_FORMAT, self.iteration], dtype=torch.int64)
+        return torch.tensor([_FORMAT, self.iteration], dtype=torch.int64)  # fvcore's Checkpointer takes only tensors
 
     def set_extra_state(self, state: Tensor) -> None:
         version, iteration = state.tolist()
@@ -333,9 +307,7 @@ class MemoryBank(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         # All or nothing: a bank loaded in part (checkpointers drop tensors of another shape) would replay zeros.
-        extra = state_dict.get(prefix + "_extra_state")
-        if extra is not None and int(extra[0]) == 1:
-            state_dict[prefix + "object_ids"] = torch.full_like(self.object_ids, -1)
+        state_dict.pop(prefix + "object_ids", None)  # of format 2
         own = {prefix + name: buffer for name, buffer in self.named_buffers() if name != "target_index"}
         found = {name: state_dict[name] for name in own if name in state_dict}
         problems = [f"{name}: absent, or of another shape" for name in own.keys() - found.keys() if found]

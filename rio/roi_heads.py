@@ -1,14 +1,10 @@
 """Where the memory bank meets the loss: RoI heads and their box predictor.
 
     N: images of a step            R: RoIs of a step, all images together     M: replayed rows of a step
-    K: foreground classes          D: width of an RoI feature                 G: objects of an image
-    C: columns of the classifier
+    K: foreground classes          D: width of an RoI feature                 C: columns of the classifier
 
 The bank belongs to the predictor: ``forward`` sees the RoI features, ``losses`` their labels. So the heads only
 exchange the predictor, and detectron2's forward, mask, cascade and predicted-box code runs unchanged on the R RoIs.
-
-Ground truth may name its objects in the field "gt_object_ids" (G, 2), image id and place among its annotations
-(rio.engine.loader's mapper adds it); detectron2 carries it to the proposals like any other "gt_" field.
 """
 
 from __future__ import annotations
@@ -21,7 +17,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads, FastRCNNOutputLayers, StandardROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats
-from detectron2.structures import Instances, pairwise_iou
+from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from rio.classifier import CosineClassifier
@@ -156,20 +152,20 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
         if bank is not None and features is not None:  # sample what was there before, then write this step's RoIs
             if bank.iteration >= self.bank_start_iter:
                 replay = bank.sample(classes, max_per_foreground=self.replay_max_per_foreground, dtype=features.dtype)
-            ids = torch.cat([classes.new_zeros(0, 2), *map(_object_ids, proposals)])
-            bank.write(features, boxes, gt_boxes, classes, rois_per_image=[*map(len, proposals)], object_ids=ids)
+            bank.write(features, boxes, gt_boxes, classes, rois_per_image=[*map(len, proposals)])
         if torch.is_grad_enabled() and (proposals or features is not None) and telemetry.is_log_step():
             telemetry.log(classes, self.num_classes, self.frequency_group, bank, features, replay)
 
         rows = [logits, classes]
         if replay is not None and "cls" in self.replay_losses:
-            rows = _joined(rows, [self.cls_score(replay.features), replay.gt_classes])
+            replayed = [self.cls_score(replay.features), replay.gt_classes]
+            rows = [torch.cat(pair) for pair in zip(rows, replayed, strict=True)]
         found = {"loss_cls": self.cls_loss(*rows)}
         if self.bbox_pred.weight.requires_grad:
             rows = [boxes, gt_boxes, deltas, classes]
             if replay is not None and "box" in self.replay_losses:
-                own = [replay.proposal_boxes, replay.gt_boxes, self.bbox_pred(replay.features), replay.gt_classes]
-                rows = _joined(rows, own)
+                replayed = [replay.proposal_boxes, replay.gt_boxes, self.bbox_pred(replay.features), replay.gt_classes]
+                rows = [torch.cat(pair) for pair in zip(rows, replayed, strict=True)]
             found["loss_box_reg"] = self.box_reg_loss(*rows)
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in found.items()}
 
@@ -189,17 +185,6 @@ def _columns(proposals: list[Instances], device: torch.device) -> list[Tensor]:
     return [torch.cat(column) for column in (classes + own, boxes + theirs, boxes + gt_boxes)]
 
 
-def _joined(own: list[Tensor], replayed: list[Tensor]) -> list[Tensor]:
-    """Column by column, the step's own rows and then the replayed ones."""
-    return [torch.cat(pair) for pair in zip(own, replayed, strict=True)]
-
-
-def _object_ids(proposals: Instances) -> Tensor:
-    """(n, 2) int64 ids of an image's n RoIs; -1 = unknown."""
-    known = proposals.has("gt_object_ids")
-    return proposals.gt_object_ids if known else proposals.gt_classes.new_full((len(proposals), 2), -1)  # type: ignore[no-any-return]
-
-
 def _exchange_predictor(
     cfg: CfgNode, predictor: FastRCNNOutputLayers, shape: ShapeSpec, stage: int = 0
 ) -> RIOFastRCNNOutputLayers:
@@ -208,10 +193,9 @@ def _exchange_predictor(
     The global random state stays as detectron2 left it: with one seed all other parts of the model start equal, so
     arms of a study differ only in what they compare.
     """
+    transform = predictor.box2box_transform
     with torch.random.fork_rng(devices=[]):
-        ours: RIOFastRCNNOutputLayers = RIOFastRCNNOutputLayers(
-            cfg, shape, stage=stage, box2box_transform=predictor.box2box_transform
-        )
+        ours: RIOFastRCNNOutputLayers = RIOFastRCNNOutputLayers(cfg, shape, stage=stage, box2box_transform=transform)
     ours.bbox_pred.load_state_dict(predictor.bbox_pred.state_dict())
     if cfg.MODEL.RIO.CLASSIFIER == "linear" and isinstance(ours.cls_loss, Softmax):
         ours.cls_score.load_state_dict(predictor.cls_score.state_dict())
@@ -239,16 +223,3 @@ class RIOCascadeROIHeads(CascadeROIHeads):  # type: ignore[misc]
         stages = enumerate(zip(found["box_heads"], found["box_predictors"], strict=True))
         found["box_predictors"] = [_exchange_predictor(cfg, own, head.output_shape, n) for n, (head, own) in stages]
         return found
-
-    @torch.no_grad()
-    def _match_and_label_boxes(
-        self, proposals: list[Instances], stage: int, targets: list[Instances]
-    ) -> list[Instances]:
-        """detectron2's, which gives the later stages' proposals classes and boxes; here their objects too."""
-        proposals = super()._match_and_label_boxes(proposals, stage, targets)
-        for own, target in zip(proposals, targets, strict=True):
-            if self.box_predictor[stage].memory_bank is not None and len(target) and target.has("gt_object_ids"):
-                # As detectron2's matcher: the object of the highest IoU, the first of equal ones.
-                matched = pairwise_iou(target.gt_boxes, own.proposal_boxes).max(dim=0).indices
-                own.gt_object_ids = target.gt_object_ids[matched]
-        return proposals

@@ -174,7 +174,7 @@ OUT_OF_RANGE["REPLAY_MAX_PER_FOREGROUND"] = "-0.5"
         (["MODEL.RIO.COSINE_SCALE", "None"], "found None"),
         (["MODEL.RIO.CLASSIFIER", "cosin"], "did you mean 'cosine'"),
         (["MODEL.RIO.CLASSIFIER", "3"], "CLASSIFIER: expected str"),
-        (["MODEL.RIO.REPLAY_ORDER", "oldest"], r"\['newest', 'random', 'diverse'\], found 'oldest'"),
+        (["MODEL.RIO.REPLAY_ORDER", "oldest"], r"\['newest', 'random'\], found 'oldest'"),
         (["MODEL.RIO.SAMPLER", "RFS"], "did you mean 'rfs'"),
         (["MODEL.RIO.BANK_ENABLED", "1"], "expected bool"),
         (["MODEL.RIO.BANK_ENABLED", "None"], "expected True or False"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rio.engine import rows as helpers
 from rio.memory_bank import MemoryBank
-from tests.support.bank import K, Waits, make, of, rows
+from tests.support.bank import K, Waits, make, rows
 
 NO_CLASSES = torch.zeros(0, dtype=torch.int64)
 
@@ -52,28 +52,21 @@ def test_a_worked_example():
 
 
 class Oracle:
-    """The method in Python lists: (value, object) by class."""
+    """The method in Python lists: values by class."""
 
     def __init__(self, class_ids, slots, replayed, per_object):
         self.stored = {c: deque(maxlen=slots) for c in class_ids}
         self.replayed, self.per_object = replayed, per_object
 
-    def sample(self, classes, diverse):
-        table = {}
-        for c in self.stored:
-            if c in classes:
-                turns = []  # (turn, age, value, object)
-                for age, (value, identity) in enumerate(reversed(self.stored[c])):
-                    turn = sum(o == identity for *_, o in turns) if diverse else 0
-                    turns.append((turn, age, value, identity))
-                table[c] = [value for _, _, value, _ in sorted(turns)[: self.replayed]]
+    def sample(self, classes):
+        table = {c: list(reversed(own))[: self.replayed] for c, own in self.stored.items() if c in classes}
         return [(c, table[c][rank]) for rank in range(self.replayed) for c in table if rank < len(table[c])]
 
     def write(self, table):  # (value, class, IoU, object)
         for place, (value, c, iou, identity) in enumerate(table):
             better = sum(o == identity and d == c and (-i, p) < (-iou, place) for p, (_, d, i, o) in enumerate(table))
             if c in self.stored and (not self.per_object or better < self.per_object):
-                self.stored[c].append((value, identity))
+                self.stored[c].append(value)
 
 
 # Class, height of the proposal, place of the object, image.
@@ -92,18 +85,17 @@ roi = st.tuples(st.integers(-1, K), st.integers(1, 9), st.integers(0, 2), st.int
 def test_equal_to_the_oracle_whatever_comes(steps, class_ids, slots, replayed, per_object, cap):
     replayed = min(replayed, slots)
     kinds = dict(class_ids=class_ids, slots_per_class=slots, replay_per_class=replayed, write_max_per_object=per_object)
-    banks = {order: make(**kinds, replay_order=order) for order in ("newest", "diverse", "random")}
+    banks = {order: make(**kinds, replay_order=order) for order in ("newest", "random")}
     oracle, first = Oracle(class_ids, slots, replayed, per_object), 0
-    for number, step in enumerate(steps):
+    for step in steps:
         step.sort(key=lambda roi: roi[3])  # image by image; an object is (image, place)
         classes, foreground = [c for c, *_ in step], sum(0 <= c < K for c, *_ in step)
-        expected = oracle.sample(classes, diverse=False)
+        expected = oracle.sample(classes)
         assert read(banks["newest"], classes, whole=False) == expected
-        assert read(banks["diverse"], classes, whole=False) == oracle.sample(classes, diverse=True)
         # As many, without replacement, only what is stored, and the same again.
         got = read(banks["random"], classes, whole=False)
         assert len(set(got)) == len(got) and [c for c, _ in got] == [c for c, _ in expected]
-        assert all(v in dict(oracle.stored[c]) for c, v in got) and got == read(banks["random"], classes, whole=False)
+        assert all(v in oracle.stored[c] for c, v in got) and got == read(banks["random"], classes, whole=False)
         # The cap takes the last ranks off first: no class is two rows ahead of another.
         got = read(banks["newest"], classes, whole=False, max_per_foreground=cap)
         assert len(got) == min(len(expected), int(cap * foreground + 1e-3)) and set(got) <= set(expected)
@@ -114,15 +106,14 @@ def test_equal_to_the_oracle_whatever_comes(steps, class_ids, slots, replayed, p
         # Place p's box is 10 wide at 20 p, a proposal covers h tenths of it. The same boxes in both images.
         gt = torch.tensor([[20.0 * p, 0, 20 * p + 10, 10] for _, _, p, _ in step]).reshape(-1, 4)
         proposals = torch.tensor([[20.0 * p, 0, 20 * p + 10, h] for _, h, p, _ in step]).reshape(-1, 4)
-        objects = [(10 * (number % 2) + image, p) for _, _, p, image in step]
         columns = rows(values, classes)[0], proposals, gt, torch.tensor(classes, dtype=torch.int64)
         counts = [sum(roi[3] == image for roi in step) for image in (0, 1)]
         for bank in banks.values():
-            bank.write(*columns, rois_per_image=counts, object_ids=of(*objects))
-        oracle.write([(v, c, h, o) for v, (c, h, _, _), o in zip(values, step, objects)])
+            bank.write(*columns, rois_per_image=counts)
+        oracle.write([(v, c, h, o) for v, (c, h, *o) in zip(values, step)])
     for bank in banks.values():
         for c, written, stored in zip(class_ids, bank.num_written.tolist(), bank.features[..., 0].tolist()):
-            assert sorted(stored[: min(written, slots)]) == sorted(dict(oracle.stored[c]))
+            assert sorted(stored[: min(written, slots)]) == sorted(oracle.stored[c])
 
 
 def test_a_cap_does_not_always_favour_the_same_class():
@@ -149,23 +140,10 @@ def test_random_order_is_uniform_and_depends_on_seed_and_step_only():
     assert torch.equal(own, twin) and 60 < (own == other).sum() < 140
 
 
-def test_each_object_takes_its_turn():
-    bank = make(slots_per_class=5, replay_per_class=5, replay_order="diverse")
-    a, b, c, unknown = (5, 0), (5, 1), (7, 0), (-1, -1)
-    bank.write(*rows([1, 2, 3, 4], [1, 1, 1, 1]), object_ids=of(a, b, a, a))
-    assert read(bank, [1]) == [(1, 4), (1, 2), (1, 3), (1, 1)]  # a's newest, b's; a's second, a's third
-    bank.write(*rows([5, 6, 7], [1, 4, 1]), object_ids=of(unknown, c, unknown))  # 1 leaves
-    # Two unknown ones are two objects; c of class 4 is second among the first of their class.
-    assert read(bank, [1, 4]) == [(1, 7), (4, 6), (1, 5), (1, 4), (1, 2), (1, 3)]
-    # Under a limit two boxes of no area (IoU 0 / 0) are an object as any other.
-    few = make(write_max_per_object=1)
+def test_boxes_of_no_area_are_an_object_as_any_other():
+    few = make(write_max_per_object=1)  # IoU 0 / 0
     few.write(torch.ones(2, 2), torch.zeros(2, 4), torch.zeros(2, 4), torch.tensor([4, 4]))
     assert few.num_written.tolist() == [0, 1]
-    # With all objects unknown it is "newest".
-    nobody, newest = (make(replay_order=order, replay_per_class=3) for order in ("diverse", "newest"))
-    for bank in (nobody, newest):
-        bank.write(*rows([1, 2, 3, 4, 5], [1, 4, 1, 1, 1]))
-    assert read(nobody, [1, 4]) == read(newest, [1, 4])
 
 
 def test_absent_classes_are_replayed_as_well():
@@ -187,22 +165,27 @@ def test_absent_classes_are_replayed_as_well():
     assert set(read(bank, [2])) == everything and set(read(bank, [1, 2, 3, 4])) == everything
 
 
-def test_a_bank_of_format_1_loads_with_its_objects_unknown():
-    old, bank = make(), make()
-    old.write(*rows([1, 2], [1, 4]), object_ids=of((3, 0), (4, 0)))
-    bank.write(*rows([3, 4], [1, 1]), object_ids=of((5, 0), (6, 0)))
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_bank_of_an_earlier_format_loads_and_continues_exactly(version):
+    old, bank = make(replay_order="random"), make(replay_order="random")
+    for step in (([1, 2], [1, 4]), ([3, 4, 5], [1, 1, 4])):
+        old.write(*rows(*step))
+    bank.write(*rows([9, 8], [1, 1]))
     state = old.state_dict()
-    del state["object_ids"]
-    state["_extra_state"] = torch.tensor([1, 1])
+    state["_extra_state"] = torch.tensor([version, 2])
+    if version == 2:  # it knew the image and the object of each row
+        state["object_ids"] = torch.arange(12).reshape(2, 3, 2)
     bank.load_state_dict(state)
-    assert (bank.object_ids == -1).all() and bank.iteration == 1
-    assert read(bank, [1, 4]) == [(1, 1.0), (4, 2.0)]
-    assert bank.state_dict()["_extra_state"].tolist() == [2, 1]
+    for _ in range(4):
+        assert read(bank, [1, 4]) == read(old, [1, 4])
+        for each in (old, bank):
+            each.write(*rows([6, 7], [1, 4]))
+    assert bank.iteration == 6 and all(torch.equal(v, old.state_dict()[k]) for k, v in bank.state_dict().items())
     with pytest.raises(ValueError, match="format 1 or 2, found 9"):
         bank.set_extra_state(torch.tensor([9, 0]))
 
 
-VARIANTS = {"replay_order": "diverse", "replay_absent_classes": 1, "write_max_per_object": 2}
+VARIANTS = {"replay_order": "random", "replay_absent_classes": 1, "write_max_per_object": 2}
 
 
 @pytest.mark.parametrize("how", [{"replay_order": "newest"}, {"replay_order": "random"}, VARIANTS])
@@ -214,9 +197,8 @@ def test_state_dict_continues_exactly(how, dtype, tmp_path):
         before = copy.deepcopy(bank.state_dict())
         replay = bank.sample(classes, max_per_foreground=0.8)
         assert all(torch.equal(value, before[name]) for name, value in bank.state_dict().items())  # it only reads
-        ids = torch.randint(0, 3, (n, 2), generator=generator)
         boxes = torch.rand(2, n, 4, generator=generator)
-        bank.write(torch.randn(n, 2, generator=generator), *boxes, classes, object_ids=ids)
+        bank.write(torch.randn(n, 2, generator=generator), *boxes, classes)
         return replay
 
     bank, resumed = (make(**how, storage_dtype=dtype, seed=3) for _ in range(2))
@@ -241,7 +223,6 @@ def test_state_dict_continues_exactly(how, dtype, tmp_path):
         ({"class_ids": [1, 5]}, "other ones"),
         # Checkpointers drop tensors of another shape before they load; what is left must not be taken for a bank.
         ("features", "features.*absent"),
-        ("object_ids", "object_ids.*absent"),  # which only format 1 may lack
     ],
 )
 def test_a_bank_of_another_run_is_refused_whole(changes, says):
@@ -322,9 +303,6 @@ def test_bad_arguments(changes, says):
         ({"gt_boxes": torch.zeros(2, 5)}, "gt_boxes: .*rotated"),
         ({"gt_classes": torch.zeros(2)}, "gt_classes"),
         ({"gt_classes": torch.zeros(2, dtype=torch.int64, device="meta")}, "device"),
-        ({"object_ids": torch.zeros(2, dtype=torch.int64)}, r"object_ids: expected shape \(2, 2\), found"),
-        ({"object_ids": torch.zeros(1, 2, dtype=torch.int64)}, r"object_ids: expected shape \(2, 2\), found"),
-        ({"object_ids": torch.zeros(2, 2)}, "object_ids: expected int64, found"),
         ({"rois_per_image": [1, 2]}, r"sum to the 2 rows, found \[1, 2\]"),
     ],
 )

@@ -20,7 +20,7 @@ from rio.engine.telemetry import LOG_PERIOD
 from rio.memory_bank import MemoryBank
 from rio.roi_heads import RIOCascadeROIHeads, RIOFastRCNNOutputLayers, RIOROIHeads
 from tests.golden import make_golden_steps
-from tests.support.bank import of, ours_in
+from tests.support.bank import ours_in
 
 GOLDEN = Path(__file__).parent / "golden" / "golden_steps.npz"
 TRANSFORM = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
@@ -145,24 +145,19 @@ def build(cfg, seed=0):
     return build_roi_heads(cfg, SHAPES)
 
 
-def batch(generator, classes=((0, 3, 1), (3,)), num_proposals=(20, 7), ids=False):
-    """(images, features, proposals, targets): uneven numbers of objects and proposals an image.
-
-    With ids, the objects are (10, 0), (10, 1), ... in the first image, (11, 0), ... in the second.
-    """
+def batch(generator, classes=((0, 3, 1), (3,)), num_proposals=(20, 7)):
+    """(images, features, proposals, targets): uneven numbers of objects and proposals an image."""
     n = len(classes)
     images = ImageList(torch.zeros(n, 3, SIZE, SIZE), [(SIZE, SIZE)] * n)
     features = {
         k: torch.rand(n, s.channels, SIZE // s.stride, SIZE // s.stride, generator=generator) for k, s in SHAPES.items()
     }
     proposals, targets = [], []
-    for image, (own, count) in enumerate(zip(classes, num_proposals)):
+    for own, count in zip(classes, num_proposals):
         corner = torch.rand(len(own), 2, generator=generator) * 30
         boxes = torch.cat([corner, corner + 10 + torch.rand(len(own), 2, generator=generator) * 20], 1)
         target = Instances((SIZE, SIZE), gt_boxes=Boxes(boxes), gt_classes=torch.tensor(own, dtype=torch.int64))
         target.gt_masks = BitMasks(torch.rand(len(own), SIZE, SIZE, generator=generator) > 0.5)
-        if ids:
-            target.gt_object_ids = of(*((10 + image, place) for place in range(len(own))))
         targets.append(target)
         near = torch.tensor([[5.0, 5.0, 20.0, 20.0]]).repeat(count, 1)
         if len(own):
@@ -329,14 +324,11 @@ def test_empty_cases(classes, num_proposals, cascade):
     assert_finite(train_steps(heads, number=3, classes=classes, num_proposals=num_proposals)[0])
 
 
-def test_no_image_at_all_and_ids_that_nobody_asks_for():
+def test_no_image_at_all():
     predictor = build(make_cfg(agnostic=True)).box_predictor
     with EventStorage():
         losses = predictor.losses(predictor(torch.zeros(0, 12)), [])
     assert predictor.memory_bank.iteration == 1 and losses["loss_box_reg"].item() == 0
-    # The reference's settings: the same losses, with or without identities, to the bit.
-    (a, _), (b, _) = (train_steps(build(make_cfg()), ids=ids) for ids in (False, True))
-    assert all(map(equal, a, b))
 
 
 def test_start_iteration_counts_training_steps_and_survives_a_checkpoint():
@@ -360,41 +352,22 @@ def test_a_cap_on_replayed_rows():
 def test_telemetry_of_a_cascade_is_a_stages_every_twenty_steps():
     cfg = make_cfg(cascade=True, CLASS_FREQUENCY="rrcff")
     assert ours_in(train_steps(build(cfg), number=5, at=LOG_PERIOD - 6)[1]) == {}
-    log = ours_in(train_steps(build(cfg), number=6, at=LOG_PERIOD - 6, ids=True)[1])
+    log = ours_in(train_steps(build(cfg), number=6, at=LOG_PERIOD - 6)[1])
     stages = [{k.partition("/")[2] for k in log if k.startswith(f"stage{n}/")} for n in range(3)]
-    assert len(stages[0]) == 13 and stages[0] == stages[1] == stages[2] and len(log) == 3 * 13
+    assert len(stages[0]) == 11 and stages[0] == stages[1] == stages[2] and len(log) == 3 * 11
     assert log["stage0/memory_bank/fill"] == 1.0  # both classes in every batch
 
 
-@pytest.mark.parametrize("cascade", [False, True])
-def test_each_slot_knows_its_object(cascade):
-    """In every stage of a cascade: the stored box and class are those of the object that the ids name."""
-    heads = build(make_cfg(cascade=cascade, REPLAY_ORDER="diverse", BANK_CLASS_IDS=[0, 1, 3]))
-    with EventStorage():
-        given = batch(torch.Generator().manual_seed(1), ids=True)
-        sum(heads(*given)[1].values()).backward()
-    for bank in banks_of(heads):
-        stored = bank.written_at >= 0
-        assert stored.sum() > 2
-        classes = bank.class_ids[:, None].expand(-1, 6)[stored]
-        for (image, place), box, c in zip(bank.object_ids[stored].tolist(), bank.gt_boxes[stored], classes):
-            target = given[3][image - 10]
-            assert torch.equal(target.gt_boxes.tensor[place], box) and target.gt_classes[place] == c
-        assert (bank.object_ids[~stored] == -1).all()
-
-
-VARIANTS = {"REPLAY_ORDER": "diverse", "WRITE_MAX_PER_OBJECT": 2, "REPLAY_ABSENT_CLASSES": 1}
+VARIANTS = {"REPLAY_ORDER": "random", "WRITE_MAX_PER_OBJECT": 2, "REPLAY_ABSENT_CLASSES": 1}
 
 
 @pytest.mark.parametrize("kind", ["plain", "cascade", "predicted boxes"])
-@pytest.mark.parametrize("ids", [False, True])
-def test_the_variants_of_replay(kind, ids):
+def test_the_variants_of_replay(kind):
     heads = build(make_cfg(cascade=kind == "cascade", predicted=kind == "predicted boxes", **VARIANTS))
     nothing = dict(classes=((), ()), num_proposals=(5, 3))
     for what in ({}, nothing, dict(classes=((0,), ()), num_proposals=(0, 6))):
-        assert_finite(train_steps(heads, ids=ids, **what)[0])
+        assert_finite(train_steps(heads, **what)[0])
     for bank in banks_of(heads):
-        assert ids or (bank.object_ids == -1).all()  # a mapper that knows no objects
         # Steps 0 to 3 have three objects of target classes, 8 to 11 one: at most two rows of each.
         assert 0 < bank.num_written.sum() <= 2 * 3 * 4 + 2 * 4
         replay = bank.sample(torch.zeros(0, dtype=torch.int64))
@@ -404,10 +377,10 @@ def test_the_variants_of_replay(kind, ids):
 @pytest.mark.parametrize("variant", [{"REPLAY_ORDER": "random"}, VARIANTS])
 def test_state_dict_continues_exactly_through_the_heads(variant):
     heads = build(make_cfg(**variant))
-    train_steps(heads, ids=True)
+    train_steps(heads)
     resumed = build(make_cfg(**variant), seed=77)
     resumed.load_state_dict(heads.state_dict())
-    (a, _), (b, _) = train_steps(heads, ids=True), train_steps(resumed, ids=True)
+    (a, _), (b, _) = train_steps(heads), train_steps(resumed)
     assert all(map(equal, a, b))
 
 

@@ -14,7 +14,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
 from rio.data.files import write_atomically
-from rio.engine.weights import ADDED, CheckpointError, is_bank, read_weights
+from rio.engine.weights import CheckpointError, is_bank, read_weights
 
 CHECKPOINTS_KEPT = 3  # periodic ones, beside model_final and model_best: each is about twice the weights
 
@@ -124,7 +124,7 @@ class Checkpointer(DetectionCheckpointer):
             for name, value in own.items()
             if name in found and found[name].shape != value.shape
         ]
-        wrong += [f"{name}: only in the model" for name in own if name not in found and not ADDED.search(name)]
+        wrong += [f"{name}: only in the model" for name in own if name not in found]
         wrong += [f"{name}: only in the file" for name in found if name not in own]
         if wrong:
             more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""

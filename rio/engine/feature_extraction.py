@@ -136,11 +136,9 @@ def training_rois(model: nn.Module, inputs: list[dict], rows: Sequence[int], see
         seed_libraries(derived_seed(seed, STEP, row))  # an image's RoIs depend on nothing but the image
         sampled += heads.label_and_sample_proposals([own], [one["instances"].to(model.device)])
     for own, rois in zip(_columns(heads, features, sampled), sampled, strict=True):
-        known = rois.has("gt_object_ids")
         yield own | {
             "gt_boxes": _numpy((rois.gt_boxes if rois.has("gt_boxes") else rois.proposal_boxes).tensor),
             "gt_classes": _numpy(rois.gt_classes),
-            "places": _numpy(rois.gt_object_ids[:, 1] if known else torch.full_like(rois.gt_classes, -1)),
         }
 
 

@@ -7,7 +7,6 @@
     DIR/SET/features.npy        (V * I, R, D) float16, view after view; SET is train, or a number for each test set
     DIR/SET/proposal_boxes.npy  (V * I, R, 4) float32, XYXY, pixels of the resized image; gt_boxes.npy alike
     DIR/SET/gt_classes.npy      (V * I, R) int32, K is background
-    DIR/SET/places.npy          (V * I, R) int32, the matched object's place among its image's annotations, or -1
     DIR/SET/sizes.npy           (V * I, 2) int32, height and width of the resized image
     DIR/SET/counts.npy          (V * I,) int32, RoIs of the image; -1: not there yet
 
@@ -49,7 +48,7 @@ def columns(rois: int, width: int, *, truth: bool) -> dict[str, tuple[str, tuple
         "counts": ("int32", ()),
     }
     if truth:
-        found |= {"gt_boxes": ("float32", (rois, 4)), "gt_classes": ("int32", (rois,)), "places": ("int32", (rois,))}
+        found |= {"gt_boxes": ("float32", (rois, 4)), "gt_classes": ("int32", (rois,))}
     return found
 
 

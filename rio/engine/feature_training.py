@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     """The RoIs of a step's N images."""
 
     features: Tensor  # (R, D) float32
-    proposals: list[Instances]  # N, with proposal_boxes, gt_boxes, gt_classes, gt_object_ids
+    proposals: list[Instances]  # N, with proposal_boxes, gt_boxes, gt_classes
 
 
 @META_ARCH_REGISTRY.register()
@@ -92,13 +92,13 @@ class FeatureLoader:
 
     Args:
         rois: the training set's.
-        image_ids: (I,) of the training set.
+        num_images: I.
         batches: the stream of (position, image index).
         views: V. A showing's view follows from its position.
     """
 
-    def __init__(self, rois: FeatureSet, image_ids: np.ndarray, batches: BatchSampler, views: int):
-        self.rois, self.image_ids, self.batches, self.views = rois, image_ids, batches, views
+    def __init__(self, rois: FeatureSet, num_images: int, batches: BatchSampler, views: int):
+        self.rois, self.num_images, self.batches, self.views = rois, num_images, batches, views
         self.start_iteration = 0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -113,25 +113,19 @@ class FeatureLoader:
         """The RoIs of (position, image index) pairs."""
         position, image = np.array(batch).T
         view = (position * 2654435761 % 2**32) * self.views // 2**32  # Knuth's hash: each view equally often
-        row = view * len(self.image_ids) + image
+        row = view * self.num_images + image
         rois = self.rois
         counts, sizes = rois.counts[row].tolist(), rois.sizes[row].tolist()
         kept = np.arange(rois.features.shape[1]) < rois.counts[row][:, None]
-        places = rois.places[row][kept].astype(np.int64)
-        ids = np.stack([np.repeat(self.image_ids[image], counts), places], axis=1)
-        ids[places < 0] = -1
         columns = {
             "proposal_boxes": torch.from_numpy(rois.proposal_boxes[row][kept]),
             "gt_boxes": torch.from_numpy(rois.gt_boxes[row][kept]),
             "gt_classes": torch.from_numpy(rois.gt_classes[row][kept].astype(np.int64)),
-            "gt_object_ids": torch.from_numpy(ids),
         }
         parts = zip(*(column.split(counts) for column in columns.values()), strict=True)
         proposals = [
-            Instances(
-                tuple(size), proposal_boxes=Boxes(boxes), gt_boxes=Boxes(truth), gt_classes=classes, gt_object_ids=own
-            )
-            for size, (boxes, truth, classes, own) in zip(sizes, parts, strict=True)
+            Instances(tuple(size), proposal_boxes=Boxes(boxes), gt_boxes=Boxes(truth), gt_classes=classes)
+            for size, (boxes, truth, classes) in zip(sizes, parts, strict=True)
         ]
         return Batch(torch.from_numpy(rois.features[row][kept]).float(), proposals)
 
@@ -140,7 +134,7 @@ def build_feature_loader(cfg: CfgNode) -> FeatureLoader:
     """The loader for a config from `rio.engine.setup.setup_training` whose MODEL.RIO.FEATURES names a folder."""
     annotations, store = annotations_of(cfg.DATASETS.TRAIN[0]), FeatureStore(cfg.MODEL.RIO.FEATURES)
     rois = store.open(cfg.DATASETS.TRAIN[0], train=True)
-    return FeatureLoader(rois, annotations.image_ids, build_batch_sampler(cfg, annotations), store.views)
+    return FeatureLoader(rois, annotations.num_images, build_batch_sampler(cfg, annotations), store.views)
 
 
 class TestImages:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, detection_utils
-from detectron2.data import transforms as T
 from detectron2.utils import comm
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -57,11 +56,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 class Mapper(DatasetMapper):
-    """detectron2's, which adds "gt_object_ids" to the ground truth and refuses images that it would misread.
-
-    They are (G, 2) int64: the image's id and the object's place among the record's annotations, the same numbers
-    whenever the image is shown.
-    """
+    """detectron2's, which refuses images that it would misread."""
 
     def __call__(self, record: dict) -> dict:
         """Load, augment.
@@ -78,18 +73,6 @@ class Mapper(DatasetMapper):
                 f"image {record['file_name']} (image_id {record.get('image_id')}): could not be loaded: "
                 f"{type(error).__name__}: {error}. Fix: replace or remove the image, or check the image folder"
             ) from error
-
-    def _transform_annotations(self, record: dict, transforms: T.TransformList, image_shape: tuple) -> None:
-        # detectron2 keeps box, class and mask only, and drops empty objects. So the place travels as the class:
-        # classes [7, 7, 4], the second object empty, give places [0, 2] and classes [7, 4].
-        classes = [annotation["category_id"] for annotation in record["annotations"]]
-        for place, annotation in enumerate(record["annotations"]):
-            annotation["category_id"] = place
-        super()._transform_annotations(record, transforms, image_shape)
-        instances = record["instances"]
-        place = instances.gt_classes
-        instances.gt_classes = torch.tensor(classes, dtype=torch.int64)[place]
-        instances.gt_object_ids = torch.stack([torch.full_like(place, record["image_id"]), place], dim=1)
 
 
 class TrainingSamples(Dataset):

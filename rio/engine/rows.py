@@ -1,6 +1,6 @@
 """Rows of tensors: ranks within groups, IoU of pairs, and the rows of all processes gathered or summed.
 
-B: batch, S: entries of a row, R: RoIs, W: rows of one process.
+R: RoIs, W: rows of one process.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from torch import Tensor
 
 
 def rank_in_group(*keys: Tensor) -> Tensor:
-    """(B, S) int64: how many earlier entries of its row an entry equals in all of keys, each (B, S).
+    """(R,) int64: how many earlier entries an entry equals in all of keys, each (R,).
 
-    >>> rank_in_group(torch.tensor([[7, 7, 3, 7]]), torch.tensor([[0, 1, 0, 0]])).tolist()
-    [[0, 0, 0, 1]]
+    >>> rank_in_group(torch.tensor([7, 7, 3, 7]), torch.tensor([0, 1, 0, 0])).tolist()
+    [0, 0, 0, 1]
     """
-    position = torch.arange(keys[0].shape[1], device=keys[0].device).expand_as(keys[0])
+    position = torch.arange(len(keys[0]), device=keys[0].device)
     order = position
     for key in keys:  # sorted by all keys, and by position where those are equal
-        order = order.gather(1, key.gather(1, order).argsort(dim=1, stable=True))
+        order = order[key[order].argsort(stable=True)]
     first = torch.zeros_like(order, dtype=torch.bool)
-    first[:, :1] = True
+    first[:1] = True
     for key in keys:
-        ordered = key.gather(1, order)
-        first[:, 1:] |= ordered[:, 1:] != ordered[:, :-1]
-    rank = position - (position * first).cummax(dim=1).values
-    return torch.empty_like(order).scatter_(1, order, rank)
+        ordered = key[order]
+        first[1:] |= ordered[1:] != ordered[:-1]
+    rank = position - (position * first).cummax(dim=0).values
+    return torch.empty_like(order).scatter_(0, order, rank)
 
 
 def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:

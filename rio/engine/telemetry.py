@@ -4,7 +4,6 @@ In a cascade under "stage0/..." and so on. What cannot be computed in a step is 
 
     memory_bank/fill                        share of the slots that hold an RoI
     memory_bank/stored                      RoIs stored, mean over the target classes with any
-    memory_bank/distinct_objects, _images   different objects and images among them; only if all are known
     memory_bank/replayed_per_foreground     replayed rows per foreground RoI of the step
     memory_bank/age                         mean steps since the replayed rows were written
     memory_bank/drift                       mean cosine of a replayed feature and the mean of the step's own RoI
@@ -24,7 +23,6 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from rio.data.annotations import GROUP_NAMES
-from rio.engine.rows import rank_in_group
 from rio.memory_bank import MemoryBank, Replay
 
 LOG_PERIOD = 20  # steps; the period of detectron2's writers, for each of their lines
@@ -103,26 +101,11 @@ def statistics(bank: MemoryBank) -> dict[str, Tensor]:
     """What the bank holds, as 0-dim float tensors on its device; NaN where there is nothing to tell.
 
     Returns:
-        "fill": share of the slots that hold an RoI. And, as means over the target classes with a stored RoI:
-        "stored", the RoIs of a class; "distinct_objects" and "distinct_images", how many different objects and
-        images these came from, NaN as long as the object of some stored RoI is unknown.
+        "fill": share of the slots that hold an RoI; "stored": mean number of RoIs over the target classes with any.
     """
-    slot = torch.arange(bank.slots_per_class, device=bank.num_written.device)
-    filled = slot < bank.num_written[:, None]  # (T, S)
-    num_classes = (bank.num_written > 0).sum()
-    image, place = bank.object_ids.unbind(2)
-    unknown = (filled & (place < 0)).any()
-
-    def distinct(*keys: Tensor) -> Tensor:  # the slots that are the first of their kind
-        number = (filled & (rank_in_group(*keys) == 0)).sum() / num_classes
-        return number.masked_fill(unknown, torch.nan)
-
-    return {
-        "fill": filled.sum() / filled.numel(),
-        "stored": filled.sum() / num_classes,  # 0 / 0 is NaN
-        "distinct_objects": distinct(image, place),
-        "distinct_images": distinct(image),
-    }
+    stored = bank.num_written.clamp(max=bank.slots_per_class)  # (T,)
+    filled, slots = stored.sum(), stored.numel() * bank.slots_per_class
+    return {"fill": filled / slots, "stored": filled / (stored > 0).sum()}  # 0 / 0 is NaN
 
 
 @torch.no_grad()

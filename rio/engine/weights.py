@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-# Files of an earlier version lack these; the module that has them knows what that means.
-ADDED = re.compile(r"(^|\.)memory_bank\.object_ids$")
+# In files of an earlier version; ignored.
+_REMOVED = re.compile(r"(^|\.)memory_bank\.object_ids$")
 # Not learned: set from the config, or (cell anchors) saved by old versions of detectron2 only.
 _FROM_CONFIG = re.compile(r"(^|\.)(pixel_mean|pixel_std)$|anchor_generator\.cell_anchors|\.num_batches_tracked$")
 _SHOWN = 8  # problems listed in an error
@@ -120,6 +120,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(data["model"], Mapping):
         raise CheckpointError(f"weights {path}: model: expected a state dict, found {type(data['model']).__name__}")
     model = collections.OrderedDict((name, _tensor(name, v, path)) for name, v in data["model"].items())
+    for name in [name for name in model if _REMOVED.search(name)]:
+        del model[name]
     model._metadata = getattr(data["model"], "_metadata", {})  # versions of the modules that saved it
     return data | {"model": model}
 
@@ -163,7 +165,7 @@ def load_weights(
         for name, value in tensors.items()
         if name not in fits
     }
-    needed = [n for n in own if not (_FROM_CONFIG.search(n) or ADDED.search(n)) and (bank or not is_bank(n))]
+    needed = [n for n in own if not _FROM_CONFIG.search(n) and (bank or not is_bank(n))]
     needed = [n for n in needed if ".cls_loss." not in f".{n}"]  # what a loss has counted; another one starts from 0
     missing = [name for name in needed if name not in fits and name not in problems]
     unexpected = [name for name in state if name not in own and not _FROM_CONFIG.search(name)]

@@ -35,7 +35,7 @@ TARGETS = list(range(0, 2 * 553, 2))  # LVIS v1 has 553 classes of at most 30 im
 TARGETS_A_STEP, ROIS_A_TARGET = 3, 20  # rare objects are few, also under repeat factor sampling
 FREQUENCY = "".join("r" if c % 4 == 0 else "c" if c % 4 == 2 else "f" for c in range(NUM_CLASSES))
 # Every way of writing and replaying that the reference has not.
-VARIANTS = {"replay_order": "diverse", "replay_absent_classes": 2, "write_max_per_object": 4}
+VARIANTS = {"replay_order": "random", "replay_absent_classes": 2, "write_max_per_object": 4}
 
 
 def labels(generator: torch.Generator, rois: int = ROIS) -> torch.Tensor:
@@ -54,10 +54,9 @@ def boxes(generator: torch.Generator, number: int) -> torch.Tensor:
     return torch.cat([corner, corner + 16 + 100 * torch.rand(number, 2, generator=generator)], 1)
 
 
-def objects(image: int, classes: torch.Tensor, proposals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ground-truth boxes (R, 4) and identities (R, 2) of an image's RoIs: a class has one object."""
-    place = (classes[:, None] == classes).int().argmax(dim=1)  # the first RoI of the class
-    return proposals[place] + 2, torch.stack([torch.full_like(place, image), place], dim=1)
+def objects(classes: torch.Tensor, proposals: torch.Tensor) -> torch.Tensor:
+    """Ground-truth boxes (R, 4) of an image's RoIs: a class has one object."""
+    return proposals[(classes[:, None] == classes).int().argmax(dim=1)] + 2  # by the first RoI of the class
 
 
 def full_bank(device: str, **changes) -> MemoryBank:
@@ -65,8 +64,7 @@ def full_bank(device: str, **changes) -> MemoryBank:
     bank = MemoryBank(**(arguments | changes)).to(device)
     every = torch.tensor(TARGETS, device=device).repeat_interleave(bank.slots_per_class)
     some = torch.rand(len(every), 4, device=device) + torch.tensor([0.0, 0.0, 9.0, 9.0], device=device)
-    ids = torch.stack([every, torch.arange(len(every), device=device) // 4], dim=1)
-    bank.write(torch.rand(len(every), WIDTH, device=device), some, some + 1, every, object_ids=ids)
+    bank.write(torch.rand(len(every), WIDTH, device=device), some, some + 1, every)
     return bank
 
 
@@ -91,14 +89,14 @@ def bank_alone(device: str, rounds: int = 200, *, work_between: bool = False, **
     def steps() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         for _ in range(rounds):
             classes = labels(generator).to(device)
-            yield classes, *objects(0, classes, rois)
+            yield classes, objects(classes, rois)
 
     times = []
-    for classes, gt_boxes, ids in steps() if work_between else list(steps()):
+    for classes, gt_boxes in steps() if work_between else list(steps()):
         start = clock(device)
         bank.sample(classes)
         middle = clock(device)
-        bank.write(features, rois, gt_boxes, classes, rois_per_image=[ROIS] * IMAGES, object_ids=ids)
+        bank.write(features, rois, gt_boxes, classes, rois_per_image=[ROIS] * IMAGES)
         times.append((middle - start, clock(device) - middle))
     return tuple(1e3 * statistics.median(t) for t in zip(*times))
 
@@ -149,11 +147,10 @@ class BoxBranch:
 
     def proposals(self) -> list[Instances]:
         found = []
-        for image, classes in enumerate(labels(self.generator, self.rois).split(self.rois)):
+        for classes in labels(self.generator, self.rois).split(self.rois):
             instances = Instances((800, 800))
             instances.proposal_boxes = Boxes(boxes(self.generator, self.rois))
-            gt_boxes, ids = objects(image, classes, instances.proposal_boxes.tensor)
-            instances.gt_boxes, instances.gt_object_ids = Boxes(gt_boxes), ids
+            instances.gt_boxes = Boxes(objects(classes, instances.proposal_boxes.tensor))
             instances.gt_classes = classes
             found.append(instances)
         return found

@@ -38,8 +38,7 @@ def global_batch(step: int) -> list[tuple[torch.Tensor, ...]]:
         features = torch.randn(count, WIDTH, generator=generator) * 1e5
         place = torch.randint(0, 2, (count,), generator=generator)  # two objects an image, a box each
         boxes[1] = boxes[1, :2][place] if count > 1 else boxes[1]
-        ids = torch.stack([torch.full_like(place, IMAGES * step + image), place], 1)
-        images.append((features, *boxes, classes, ids))
+        images.append((features, *boxes, classes))
     return images
 
 
@@ -55,8 +54,8 @@ def driven(kind: str, rank: int = 0, world: int = 1) -> dict[str, torch.Tensor]:
     bank = MemoryBank(**sizes, **({"sync": True} | KINDS[kind]))
     for step in range(STEPS):
         images = global_batch(step)[rank::world]
-        *columns, ids = (torch.cat(column) for column in zip(*images, strict=True))
-        bank.write(*columns, rois_per_image=[len(image[-1]) for image in images], object_ids=ids)
+        columns = (torch.cat(column) for column in zip(*images, strict=True))
+        bank.write(*columns, rois_per_image=[len(image[-1]) for image in images])
     return bank.state_dict()
 
 

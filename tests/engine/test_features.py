@@ -24,7 +24,7 @@ from rio.engine.inference import evaluate_model, load_model
 from rio.engine.setup import setup_inference
 from tests.support import tiny_shapes
 
-COLUMNS = ("features", "proposal_boxes", "gt_boxes", "gt_classes", "places", "sizes", "counts")
+COLUMNS = ("features", "proposal_boxes", "gt_boxes", "gt_classes", "sizes", "counts")
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +85,7 @@ def test_rois_are_sampled_as_in_training(store, tiny_set):
         own = np.flatnonzero((train.annotation_image == row % n) & ~train.iscrowd)
         foreground = np.flatnonzero(classes[:count] < background)
         assert 0 < len(foreground) <= 4, "the true boxes are among the proposals; a quarter at most is foreground"
-        places = rois.places[row][foreground]
-        assert (train.annotation_class[own[places]] == classes[foreground]).all()
+        assert set(classes[foreground].tolist()) <= set(train.annotation_class[own].tolist())
     views = np.array(rois.proposal_boxes[:n]), np.array(rois.proposal_boxes[n:])
     assert (views[0] != views[1]).any(axis=(1, 2)).mean() > 0.8, "augmented anew"
 
@@ -162,13 +161,6 @@ def test_every_view_is_shown(store, tiny_set, trained):
         boxes = loader.read([(position, 7)]).proposals[0].proposal_boxes.tensor.numpy()
         shown[next(v for v in range(2) if np.array_equal(boxes, rois.proposal_boxes[7 + 102 * v][: len(boxes)]))] += 1
     assert 150 < shown[0] < 250
-
-
-def test_the_bank_knows_the_objects(trained, tiny_set):
-    bank = trained.model.roi_heads["box_predictor"].memory_bank
-    train = annotations_of(f"{tiny_set}/train.json@{tiny_set}/train")
-    ids = bank.object_ids[bank.object_ids[..., 1] >= 0]
-    assert len(ids) and set(ids[:, 0].tolist()) <= set(train.image_ids.tolist())
 
 
 def test_a_trained_classifier_is_put_back_into_its_detector(trained, detector, weights, tmp_path):

@@ -1,4 +1,4 @@
-"""Training batches: augmentation by position only, images that cannot be loaded, objects that keep their identity."""
+"""Training batches: augmentation by position only; images that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -37,22 +37,3 @@ def test_an_image_that_cannot_be_loaded_is_named(prepared, tiny_set, tmp_path, w
     with pytest.raises(TrainingError, match=r"^image .*half\.jpg \(image_id \d+\): could not be loaded") as error:
         run.train()
     assert "Traceback" not in str(error.value)
-
-
-def test_each_object_keeps_its_identity(tiny_config, tmp_path):
-    """(image id, place in the record), whatever is cropped away, in every showing."""
-    options = ["MODEL.MASK_ON", False, "INPUT.CROP.ENABLED", True]
-    options += ["INPUT.CROP.TYPE", "relative", "INPUT.CROP.SIZE", "[0.5, 0.5]"]
-    samples = build_training_loader(setup_training(tiny_config(tmp_path, *options))).samples
-    shown = dropped = 0
-    for position in range(40):
-        record, instances = samples.records[position], samples[position, position]["instances"]
-        image, place = instances.gt_object_ids.unbind(1)
-        assert instances.gt_object_ids.dtype == torch.int64 and (image == record["image_id"]).all()
-        classes = [annotation["category_id"] for annotation in record["annotations"]]
-        assert [classes[p] for p in place.tolist()] == instances.gt_classes.tolist()
-        assert place.tolist() == sorted(set(place.tolist()))
-        shown, dropped = shown + len(place), dropped + len(classes) - len(place)
-    assert shown and dropped, "the crops should keep some objects and lose some"
-    nothing = {**samples.records[0], "annotations": []}
-    assert samples.mapper(nothing)["instances"].gt_object_ids.shape == (0, 2)

@@ -15,18 +15,16 @@ from rio.engine import telemetry
 from rio.engine.telemetry import LOG_PERIOD
 from rio.memory_bank import MemoryBank
 from rio.roi_heads import RIOFastRCNNOutputLayers
-from tests.support.bank import K, Waits, make, of, ours_in, rows
+from tests.support.bank import K, Waits, make, ours_in, rows
 
 SIZE = 64
 TRANSFORM = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
 
 
-def of_classes(classes: list[int], ids: list[tuple[int, int]] | None = None) -> Instances:
+def of_classes(classes: list[int]) -> Instances:
     result = Instances((SIZE, SIZE), gt_classes=torch.tensor(classes, dtype=torch.int64))
     result.proposal_boxes = Boxes(torch.tensor([[5.0, 5, 15, 15]]).repeat(len(classes), 1))
     result.gt_boxes = Boxes(torch.tensor([[5.0, 5, 15, 25]]).repeat(len(classes), 1))
-    if ids is not None:
-        result.gt_object_ids = of(*ids)
     return result
 
 
@@ -50,22 +48,21 @@ def small_bank() -> MemoryBank:
 def test_telemetry_by_hand():
     bank = small_bank()
     predictor = predictor_of(bank)
-    first = of_classes([0, 0, 1, 3], [(7, 0), (7, 1), (7, 2), (7, 0)])
+    first = of_classes([0, 0, 1, 3])
     assert logged_step(predictor, [1.0, 0, 0, 1, 1, 1, 5, 5], first, at=3) == {}
     # Replayed are class 0's (0, 1) and (1, 0), from one step ago; class 1 is not in the batch. Class 0's RoIs
     # now have the mean (2, 0). 2 rows beside 3 foreground RoIs: groups r, f, r; with the replay r, f, r, r, r.
-    second = of_classes([0, 2], [(7, 0), (7, 3)])
-    third = of_classes([0, 3, 3], [(9, 0), (9, 0), (9, 0)])
+    second = of_classes([0, 2])
+    third = of_classes([0, 3, 3])
     log = logged_step(predictor, [1.0, 0, 1, 1, 3, 0, 8, 8, 9, 9], second, third)
     assert log == {
         "memory_bank/fill": (4 + 1) / 8, "memory_bank/stored": (4 + 1) / 2,
-        "memory_bank/distinct_objects": (3 + 1) / 2,  # class 0: (7, 0) twice, (7, 1), (9, 0)
-        "memory_bank/distinct_images": (2 + 1) / 2, "memory_bank/replayed_per_foreground": round(2 / 3, 6),
+        "memory_bank/replayed_per_foreground": round(2 / 3, 6),
         "memory_bank/age": 1.0, "memory_bank/drift": 0.5,
         "rois/share_r": round(2 / 3, 6), "rois/share_c": 0.0, "rois/share_f": round(1 / 3, 6),
         "rois/share_r_with_replay": 0.8, "rois/share_c_with_replay": 0.0, "rois/share_f_with_replay": 0.2,
     }  # fmt: skip
-    # Now 3 of class 0: two of the step before, one of the first. No ids in this batch; groups not known.
+    # Now 3 of class 0: two of the step before, one of the first. Groups not known.
     bank.iteration += 4
     predictor.frequency_group = None
     log = logged_step(predictor, [1.0, 0], of_classes([0]))
@@ -117,17 +114,16 @@ def test_statistics():
 
     def found() -> list[float]:
         numbers = telemetry.statistics(bank)
-        assert list(numbers) == ["fill", "stored", "distinct_objects", "distinct_images"]
+        assert list(numbers) == ["fill", "stored"]
         return pytest.approx([value.item() for value in numbers.values()], nan_ok=True)
 
-    assert [0, math.nan, math.nan, math.nan] == found()
-    # Class 1: objects (8, 0) twice, (8, 1), (9, 0); class 4: (8, 0), another one than class 1's; 5: nothing.
-    bank.write(*rows([1, 2, 3, 4, 5], [1, 1, 1, 1, 4]), object_ids=of((8, 0), (8, 1), (8, 0), (9, 0), (8, 0)))
-    assert found() == [5 / 12, 5 / 2, (3 + 1) / 2, (2 + 1) / 2]
-    bank.write(*rows([6, 7], [1, 0]), object_ids=of((9, 0), (-1, -1)))  # (8, 0) leaves; 7 is not stored
-    assert found() == [5 / 12, 5 / 2, (3 + 1) / 2, (2 + 1) / 2]
-    bank.write(*rows([8], [4]))  # of an unknown object
-    assert [6 / 12, 3, math.nan, math.nan] == found()
+    assert [0, math.nan] == found()
+    bank.write(*rows([1, 2, 3, 4, 5], [1, 1, 1, 1, 4]))
+    assert found() == [5 / 12, 5 / 2]
+    bank.write(*rows([6, 7], [1, 0]))  # 1 leaves; 7 is not stored
+    assert found() == [5 / 12, 5 / 2]
+    bank.write(*rows([8], [4]))
+    assert found() == [6 / 12, 3]
 
 
 def test_drift():

@@ -93,13 +93,14 @@ def test_our_own_with_and_without_its_bank(small, tmp_path):
     without = small("MODEL.RIO.BANK_ENABLED", False)  # as for inference
     assert load_weights(without, tmp_path / "ours.pth").unexpected == []
 
-    state = torch.load(tmp_path / "ours.pth", weights_only=True)  # of an earlier version: it knew no objects
+    state = torch.load(tmp_path / "ours.pth", weights_only=True)  # of an earlier version: it knew the objects
     name = "roi_heads.box_predictor.memory_bank."
-    del state["model"][name + "object_ids"]
-    state["model"][name + "_extra_state"][0] = 1
+    state["model"][name + "object_ids"] = torch.full((2, bank.slots_per_class, 2), -1)
+    state["model"][name + "_extra_state"][0] = 2
     torch.save(state, tmp_path / "earlier.pth")
     fresh = small()
-    assert load_weights(fresh, tmp_path / "earlier.pth", bank=True).missing == []
+    report = load_weights(fresh, tmp_path / "earlier.pth", bank=True)
+    assert report.missing == report.unexpected == []
     assert fresh.roi_heads.box_predictor.memory_bank.num_written.tolist() == [0, 1]
 
     resumed = small()  # detectron2's own checkpointer, as for a resume

@@ -22,10 +22,6 @@ def rows(values: list[float], classes: list[int], width: int = 2) -> tuple[torch
     return (column.expand(-1, width).clone(), boxes + 0.25, boxes + 0.5, torch.tensor(classes, dtype=torch.int64))
 
 
-def of(*objects: tuple[int, int]) -> torch.Tensor:
-    return torch.tensor(objects, dtype=torch.int64).reshape(-1, 2)
-
-
 def ours_in(log: dict) -> dict:
     """What rio logs beside detectron2."""
     return {k: v for k, v in log.items() if "memory_bank/" in k or "rois/" in k}
