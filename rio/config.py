@@ -78,8 +78,7 @@ KEYS: dict[str, tuple[Any, str | tuple[str, ...]]] = {
     # Image level: "none", "rfs" (repeat factors), "irfs" (instance-aware) or "class_aware". The threshold t is
     # detectron2's DATALOADER.REPEAT_THRESHOLD. Reference: DATALOADER.SAMPLER_TRAIN.
     "SAMPLER": ("rfs", METHODS),
-    # Folder of frozen RoI features, from `python -m rio features`: the classifier alone is trained, on them. "" = the
-    # whole detector, on pictures.
+    # Folder of `python -m rio features`: the classifier alone is trained, on it. "" = the whole detector, on pictures.
     "FEATURES": ("", ""),
     # Augmented views of every training image whose features are kept.
     "FEATURE_VIEWS": (1, ">= 1"),

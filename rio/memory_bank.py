@@ -5,8 +5,7 @@
     S: slots per target class                           M: rows replayed per step and target class at most
     D: width of an RoI feature                          N: rows of a replay
 
-The bank lives on the model's device and is part of its state dict. The host waits for the device twice a step: for
-one ``nonzero`` in ``sample`` and one in ``write``.
+It is part of the model's state. The host waits for its device twice a step: a ``nonzero`` in ``sample`` and ``write``.
 
 With ``sync`` each rank appends the writes of all ranks in the order in which one process would meet them. The
 training sampler deals image p of a global batch to rank p modulo P, so that order is: first image of rank 0, of rank
