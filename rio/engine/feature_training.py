@@ -84,7 +84,9 @@ class FrozenFeatureClassifier(nn.Module):
 
     def test_images(self, name: str) -> TestImages:
         """A test set's proposals in place of its pictures."""
-        return TestImages(annotations_of(name), self.store.open(name, train=False))
+        annotations = annotations_of(name)
+        self.store.check(name, annotations, train=False)
+        return TestImages(annotations, self.store.open(name, train=False))
 
 
 class FeatureLoader:

@@ -214,6 +214,11 @@ def other_weights(weights, tmp_path) -> str:
     return str(path)
 
 
+def test_a_test_set_without_features_is_named(trained, tiny_set):
+    with pytest.raises(FeatureError, match=r"train, found features of .*Fix: add them: python -m rio features"):
+        trained.model.test_images(f"{tiny_set}/train.json@{tiny_set}/train")
+
+
 def test_a_full_disk_leaves_nothing_half_written(detector, weights, tmp_path, monkeypatch):
     def full(*_arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
