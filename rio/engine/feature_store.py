@@ -31,8 +31,6 @@ from rio.data.annotations import Annotations
 from rio.data.files import write_atomically
 
 _FORMAT = 1
-TEST_ROIS = "MODEL.RPN.POST_NMS_TOPK_TEST"
-BYTES = {"float16": 2, "float32": 4, "int32": 4}
 
 
 class FeatureError(ValueError):
@@ -55,7 +53,7 @@ def columns(rois: int, width: int, *, truth: bool) -> dict[str, tuple[str, tuple
 def size_of(rows: int, rois: int, width: int, *, truth: bool) -> int:
     """Bytes of a set on the disk."""
     own = columns(rois, width, truth=truth).values()
-    return rows * sum(BYTES[dtype] * int(np.prod(shape)) for dtype, shape in own)
+    return rows * sum(np.dtype(dtype).itemsize * int(np.prod(shape)) for dtype, shape in own)
 
 
 def fingerprint(annotations: Annotations) -> str:
@@ -203,7 +201,9 @@ class FeatureStore:
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             needed, free = size_of(rows, rois, self.width, truth=train), shutil.disk_usage(self.folder).free
-            less = "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE, MODEL.RIO.FEATURE_VIEWS" if train else TEST_ROIS
+            less = "MODEL.RPN.POST_NMS_TOPK_TEST"
+            if train:
+                less = "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE, MODEL.RIO.FEATURE_VIEWS"
             raise FeatureError(
                 f"features {folder}: expected {needed / 1e9:.1f} GB of disk for {rows} images with {rois} RoIs of "
                 f"width {self.width}, found {free / 1e9:.1f} GB ({error.strerror}). Fix: choose another --output, or "

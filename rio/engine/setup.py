@@ -24,6 +24,7 @@ from rio.engine.records import fractal_dimensions, resolve, target_class_ids
 from rio.engine.weights import CheckpointError
 
 logger = logging.getLogger(__name__)
+_COUNTS = ("CLASS_FREQUENCY", "IMAGE_COUNT", "INSTANCE_COUNT", "NUM_IMAGES")  # of the training set, in MODEL.RIO
 
 
 def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
@@ -240,19 +241,10 @@ def _resolve_masks(cfg: CfgNode, train: Annotations) -> None:
         cfg.INPUT.MASK_FORMAT = "bitmask"
 
 
-def _counts(train: Annotations) -> dict[str, Any]:
-    """What MODEL.RIO holds of the training set's classes."""
-    return {
-        "CLASS_FREQUENCY": "".join(train.frequency.tolist()),
-        "IMAGE_COUNT": train.image_count.tolist(),
-        "INSTANCE_COUNT": train.instance_count.tolist(),
-        "NUM_IMAGES": train.num_images,
-    }
-
-
 def _resolve_counts(cfg: CfgNode, train: Annotations) -> None:
     rio = cfg.MODEL.RIO
-    for key, value in _counts(train).items():
+    counts = train.image_count.tolist(), train.instance_count.tolist(), train.num_images
+    for key, value in zip(_COUNTS, ("".join(train.frequency.tolist()), *counts), strict=True):
         rio[key] = rio[key] or value
     if rio.CALIBRATION == "fracal" and not len(rio.FRACTAL_DIMENSION):
         rio.FRACTAL_DIMENSION = fractal_dimensions(train)
@@ -285,12 +277,7 @@ def _log_changes(stored: CfgNode, cfg: CfgNode) -> None:
     """Warn of every key that differs; a key that an older version did not know had its default's meaning."""
     defaults, now = (dict(_leaves(CfgNode.load_cfg(one.dump()))) for one in (get_rio_cfg(), cfg))
     before = defaults | dict(_leaves(stored))
-    for key in (
-        "MODEL.RIO.CLASS_FREQUENCY",
-        "MODEL.RIO.IMAGE_COUNT",
-        "MODEL.RIO.INSTANCE_COUNT",
-        "MODEL.RIO.NUM_IMAGES",
-    ):
+    for key in (f"MODEL.RIO.{key}" for key in _COUNTS):
         before[key] = before[key] or now[key]
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):

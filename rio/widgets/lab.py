@@ -173,12 +173,13 @@ class ClassifierLab(ipywidgets.VBox):
 
     def curves(self) -> pd.DataFrame:
         """A row per run and evaluation: arm, seed, epoch, AP, APr, APc, APf (percent)."""
-        parts = []
-        for name, run in self.runs().items():
+        parts, runs = [], self.runs()
+        images = self.about()["sets"]["train"]["images"] if runs else 0
+        for name, run in runs.items():
             table = run.metrics().reindex(columns=["iteration", *(f"bbox/{m}" for m in GROUP_METRICS)]).dropna(thresh=2)
             shown = (table["iteration"] + 1) * run.setting("SOLVER.IMS_PER_BATCH", 16)
             table = table.rename(columns=lambda column: column.removeprefix("bbox/"))
-            parts.append(table.assign(arm=name, seed=0, epoch=shown / self.about()["sets"]["train"]["images"]))
+            parts.append(table.assign(arm=name, seed=0, epoch=shown / images))
         return pd.concat(parts or [pd.DataFrame()]).reindex(columns=["arm", "seed", "epoch", *GROUP_METRICS])
 
     def _reported(self) -> list[list[str]]:
