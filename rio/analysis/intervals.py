@@ -72,6 +72,17 @@ def student_t(freedom: float) -> float:
     return sum(term / freedom**power for power, term in enumerate(terms))
 
 
+def interval_of_mean(values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean from three values on; lowest and highest of two; NaN of one."""
+    values = values[~np.isnan(values)]
+    if len(values) < 2:
+        return np.nan, np.nan
+    if len(values) == 2:
+        return float(values.min()), float(values.max())
+    half = student_t(len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
 def _tail(variances: np.ndarray, freedoms: np.ndarray) -> float:
     """The share of draws beyond each end of a 95 % interval: 2.5 %, less with few categories.
 

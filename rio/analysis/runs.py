@@ -19,10 +19,12 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from rio.analysis.intervals import student_t
+from rio.analysis.intervals import interval_of_mean
+from rio.analysis.reported import REPORTED
 from rio.analysis.run_folder import RunFolder
 from rio.data.annotations import GROUP_NAMES, Annotations
 from rio.data.names import browse, find
+from rio.results.breakdown import breakdown, confusions
 from rio.results.errors import find_errors
 from rio.results.evaluation import GROUP_METRICS as METRICS
 from rio.results.evaluation import Evaluation, evaluate
@@ -33,24 +35,6 @@ NAMES = {"none": "no resampling", "rfs": "RFS", "rio": "RIO (RFS + bank)"}
 IOU_NAMES = {"bbox": "box AP", "segm": "mask AP"}
 OUTCOMES = ("correct", "classification", "localisation", "missed")  # of an object
 WRONG = ("classification", "localisation", "both", "duplicate", "background")  # kinds of a wrong prediction
-# Published numbers of Mask R-CNN with R-50-FPN, percent: data set, kind, method, AP, APr, APc, APf.
-REPORTED = [
-    ("lvis_v0.5_val", "segm", "Mask R-CNN R50 1x", 21.2, 3.2, 21.1, 28.7),
-    ("lvis_v0.5_val", "segm", "RFS R50 1x", 24.4, 16.0, 24.0, 28.3),
-    ("lvis_v0.5_val", "segm", "EQL R50", 24.0, 9.4, 25.2, 28.4),
-    ("lvis_v0.5_val", "segm", "EQL + RFS R50", 26.1, 17.2, 27.3, 28.2),
-    ("lvis_v0.5_val", "segm", "Forest R-CNN R50", 25.6, 18.3, 26.4, 27.6),
-    ("lvis_v0.5_val", "segm", "RIO R50", 26.0, 18.9, 26.2, 28.5),
-    ("lvis_v0.5_val", "bbox", "RFS R50 1x", 23.6, None, None, None),
-    ("lvis_v0.5_val", "bbox", "Forest R-CNN R50", 25.9, 16.9, 26.1, 29.2),
-    ("lvis_v0.5_val", "bbox", "RIO R50", 25.7, 17.2, 25.1, 29.8),
-    ("lvis_v1_val", "segm", "Mask R-CNN R50 1x", 16.1, 0.0, 12.0, 27.4),
-    ("lvis_v1_val", "segm", "RFS R50 1x", 22.2, 11.5, 21.2, 28.0),
-    ("lvis_v1_val", "segm", "EQLv2 R50 1x", 23.7, 14.9, 22.8, 28.6),
-    ("lvis_v1_val", "segm", "Seesaw + RFS R50 2x", 26.4, None, None, None),
-    ("lvis_v1_val", "segm", "GOL R50", 27.7, 21.4, 27.7, 30.4),
-    ("lvis_v1_val", "segm", "FRACAL R50", 28.5, 23.0, 28.1, 31.5),
-]
 
 Where = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Mapping[str, str | os.PathLike[str]]
 
@@ -224,14 +208,17 @@ class Runs:
                 f"a difference needs two arms, found one: {self.arms[0]}. Fix: add the folder of another run"
             )
         arm, baseline = arm or self.arms[-1], baseline or self.arms[-2]
-        for name in (arm, baseline):
-            if name not in self.arms:
-                raise RunsError(f"arm: expected one of {', '.join(self.arms)}, found {name!r}")
+        self._require_arms(arm, baseline)
         table = self.per_category(iou_type)
         first, second = (table[table["arm"] == self.title(a)].reset_index(drop=True) for a in (arm, baseline))
         table = first.drop(columns=["arm", "AP"]).assign(difference=first["AP"] - second["AP"])
         table.attrs.update(arm=NAMES.get(arm, arm), baseline=NAMES.get(baseline, baseline), kind=IOU_NAMES[iou_type])
         return table
+
+    def _require_arms(self, *names: str) -> None:
+        for name in names:
+            if name not in self.arms:
+                raise RunsError(f"arm: expected one of {', '.join(self.arms)}, found {name!r}")
 
     def results(self, key: tuple[str, str]) -> Results:
         """A run's predictions."""
@@ -283,6 +270,36 @@ class Runs:
         table["objects"] = table["frequency"].map(pd.Series(groups[used]).value_counts()).fillna(0).astype(int)
         table = table[table["objects"] > 0]
         return table.assign(per_100=100 * table["count"] / table["objects"]).reset_index(drop=True)
+
+    def breakdown(self) -> pd.DataFrame:
+        """By arm (mean over seeds) and group: `rio.results.breakdown.breakdown`, and arm."""
+        tables = [breakdown(self.truth, self.results(key)).assign(arm=self.title(key[0])) for key in self.folders]
+        return pd.concat(tables).groupby(["arm", "group"], sort=False).mean().reset_index()
+
+    def confusions(self, arm: str | None = None, *, score_threshold: float = 0.05) -> pd.DataFrame:
+        """Of 100 objects of each category, what they are taken for, from frequent to rare categories.
+
+        Args:
+            arm: of `arms`; None: the last.
+            score_threshold: lowest score of a prediction that counts, 0..1.
+
+        Returns:
+            index: names of the categories that have objects, by falling image_count; columns: the same names, "others"
+            (categories without objects) and "missed"; `attrs` name the arm and each category's frequency group.
+        """
+        truth, arm = self.truth, arm or self.arms[-1]
+        self._require_arms(arm)
+        own = [self.results(key) for key in self.folders if key[0] == arm]
+        matrix = np.mean([confusions(truth, results, score_threshold=score_threshold) for results in own], axis=0)[:-1]
+        there = np.flatnonzero(matrix.sum(axis=1))
+        order = there[np.argsort(-self.image_count[there], kind="stable")]
+        names = [truth.category_names[k] for k in order]
+        table = pd.DataFrame(matrix[order][:, order], names, names)
+        table["others"] = np.delete(matrix[order, :-1], order, axis=1).sum(axis=1)
+        table["missed"] = matrix[order, -1]
+        table = 100 * table.div(table.sum(axis=1), axis=0)
+        table.attrs.update(arm=self.title(arm), frequency=truth.frequency[order].tolist())
+        return table
 
     def markdown(self, iou_type: str = "bbox") -> str:
         """The table of `by_group` in Markdown."""
@@ -350,17 +367,6 @@ def _runs_in(root: Path) -> list[Path]:
 
 def _is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("evaluation.json", "metrics.json", "instances_results.json"))
-
-
-def interval_of_mean(values: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean from three values on; lowest and highest of two; NaN of one."""
-    values = values[~np.isnan(values)]
-    if len(values) < 2:
-        return np.nan, np.nan
-    if len(values) == 2:
-        return float(values.min()), float(values.max())
-    half = student_t(len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
 
 
 def with_spread(value: float, spread: float) -> str:

@@ -130,7 +130,8 @@ def evaluate(
         elif backend == "lvis":
             precision[iou_type] = lvis_precision(annotations, judged, loaded, best, iou_type, max_dets)
         elif iou_type == "bbox":
-            precision[iou_type] = _box_precision(annotations, judged, loaded, prepared)
+            evaluator = box_evaluator(annotations, judged, loaded, prepared)
+            precision[iou_type] = evaluator.eval["precision"][..., 0]
         else:
             precision[iou_type] = mask_precision(annotations, judged, loaded, prepared, overlaps)
         counts[f"predictions_{iou_type}"] = prepared.counts
@@ -152,8 +153,10 @@ def evaluate(
     return _summary(annotations, precision, info)
 
 
-def _box_precision(annotations: Annotations, judged: JudgedPairs, results: Results, prepared: Prepared) -> np.ndarray:
-    """The precision array (T, R, K, area ranges); the engine overlaps, matches and accumulates."""
+def box_evaluator(
+    annotations: Annotations, judged: JudgedPairs, results: Results, prepared: Prepared
+) -> hotcoco.LVISeval:
+    """hotcoco after overlapping, matching and accumulating. Ids: image_index + 1, class_id + 1."""
     objects = np.flatnonzero(judged.ground_truth)
     ground_truth = hotcoco.COCO.from_arrays(
         *records(annotations, prepared.negative, prepared.not_exhaustive),
@@ -180,7 +183,7 @@ def _box_precision(annotations: Annotations, judged: JudgedPairs, results: Resul
     evaluator.params.maxDets = [len(rows)]
     evaluator.evaluate()
     evaluator.accumulate()
-    return evaluator.eval["precision"].reshape(len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), -1, len(AREA_LABELS))
+    return evaluator
 
 
 def _coco_counts(results: Results, max_dets: int) -> dict[str, int]:

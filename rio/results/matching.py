@@ -128,7 +128,7 @@ def mask_precision(
     for number, counts in enumerate(num_objects):
         counted = judged.ground_truth & (inside >> np.uint64(number * _T) & 1).astype(bool)
         counts[:] = np.bincount(annotations.annotation_class[counted], minlength=len(counts))
-    return _accumulate(class_id, matched & ~ignored, ~matched & ~ignored & _ALL_BITS, num_objects)
+    return accumulate(class_id, matched & ~ignored, ~matched & ~ignored & _ALL_BITS, num_objects)
 
 
 def _bits_of_areas(areas: np.ndarray) -> np.ndarray:
@@ -186,7 +186,7 @@ def _match(
     return matched, ignored
 
 
-def _accumulate(class_id: np.ndarray, right: np.ndarray, wrong: np.ndarray, num_objects: np.ndarray) -> np.ndarray:
+def accumulate(class_id: np.ndarray, right: np.ndarray, wrong: np.ndarray, num_objects: np.ndarray) -> np.ndarray:
     """Precision at the recall thresholds, (T, R, K, area ranges); -1 for a class without objects.
 
     The precision at a recall is the highest at that recall or above it. It is highest right behind a true positive,

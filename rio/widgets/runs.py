@@ -39,10 +39,11 @@ def open_runs(
 class Runs(analysis.Runs):
     """`rio.analysis.runs.Runs` for notebooks. Made by `open_runs`."""
 
-    by_group, per_category, difference, recomputed, errors, markdown, latex = map(
+    by_group, per_category, difference, recomputed, errors, breakdown, confusions, markdown, latex = map(
         theme.sentences,
         (analysis.Runs.by_group, analysis.Runs.per_category, analysis.Runs.difference, analysis.Runs.recomputed,
-         analysis.Runs.errors, analysis.Runs.markdown, analysis.Runs.latex),
+         analysis.Runs.errors, analysis.Runs.breakdown, analysis.Runs.confusions, analysis.Runs.markdown,
+         analysis.Runs.latex),
     )  # fmt: skip
 
     @theme.sentences

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import yaml
 
-from rio.analysis.runs import Runs, RunsError, interval_of_mean, latex_table, markdown_table
+from rio.analysis.intervals import interval_of_mean
+from rio.analysis.runs import Runs, RunsError, latex_table, markdown_table
 from rio.data.load import load_annotations
+from rio.results import breakdown as results
 from rio.results.errors import find_errors
 
 
@@ -188,3 +190,19 @@ def test_tables_for_a_paper(runs):
     assert all(word in latex for word in (*words, "a $-$ b")), latex
     assert latex.count(r"\\") == 3
     assert "a − b \\| c" in markdown_table("box AP", rows)
+
+
+def test_breakdown_and_confusions_are_means_over_seeds(runs):
+    table = runs.breakdown().set_index(["arm", "group"])
+    single = [results.breakdown(runs.truth, runs.results(("rio", seed))).set_index("group") for seed in "12"]
+    own = table.loc[runs.title("rio")]
+    assert own["AR"].tolist() == pytest.approx(((single[0] + single[1]) / 2)["AR"].tolist())
+    taken_for = runs.confusions(score_threshold=0.2)
+    assert taken_for.attrs["arm"] == runs.title("rio") and taken_for.sum(axis=1).tolist() == pytest.approx(
+        [100] * len(taken_for)
+    )
+    counts = dict(zip(runs.truth.category_names, runs.image_count.tolist(), strict=True))
+    assert [counts[name] for name in taken_for.index] == sorted((counts[n] for n in taken_for.index), reverse=True)
+    assert np.diag(runs.confusions("none").to_numpy()).mean() < np.diag(taken_for.to_numpy()).mean()
+    with pytest.raises(RunsError, match="arm: expected one of none, rfs, rio, found 'eql'"):
+        runs.confusions("eql")

@@ -52,6 +52,9 @@ DIFFERENCES = pd.DataFrame(
     [("AP", 2.0, 1.0, 3.0, True), ("APr", 5.0, -1.0, 11.0, False), ("APf", -1.0, np.nan, np.nan, False)],
     columns=["metric", "difference", "low", "high", "resolved"],
 ).assign(arm="rio", baseline="rfs")
+MATRIX = pd.DataFrame([[80.0, 0.0, 20.0], [60.0, 25.0, 15.0]], ["fox", "emu"], ["fox", "emu", "missed"])
+MATRIX.insert(2, "others", 0.0)
+MATRIX.attrs = {"arm": "rio", "frequency": ["f", "r"]}
 TABLES = {
     "count_by_group": CATEGORIES,
     "sorted_tail": CATEGORIES,
@@ -72,6 +75,10 @@ TABLES = {
         [("objects", "correct", 60.0), ("objects", "missed", 40.0), ("predictions", "background", 25.0)],
         columns=["part", "kind", "per_100"],
     ).assign(arm="rio", frequency="r", objects=5),
+    "error_costs": pd.DataFrame([("r", 12.0), ("all", 3.0)], columns=["group", "classification"]).assign(
+        arm="rio", AP50=50.0, localisation=1.0, both=0.0, duplicate=0.0, background=0.5, missed=2.0
+    ),
+    "confusions": MATRIX,
     "arm_ap": RUNS,
     "paired_differences": DIFFERENCES,
     "study_curves": CURVES,
@@ -322,6 +329,30 @@ def objects(**change):
 def test_bad_input(call, message):
     with pytest.raises(PlotError, match=message):
         call()
+
+
+def test_costs_of_errors_stand_by_group_all_first():
+    ax = plots.error_costs(TABLES["error_costs"])
+    assert [t for t in texts(ax) if t.isalpha()] == ["all", "rare"]
+    assert [t for t in texts(ax) if not t.isalpha()][:2] == ["3.0", "1.0"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["rio  (AP50 50.0)"] * 2
+
+
+def test_confusions_are_pooled_where_categories_are_many():
+    ax = plots.confusions(MATRIX)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["fox", "emu", "missed"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["fox", "emu"]
+    assert ax.collections[0].get_array().reshape(2, 3).tolist() == [[80, 0, 20], [60, 25, 15]]
+    names = [f"category {i}" for i in range(240)]
+    many = pd.DataFrame(90 * np.eye(240), names, names).assign(others=0.0, missed=10.0)
+    many.attrs = {"frequency": ["f"] * 100 + ["c"] * 60 + ["r"] * 80}
+    cells = plots.confusions(many).collections[0].get_array().reshape(120, -1)
+    assert (
+        cells[0, 0] == 90
+        and cells[0, 1] == 0
+        and cells[0, -1] == 10
+        and set(cells.sum(axis=1).round(6)) == {100 + 10 * 4}
+    )
 
 
 @pytest.mark.parametrize("name", TABLES)

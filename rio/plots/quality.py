@@ -1,0 +1,105 @@
+"""Figures of what errors cost and of which classes are taken for each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm, to_hex
+
+from rio.plots import parts
+from rio.plots.style import COLORS, GROUP_NAMES, ink, tint
+
+COSTS = ("classification", "localisation", "both", "duplicate", "background", "missed")
+_MOST_CELLS = 120  # along a side; more categories are pooled
+
+
+@parts.figure("rio.open_runs(...).breakdown()", "group arm AP50 " + " ".join(COSTS))
+def error_costs(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """What correcting all errors of one kind would bring, in points of AP50, by frequency group and arm (TIDE's dAP).
+
+    Costs of different kinds do not add up: each is that of correcting this kind alone.
+
+    Args:
+        table: one row per group and arm: group ("all", "r", "c", "f"), arm, AP50, and a column per kind of error.
+    """
+    import seaborn as sns
+
+    table = table.sort_values("group", kind="stable", key=lambda groups: groups.map(("all", *GROUP_NAMES).index))
+    ax = parts.axes(ax, 8.4, 0.8 + 0.23 * len(table))
+    values = table[list(COSTS)].to_numpy()
+    ramp = sns.blend_palette([to_hex(tint(ink().text, share)) for share in (0.03, 0.75)], as_cmap=True)
+    top = max(np.nanmax(values), 1.0)
+    sns.heatmap(
+        values, ax=ax, annot=True, fmt=".1f", cmap=ramp, norm=PowerNorm(0.6, 0, top), cbar=False, annot_kws={"size": 8}
+    )
+    ax.set_xticklabels(COSTS)
+    ax.xaxis.tick_top()
+    ax.set_yticklabels(
+        [f"{arm}  (AP50 {ap:.1f})" for arm, ap in zip(table["arm"], table["AP50"], strict=True)], rotation=0
+    )
+    ax.tick_params(length=0, labelcolor=ink().text)
+    groups = table["group"]
+    for group, rows in groups.groupby(groups, sort=False):
+        first = int(np.flatnonzero((groups == group).to_numpy())[0])
+        ax.axhline(first, color=ink().page, linewidth=3)
+        name = GROUP_NAMES.get(group, group)
+        color = COLORS.get(group, ink().text)
+        where = {"xycoords": ax.get_yaxis_transform(), "xytext": (8, 0), "textcoords": "offset points", "va": "center"}
+        ax.annotate(name, (1, first + len(rows) / 2), color=color, fontweight="bold", **where)
+    return ax
+
+
+@parts.figure("rio.open_runs(...).confusions()", "others missed")
+def confusions(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """What objects are taken for, as a matrix from frequent to rare categories; each row is a category's objects.
+
+    Above the diagonal objects are taken for rarer categories, below it for more frequent ones. More than 120 categories
+    are pooled, neighbours in frequency together.
+
+    Args:
+        table: percent of the row's objects; index: names of categories; columns: the same names, others, missed;
+            `attrs` hold the rows' frequency groups and may name the arm.
+    """
+    import seaborn as sns
+
+    groups, size = np.array(table.attrs["frequency"]), len(table)
+    cell = -(-size // _MOST_CELLS)
+    starts = np.arange(0, size, cell)
+    square = np.add.reduceat(table.to_numpy()[:, :size], starts, axis=1)
+    ends = [name for name in ("others", "missed") if table[name].any()]
+    wide = max(len(starts) // 22, 1)  # cells of a column at the end, for its name
+    cells = np.hstack([square, np.repeat(table[ends].to_numpy(), wide, axis=1)])
+    cells = np.add.reduceat(cells, starts, axis=0) / np.diff(starts, append=size)[:, None]
+    ax = parts.axes(ax, 6.6, 5.6)
+    ramp = sns.blend_palette([to_hex(tint(ink().text, share)) for share in (0.0, 1.0)], as_cmap=True)
+    sns.heatmap(
+        cells, ax=ax, cmap=ramp, norm=PowerNorm(0.5, 0, 100), xticklabels=False, yticklabels=False,
+        cbar_kws={"label": "% of the objects", "ticks": [0, 5, 20, 50, 100], "shrink": 0.6},
+    )  # fmt: skip
+    places, names = len(starts) + wide * (np.arange(len(ends)) + 0.5), ends
+    if size <= 45:
+        own = np.arange(size) + 0.5
+        places, names = [*own, *places], [*map(parts.short, table.index), *ends]
+        ax.set_yticks(own, names[:size], rotation=0, fontsize=7)
+    ax.set_xticks(places, names, rotation=90, fontsize=7)
+    ax.tick_params(length=0)
+    edge = 0.018 * len(starts)
+    for group in dict.fromkeys(groups.tolist()):
+        first, last = np.flatnonzero(groups == group)[[0, -1]] / cell
+        look = {"color": COLORS[group], "linewidth": 4, "clip_on": False, "solid_capstyle": "butt"}
+        ax.plot([first, last + 1], [-edge, -edge], **look)
+        ax.plot([-edge, -edge], [first, last + 1], **look)
+        ax.annotate(
+            GROUP_NAMES[group],
+            ((first + last + 1) / 2, -2 * edge),
+            color=COLORS[group],
+            ha="center",
+            va="bottom",
+            annotation_clip=False,
+        )
+    ax.axvline(len(starts), color=ink().rule, linewidth=1)
+    ax.set(xlabel=f"taken for, {size:,} categories from frequent to rare")
+    ax.set_ylabel("objects of", labelpad=12)
+    ax.set_title(f"{table.attrs.get('arm', '')}: what objects are taken for", pad=26)
+    return ax
