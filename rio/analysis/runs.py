@@ -166,7 +166,9 @@ class Runs:
             rows.append(row)
         table = pd.DataFrame(rows).assign(reported=False)
         others = self.reported(iou_type) if reported else pd.DataFrame()
-        return table if others.empty else pd.concat([others, table], ignore_index=True)
+        table = table if others.empty else pd.concat([others, table], ignore_index=True)
+        table.attrs["kind"] = IOU_NAMES[iou_type]
+        return table
 
     def reported(self, iou_type: str = "bbox") -> pd.DataFrame:
         """Published numbers of R-50 models on the same validation set, marked "(reported)"; no rows for other sets."""
@@ -186,7 +188,9 @@ class Runs:
             ap = np.mean([table[f"AP_{iou_type}"].to_numpy(float) for table in tables], axis=0)
             own = tables[0][["category_id", "name", "frequency"]]
             parts.append(own.assign(image_count=self.image_count, arm=self.title(arm), AP=ap))
-        return pd.concat(parts, ignore_index=True)
+        table = pd.concat(parts, ignore_index=True)
+        table.attrs["kind"] = IOU_NAMES[iou_type]
+        return table
 
     def difference(self, arm: str | None = None, baseline: str | None = None, iou_type: str = "bbox") -> pd.DataFrame:
         """What one arm gains over another, category by category.

@@ -9,7 +9,18 @@ around calls gives figures for a dark page.
 from importlib import import_module
 
 from rio.plots.parts import PlotError, counted, percent
-from rio.plots.style import COLORS, GROUP_NAMES, GROUPS, LEVEL_NAMES, ink_on, luminance, style, tint
+from rio.plots.style import (
+    ARM_COLORS,
+    COLORS,
+    GROUP_NAMES,
+    GROUPS,
+    LEVEL_NAMES,
+    LINE_COLORS,
+    ink_on,
+    luminance,
+    style,
+    tint,
+)
 
 # Loaded when first asked for: seaborn takes half a second, and tables in notebooks need only names and colours.
 _LATER = {
@@ -21,9 +32,22 @@ _LATER = {
     "studies": "arm_ap paired_differences",
     "training": "loss_curves",
     "objects": "draw_objects outlines",
+    "page": "inline_svg",
 }
 _MODULE_OF = {name: module for module, names in _LATER.items() for name in names.split()}
-__all__ = ["COLORS", "GROUPS", "GROUP_NAMES", "LEVEL_NAMES", "PlotError", "counted", "ink_on", "luminance", "percent"]
+__all__ = [
+    "ARM_COLORS",
+    "COLORS",
+    "GROUPS",
+    "GROUP_NAMES",
+    "LEVEL_NAMES",
+    "LINE_COLORS",
+    "PlotError",
+    "counted",
+    "ink_on",
+    "luminance",
+    "percent",
+]
 __all__ += ["style", "tint", *_MODULE_OF]
 
 

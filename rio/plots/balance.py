@@ -10,10 +10,10 @@ from matplotlib.ticker import MaxNLocator
 
 from rio.plots import parts
 from rio.plots.labels import Labels
-from rio.plots.style import COLORS, GROUPS, LEVEL_NAMES, ink
+from rio.plots.style import ARM_COLORS, COLORS, GROUPS, LEVEL_NAMES, ink
 
 COMPARED, ADVICE = "rio.compare_sampling(...).compare()", "rio.compare_sampling(...).advice()"
-STEPS = [("none", "RFS", "f"), ("bank", "RFS + bank", "f"), ("none", "bank", "r"), ("RFS", "RFS + bank", "r")]
+STEPS = [("none", "RFS", "RFS"), ("bank", "RFS + bank", "RFS"), ("none", "bank", "bank"), ("RFS", "RFS + bank", "bank")]
 COUNTED = {"images": ("o", "images"), "instances": ("^", "objects"), "replayed": ("s", "replayed rows")}
 
 
@@ -66,11 +66,11 @@ def image_or_object(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax = parts.axes(ax, 6.2, 4.4)
     parts.diagonal(ax)
     arrow = {"arrowstyle": "-|>,head_width=0.28,head_length=0.5", "linewidth": 2.2, "shrinkA": 6, "shrinkB": 7}
-    for start, end, group in STEPS:
+    for start, end, way in STEPS:
         if {start, end} <= set(wide.index) and np.hypot(*(wide.loc[end] - wide.loc[start])) >= 0.02 * reach:
-            ax.annotate("", wide.loc[end], wide.loc[start], zorder=2, arrowprops={**arrow, "color": COLORS[group]})
-    kinds = (("f", ">", "repeat images (RFS)"), ("r", "^", "replay objects (bank)"))
-    parts.legend_above(ax, [Line2D([], [], color=COLORS[g], lw=2.4, marker=m, label=text) for g, m, text in kinds])
+            ax.annotate("", wide.loc[end], wide.loc[start], zorder=2, arrowprops={**arrow, "color": ARM_COLORS[way]})
+    kinds = (("RFS", ">", "repeat images (RFS)"), ("bank", "^", "replay objects (bank)"))
+    parts.legend_above(ax, [Line2D([], [], color=ARM_COLORS[w], lw=2.4, marker=m, label=text) for w, m, text in kinds])
     main = wide.index.isin([arm for step in STEPS for arm in step[:2]])
     for of, size, marker, color in ((wide[main], 70, "o", ink().text), (wide[~main], 42, "D", ink().quiet)):
         ax.scatter(of["images"], of["rois"], s=size, marker=marker, color=color, zorder=4, linewidth=0)
@@ -101,15 +101,17 @@ def threshold_advice(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax = parts.axes(ax, 6.2, 3.0)
     x, y = "epoch_length", "effective_classes"
     names = []
-    for color, (method, rows) in zip(("#AA4499", "#2E8B7A"), table.groupby("method", sort=False), strict=False):
+    for method, rows in table.groupby("method", sort=False):
+        color = ARM_COLORS[method]
         ax.plot(rows[x], rows[y], color=color, marker="o", markersize=3.5, label=str(method), zorder=3)
         best, used = rows[rows["suggested"]], rows[rows["current"]]
         ax.scatter(best[x], best[y], s=110, facecolor="none", edgecolor=color, zorder=4, linewidth=1.6)
         ax.scatter(used[x], used[y], s=50, marker="x", color=ink().text, zorder=4, linewidth=1.6)
         names += [(row, "suggested", {"color": color, "fontweight": "bold"}) for _, row in best.iterrows()]
         names += [(row, "in use", {}) for _, row in used.iterrows()]
-    parts.log_scale(ax.xaxis, subs=(1, 2, 5), text="{x:g}×")
+    parts.log_scale(ax.xaxis, text="{x:.3g}×")
     ax.margins(x=0.06, y=0.16)
+    parts.span_at_least(ax.yaxis, 1)
     ax.set(xlabel="length of an epoch, times the images", ylabel="effective classes, image level")
     ax.grid(True)
     ax.legend(loc="lower right")

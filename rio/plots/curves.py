@@ -11,8 +11,7 @@ from matplotlib.lines import Line2D
 
 from rio.plots import parts
 from rio.plots.labels import Labels
-from rio.plots.style import METRIC_NAMES, ink, styled
-from rio.plots.training import LINE_COLORS
+from rio.plots.style import LINE_COLORS, METRIC_NAMES, ink, styled
 
 DASHES = ("", (3, 1.5), (1, 1))
 
@@ -30,7 +29,7 @@ def study_curves(table: pd.DataFrame, ax: Axes | None = None, *, metric: str = "
     """
     parts.need(table, ("arm", "seed", "epoch", metric), "StudyResult.curves()")
     parts.need_once(table, ["arm", "seed", "epoch"], "pass each run once")
-    ax = parts.axes(ax, 4.6, 3.2)
+    ax = parts.axes(ax, 6.2, 3.4)
     names = table["arm"].str.rsplit("-", n=1, expand=True)
     paired = names.shape[1] == 2 and names[1].notna().all() and names[1].nunique() <= len(DASHES)
     color, dash = (names[0], names[1]) if paired else (table["arm"], "")
@@ -45,11 +44,12 @@ def study_curves(table: pd.DataFrame, ax: Axes | None = None, *, metric: str = "
     ax.set(xlabel="epochs (images shown / images of the training set)", ylabel=f"box AP, {METRIC_NAMES[metric]} (%)")
     ax.set_xlim(0, rows["epoch"].max())
     ax.grid(axis="y")
-    labels = Labels(ax, avoid_data=False)
-    last = rows[rows["epoch"] == rows["epoch"].max()]
+    parts.span_at_least(ax.yaxis, 2)
+    last, ends = rows[rows["epoch"] == rows["epoch"].max()], []
     for hue in hues:
         own = last[(last["color"] == hue) & (last["dash"] == styles[0])]
-        labels.on_edge("right", own[metric].mean(), hue, color=colors[hue], fontsize=8.5)
+        ends += [(own[metric].mean(), hue, colors[hue])] if len(own) else []
+    Labels(ax, avoid_data=False).on_right(ends, fontsize=8.5)
     if len(styles) > 1:
         lines = [
             Line2D([], [], color=ink().text, dashes=d or (1, 0), label=s) for s, d in zip(styles, DASHES, strict=False)

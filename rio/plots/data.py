@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from rio.plots import parts
@@ -106,15 +107,15 @@ def objects_per_image(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     most = int(table["objects"].max())
     last = most if most <= 50 else max(int(table["objects"].quantile(0.99)), 40)  # all beyond share the last bar
     filled, outline = {"alpha": 0.55, "linewidth": 0, "zorder": 2}, {"fill": False, "linewidth": 1.4, "zorder": 3}
-    for column, color, at, look in (("objects", COLORS["f"], 0.97, filled), ("categories", ink().text, 0.83, outline)):
+    handles = []
+    for column, color, look in (("objects", COLORS["f"], filled), ("categories", ink().text, outline)):
         shown = table[column].clip(upper=last)
         bins = {"discrete": True, "binrange": (0, last), "stat": "percent", "element": "step"}
         sns.histplot(x=shown, color=color, ax=ax, **bins, **look)
         text = f"{column}: {table[column].mean():.1f} an image, at most {table[column].max():,}"
-        look = {"ha": "right", "va": "top", "fontsize": 8.5, "fontweight": "bold", "color": tint(color, 0.9)}
-        ax.text(0.99, at, text, transform=ax.transAxes, **look)
+        handles.append(Patch(label=text, **{"color": color, **look}))
     ax.set(xlabel="in one image", ylabel="% of images", xlim=(-0.5, last + 0.5))
-    ax.set_ylim(0, ax.get_ylim()[1] * 1.25)  # room for the words
+    parts.legend_above(ax, handles, handlelength=1.2, handleheight=0.8)
     ax.xaxis.set_major_locator(MaxNLocator(12, integer=True))
     if last < most:
         ticks = range(0, last - 4, 10 if last < 100 else 50)
@@ -142,7 +143,7 @@ def sizes_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     colors = {g: tint(COLORS[g], 0.75) for g in present}
     sns.violinplot(**shared, hue="group", palette=colors, legend=False, **violin)
     sns.pointplot(**shared, estimator="median", errorbar=("pi", 50), linestyle="none", color=ink().text, markersize=5)
-    parts.log_scale(ax.xaxis, subs=(1, 2, 5))
+    parts.log_scale(ax.xaxis)
     found = data.groupby("group")["side"].agg(["size", "median"]).loc[present].itertuples()
     names = [f"{GROUP_NAMES[g]}\n{parts.counted(size, 'object')}\nmedian {median:.3g}%" for g, size, median in found]
     parts.bare_rows(ax, range(len(present)), names)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
 
-from rio.plots.style import ink
+from rio.plots.style import Color, ink
 
 SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
 GAPS = (8, 12, 17, 24, 34, 46, 60, 80)  # points between a label and what it names
@@ -60,15 +62,43 @@ class Labels:
             self.ax.plot(*ends.T, color=ink().quiet, linewidth=0.6, zorder=2)
             self._taken = np.vstack([self._taken, _along(np.array([anchor, end]), CLEAR * self.point)])
 
-    def on_edge(self, side: Literal["top", "right"], at: float, string: str, **look: Any) -> None:
-        """Write just outside the Axes, at x = `at` or y = `at`; others there push it aside (on the right: upwards)."""
-        top = side == "top"
-        fraction, gap = ((at, 1), (0, 3)) if top else ((1, at), (5, 0))
-        text = self.write(fraction, string, xycoords=("data", "axes fraction")[:: 1 if top else -1], **look)
-        along = np.array([1.0, 0.0] if top else [0.0, 1.0])
-        start = text.get_window_extent().min + np.array(gap) * self.point - along * self.size(text) / 2
-        shifts = sorted(range(-200, 201), key=abs) if top else range(200)
-        self.put(text, start + along * np.reshape(shifts, (-1, 1)) * 2, inside=False)
+    def on_top(self, at: float, string: str, **look: Any) -> None:
+        """Write just above the Axes, at x = `at`; others there push it aside."""
+        text = self.write((at, 1), string, xycoords=("data", "axes fraction"), **look)
+        start = text.get_window_extent().min + np.array([-self.size(text)[0] / 2, 3 * self.point])
+        shifts = np.array(sorted(range(-200, 201), key=abs))
+        self.put(text, start + 2 * shifts[:, None] * [1.0, 0.0], inside=False)
+
+    def on_right(self, ends: Iterable[tuple[float, str, Color]], **look: Any) -> None:
+        """Name curves just right of the Axes: (y, name, colour) each, as near to its end as the others allow.
+
+        A line leads from an end to a name that had to move.
+        """
+        rows = sorted(ends, key=lambda end: end[0])
+        at = ("axes fraction", "data")
+        texts = [self.write((1, y), name, xycoords=at, va="center", color=color, **look) for y, name, color in rows]
+        if not texts:
+            return
+        frame, step = self.ax.get_window_extent(), max(self.size(text)[1] for text in texts)
+        wanted = self.ax.transData.transform([(0, y) for y, *_ in rows])[:, 1]
+        # Least squares under "one step apart": blocks of names that touch share the mean of their displacements.
+        blocks: list[list[float]] = []
+        for i, y in enumerate(wanted):
+            blocks.append([y - i * step])
+            while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
+                blocks[-2:] = [blocks[-2] + blocks[-1]]
+        start = np.maximum([np.mean(block) for block in blocks for _ in block], frame.y0)
+        placed = start + step * np.arange(len(rows))
+        moved = np.abs(placed - wanted) > 0.3 * step
+        for text, low, high, lead, (*_, color) in zip(texts, wanted, placed, moved, rows, strict=True):
+            gap = 16 if moved.any() else 5
+            text.xyann = (gap, (high - low) / self.point)
+            if lead:
+                x, y = (
+                    1 + np.array([1, gap - 2]) * self.point / frame.width,
+                    (np.array([low, high]) - frame.y0) / frame.height,
+                )
+                self.ax.add_line(Line2D(x, y, transform=self.ax.transAxes, color=color, lw=0.7, clip_on=False))
 
     def write(self, at: tuple[float, float], string: str, **look: Any) -> Annotation:
         """A text that `put` has still to move to its place."""

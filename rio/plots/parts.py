@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from rio.plots.page import inline_svg
 from rio.plots.style import COLORS, GROUP_NAMES, GROUPS, ink, ink_on, styled
 
 CENTRED = {"ha": "center", "va": "center"}
@@ -76,18 +78,39 @@ def short(name: object, most: int = 24) -> str:
 def axes(ax: Axes | None, width: float, height: float) -> Axes:
     """The Axes given, or that of a new figure (inches)."""
     if ax is None:
-        _, ax = plt.subplots(figsize=(width, height), layout="constrained")
+        figure, ax = plt.subplots(figsize=(width, height), layout="constrained")
+        figure._repr_html_ = functools.partial(inline_svg, figure)  # what a notebook shows
     ax.spines[["top", "right"]].set_visible(False)  # also on an Axes made outside the style
     return ax
 
 
-def log_scale(*of: Axis, subs: Sequence[float] = (1.0,), text: str = "{x:,.9g}") -> None:
-    """A log scale with plain numbers at 1, 10, 100 (times `subs`)."""
+class _LogTicks(LogLocator):
+    """Powers of ten; also 3 times them, or 2 and 5 times, or even steps, where fewer than three would be in sight."""
+
+    def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
+        for subs in ((1,), (1, 3), (1, 2, 5)):
+            self.set_params(subs=subs)
+            ticks = np.asarray(super().tick_values(vmin, vmax))
+            if ((ticks >= vmin) & (ticks <= vmax)).sum() >= 3:
+                return ticks
+        return MaxNLocator(4).tick_values(vmin, vmax)
+
+
+def log_scale(*of: Axis, text: str = "{x:,.9g}") -> None:
+    """A log scale with plain numbers at three ticks or more."""
     for axis in of:
         axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-        axis.set_major_locator(LogLocator(base=10, subs=subs))
+        axis.set_major_locator(_LogTicks())
         axis.set_major_formatter(text)
         axis.set_minor_formatter(NullFormatter())
+
+
+def span_at_least(axis: Axis, least: float) -> None:
+    """Widen an axis whose values hardly differ, so that nothing is made of their last digits."""
+    low, high = axis.get_view_interval()
+    if high - low < least:
+        middle = (low + high) / 2
+        axis.axes.set(**{f"{axis.axis_name}lim": (middle - least / 2, middle + least / 2)})
 
 
 def diagonal(ax: Axes) -> None:

@@ -12,8 +12,13 @@ from rio.plots import parts
 from rio.plots.labels import Labels
 from rio.plots.style import COLORS, GROUP_NAMES, GROUPS, METRIC_NAMES, ink, metric_color, tint
 
-KIND_COLORS = {"correct": "#2E8B6F", "classification": "#CC6677", "localisation": "#DDCC77", "missed": "#9AA1AC"}
-KIND_COLORS |= {"both": "#AA4499", "duplicate": "#88CCEE", "background": "#8C6BB1"}
+KIND_COLORS = {"correct": "#2E8B6F", "classification": "#AA4499", "localisation": "#7CC4E8", "missed": "#9AA1AC"}
+KIND_COLORS |= {"both": "#6A48A0", "duplicate": "#8F9130", "background": "#7B5B4A"}
+
+
+def _kind(table: pd.DataFrame) -> str:
+    """What the y axis is of: "box AP (%)"."""
+    return f"{table.attrs.get('kind', 'AP')} (%)"
 
 
 def _depths(arms: int) -> np.ndarray:
@@ -30,7 +35,7 @@ def _fill(hue: str, depth: float, reported: bool) -> dict[str, object]:
 
 
 @parts.figure("rio.open_runs(...).by_group()", "arm AP APr APc APf")
-def ap_by_group(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP (%)") -> Axes:
+def ap_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """AP of all, rare, common and frequent categories, one bar per arm.
 
     Hue says which group, depth of colour which arm (the last one full). Absent values (NaN) leave a gap and
@@ -38,8 +43,8 @@ def ap_by_group(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP
 
     Args:
         table: one row per arm, each arm once: arm, AP, APr, APc, APf in percent. Optional: AP_low, AP_high, APr_low,
-            ... draw intervals; reported (bool) marks published numbers, which are drawn as outlines.
-        label: of the y axis.
+            ... draw intervals; reported (bool) marks published numbers, which are drawn as outlines; `attrs` may name
+            the kind of AP.
     """
     parts.need_once(table, ["arm"], "average the seeds of an arm, or rename one")
     ax = parts.axes(ax, min(1.6 + 1.35 * max(len(table), 3), 10.0), 2.9)
@@ -61,7 +66,7 @@ def ap_by_group(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP
     ax.set_xticks(range(4), [f"{name}\n{metric}" for metric, name in METRIC_NAMES.items()])
     ax.tick_params(length=0)
     ax.tick_params(axis="x", labelcolor=ink().text)
-    ax.set(xlim=(-0.55, 3.55), ylabel=label, ylim=(0, max(ax.get_ylim()[1] * 1.06, 1.0)))
+    ax.set(xlim=(-0.55, 3.55), ylabel=_kind(table), ylim=(0, max(ax.get_ylim()[1] * 1.06, 1.0)))
     ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.grid(axis="y")
     ax.spines["left"].set_visible(False)
@@ -70,7 +75,7 @@ def ap_by_group(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP
 
 
 @parts.figure("rio.open_runs(...).per_category()", "category_id frequency image_count arm AP")
-def ap_by_image_count(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "AP (%)") -> Axes:
+def ap_by_image_count(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """AP of every category against its number of training images, for each arm.
 
     Each category is one point per arm, in the colour of its frequency group, paler for earlier arms; the arms of
@@ -78,8 +83,7 @@ def ap_by_image_count(table: pd.DataFrame, ax: Axes | None = None, *, label: str
 
     Args:
         table: one row per category and arm: category_id, frequency, image_count, arm, AP in percent (NaN is
-            left out).
-        label: of the y axis.
+            left out); `attrs` may name the kind of AP.
     """
     table = table[table["AP"].notna()]
     if len(table) == 0:
@@ -103,7 +107,7 @@ def ap_by_image_count(table: pd.DataFrame, ax: Axes | None = None, *, label: str
         ax.plot(mean, color=tint(ink().text, depth), label=str(arm), linewidth=1.8, zorder=4 + depth)
     parts.log_scale(ax.xaxis)
     limits = (min(0.0, table["AP"].min()) - 2, min(table["AP"].max() * 1.08 + 2, 104))
-    ax.set(xlabel="training images with the category", ylabel=label, ylim=limits)
+    ax.set(xlabel="training images with the category", ylabel=_kind(table), ylim=limits)
     ax.grid(axis="y")
     fit = max(72 // (max(len(str(arm)) for arm in arms) + 6), 1)  # names beside each other above the Axes
     parts.legend_above(ax, ncols=min(len(arms), 4, fit), handlelength=1.4)
@@ -132,13 +136,14 @@ def ap_difference(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.set_title(f"{arm} minus {baseline}", pad=22)
     parts.bare_columns(ax, rows["name"])
     ax.margins(y=0.08)
+    parts.span_at_least(ax.yaxis, 2)
     labels = Labels(ax, avoid_data=False)
     for group in GROUPS:
         own = x[(rows["frequency"] == group).to_numpy()]
         if len(own):
             mean = rows["difference"].iloc[own].mean()
             ax.hlines(mean, own.min() - 0.4, own.max() + 0.4, color=ink().text, linewidth=1.4, zorder=4)
-            labels.on_edge("top", own.mean(), f"{GROUP_NAMES[group]}: {mean:+.1f}", fontsize=8.5, fontweight="bold")
+            labels.on_top(own.mean(), f"{GROUP_NAMES[group]}: {mean:+.1f}", fontsize=8.5, fontweight="bold")
     return ax
 
 

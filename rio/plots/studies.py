@@ -86,5 +86,6 @@ def paired_differences(table: pd.DataFrame, ax: Axes | None = None, *, label: st
         fill = np.where(of["resolved"].astype(bool), color, ink().page)
         ax.scatter(of["difference"], y, s=24, facecolor=fill, edgecolor=color, linewidth=1.2, zorder=3)
     ax.set_xlabel(label)
+    parts.span_at_least(ax.xaxis, 2)
     _legend(ax, metrics, "filled: resolved; hollow: not resolved; line: 95 % interval")
     return ax

@@ -12,7 +12,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 
 from rio.data.annotations import GROUP_NAMES
 
@@ -22,6 +22,10 @@ GROUPS = tuple(GROUP_NAMES)
 METRIC_NAMES = {"AP": "all"} | {f"AP{group}": name for group, name in GROUP_NAMES.items()}
 LEVEL_NAMES = {"images": "images", "instances": "objects", "rois": "RoIs"}
 COLORS = {"r": "#DC5F71", "c": "#E3AC3D", "f": "#2768A7"}
+# Of all else, so that nothing is taken for a group: curves; ways of resampling. Readable on white and on black.
+LINE_COLORS = ("#6656C9", "#3BA693", "#94922C", "#AA4499", "#72BEE6", "#8A6248", "#2F7D3B")
+ARM_COLORS = {"bank": "#94922C", "RFS": "#AA4499", "IRFS": "#3BA693", "class-aware": "#72BEE6"}
+TINTS: dict[str, tuple[str, float]] = {}  # what `tint` has mixed with white: its hex -> colour and amount
 
 
 class Ink(NamedTuple):
@@ -93,7 +97,10 @@ def ink() -> Ink:
 def tint(color: Color, amount: float) -> tuple[float, float, float]:
     """Mix a colour with the page: 1 is the colour itself, 0 the page."""
     page = np.array(to_rgb(ink().page))
-    return tuple(page + amount * (np.array(to_rgb(color)) - page))
+    mixed = tuple(page + amount * (np.array(to_rgb(color)) - page))
+    if ink() is LIGHT and amount < 1:
+        TINTS[to_hex(mixed)] = to_hex(color), amount
+    return mixed
 
 
 def luminance(color: Color) -> float:
@@ -104,8 +111,8 @@ def luminance(color: Color) -> float:
 
 
 def ink_on(color: Color) -> str:
-    """Black or white, whichever is easier to read on the colour."""
-    return "#14171C" if luminance(color) > 0.3 else "white"
+    """Black or white, whichever is easier to read on the colour; neither is the page's, which a theme changes."""
+    return "#14171C" if luminance(color) > 0.3 else "#FEFEFE"
 
 
 def metric_color(metric: str) -> str:

@@ -9,9 +9,7 @@ from matplotlib.axes import Axes
 
 from rio.plots import parts
 from rio.plots.labels import Labels
-from rio.plots.style import ink, luminance, styled
-
-LINE_COLORS = ("#332288", "#44AA99", "#CC6677", "#999933", "#88CCEE", "#AA4499", "#117733", "#DDCC77")
+from rio.plots.style import LINE_COLORS, ink, styled
 
 
 @styled
@@ -39,8 +37,6 @@ def loss_curves(table: pd.DataFrame | Iterable[Mapping[str, float]], ax: Axes | 
     for i, name in enumerate(losses):
         total = name == "total_loss"
         color = ink().text if total else LINE_COLORS[i % len(LINE_COLORS)]
-        if luminance(ink().page) < 0.1 and luminance(color) < 0.12:
-            color = "#9A8FE0"  # the other is too dark for a dark page
         rows = table[name].dropna()
         ax.plot(rows, color=color, linewidth=0.7, alpha=0.35 if window > 1 else 1.0)
         line = rows.rolling(window, min_periods=1, center=True).median()
@@ -51,8 +47,6 @@ def loss_curves(table: pd.DataFrame | Iterable[Mapping[str, float]], ax: Axes | 
     low, high = ax.get_ylim()
     ax.set(xlabel="iteration", ylabel="loss", xlim=(first, max(last, first + 1)), ylim=(min(0, low), high))
     ax.grid(axis="y")
-    labels = Labels(ax, avoid_data=False)
-    for value, name, color in sorted(ends):
-        words = name.removeprefix("loss_").replace("total_loss", "total").replace("_", " ")
-        labels.on_edge("right", value, words, color=color, fontsize=8.5)
+    words = {name: name.removeprefix("loss_").replace("total_loss", "total").replace("_", " ") for name in losses}
+    Labels(ax, avoid_data=False).on_right([(value, words[name], color) for value, name, color in ends], fontsize=8.5)
     return ax

@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from rio import __version__, plots
 from rio.analysis import balance
 from rio.analysis.distribution import category_table, image_class_pairs
+from rio.analysis.runs import IOU_NAMES
 from rio.data.annotations import GROUP_NAMES, Annotations
 from rio.data.files import write_atomically
 from rio.data.images import read_image
@@ -35,7 +36,6 @@ from rio.results.evaluation import GROUP_METRICS
 from rio.results.objects import Objects, objects_of, predictions_of, ranked_examples
 from rio.study.result import StudyResult
 
-IOU_NAMES = {"bbox": "boxes", "segm": "masks"}
 PACKAGES = ("torch", "torchvision", "detectron2", "numpy", "hotcoco", "matplotlib")
 PICTURES = 6
 PICTURE_SCORE = 0.2  # after minutes of training rare classes are ranked well long before they are confident
@@ -173,8 +173,9 @@ def _results(runs: list[Run]) -> list[dict[str, Any]]:
         if having:
             metrics = [{m: run.evaluation.metrics[kind][m] for m in GROUP_METRICS} for run in having]
             table = pd.DataFrame(metrics).assign(arm=[run.name for run in having])
-            alt, size = f"AP of {name} by frequency group, one bar per arm.", (max(4.4, 2.0 + 0.95 * len(table)), 2.8)
-            figure = _figure(plots.ap_by_group, table, alt=alt, size=size, label=f"AP of {name} (%)")
+            table.attrs["kind"] = name
+            alt, size = f"{name} by frequency group, one bar per arm.", (max(4.4, 2.0 + 0.95 * len(table)), 2.8)
+            figure = _figure(plots.ap_by_group, table, alt=alt, size=size)
             # The best of a column stands out, unless all are equal.
             best = {m: table[m].max() if table[m].nunique() > 1 else None for m in GROUP_METRICS}
             rows = table.assign(description=[run.description for run in having]).to_dict("records")
@@ -246,7 +247,7 @@ def _losses(run: Run) -> dict[str, str] | None:
 
 
 def _categories(runs: list[Run], train: Annotations) -> list[dict[str, Any]]:
-    """AP of boxes of every category, rarest first; counts are the training set's."""
+    """Box AP of every category, rarest first; counts are the training set's."""
     first = runs[0].evaluation.per_category.set_index("category_id")[["name", "frequency"]]
     images = pd.Series(train.image_count, train.category_ids).reindex(first.index, fill_value=0)
     columns = [run.evaluation.per_category.set_index("category_id")["AP_bbox"].reindex(first.index) for run in runs]

@@ -12,6 +12,7 @@ import pandas as pd
 
 from rio import plots
 from rio.analysis.distribution import category_table
+from rio.analysis.runs import IOU_NAMES
 from rio.data.annotations import Annotations
 from rio.data.files import write_atomically
 from rio.data.images import read_image
@@ -66,7 +67,8 @@ def write_summary(
             tail.set_xticks([])  # the names would take half the picture; the report has them
             tail.set_xlabel(f"{train.num_classes} categories")
             table = pd.DataFrame([{"arm": run.name} | run.evaluation.metrics["bbox"] for run in loaded])
-            plots.ap_by_group(table, ap, label="AP of boxes (%)")
+            table.attrs["kind"] = IOU_NAMES["bbox"]
+            plots.ap_by_group(table, ap)
             for ax, (name, pixels, objects) in zip(below.subplots(1, len(panels)), panels, strict=True):
                 ax.set(xlim=(-0.5, pixels.shape[1] - 0.5), ylim=(pixels.shape[0] - 0.5, -0.5))
                 draw_on(ax, pixels, objects, font_size=5.5)

@@ -13,22 +13,16 @@ import traitlets
 
 from rio import plots
 from rio.analysis import arms
-from rio.analysis.arms import BANK, CLASS_AWARE, IRFS, NONE, RFS, RFS_BANK, Arms, Settings
+from rio.analysis.arms import CLASS_AWARE, IRFS, NONE, RFS, RFS_BANK, Arms, Settings
 from rio.data.annotations import GROUP_NAMES
 from rio.widgets import theme
 from rio.widgets.dataset import Data
 
-COLORS = {
-    NONE: "var(--quiet)",
-    BANK: "#999933",
-    RFS: "#AA4499",
-    IRFS: "#44AA99",
-    CLASS_AWARE: "#88CCEE",
-    RFS_BANK: "var(--ink)",
-}
+COLORS = {NONE: "var(--quiet)", RFS_BANK: "var(--ink)"} | plots.ARM_COLORS
 DASHES = {IRFS: "6 3", CLASS_AWARE: "2 3"}
 LEVELS = plots.LEVEL_NAMES
 FEATURE_DIM = 1024
+MOST_CATEGORIES, BINS = 200, 60  # more categories than that are shown in bins
 
 
 class Balance(Arms):
@@ -119,21 +113,31 @@ class Panel(ipywidgets.VBox):
         tables = {arm: self._balance.table(arm, settings) for arm in shown}
         seen = pd.DataFrame({arm: of[[level, *replayed]].sum(axis=1) for arm, of in tables.items()})
         seen = seen.iloc[order].where(seen > 0)
-        x, series = list(range(len(order))), []
+        number, binned = len(order), len(order) > MOST_CATEGORIES
+        bins = np.arange(number) * BINS // number if binned else np.arange(number)
+        middle = pd.Series(range(number)).groupby(bins).median().astype(int).tolist()
+        of_bins, series = seen.groupby(bins), []
+        levels = {"y": 0.5} | ({"low": 0.1, "high": 0.9} if binned else {})
+        values = {name: of_bins.quantile(q) for name, q in levels.items()}
+        names, counts = [a.category_names[k] for k in order.tolist()], a.image_count[order]
         for arm in shown:
-            y = [None if np.isnan(v) else float(f"{v:.5g}") for v in seen[arm]]
+            own = {k: [None if np.isnan(v) else float(f"{v:.5g}") for v in of[arm]] for k, of in values.items()}
+            own = own if arm in (NONE, RFS_BANK) else {"y": own["y"]}  # six bands hide each other
             look = {"color": COLORS[arm], "dash": DASHES.get(arm), "width": 2.6 if arm == RFS_BANK else 1.8}
-            series.append({"name": arm, "kind": "line", "x": x, "y": y} | look)
-        series[0] |= {"name": f"{NONE} (bars)", "kind": "bars", "dim": True, "groups": a.frequency[order].tolist()}
-        label = f"{len(x):,} categories, from most to least frequent"
+            series.append({"name": arm, "kind": "line", "x": middle} | own | look)
+        if not binned:
+            series[0] |= {"name": f"{NONE} (bars)", "kind": "bars", "dim": True, "groups": a.frequency[order].tolist()}
+        label, size = f"{number:,} categories, from most to least frequent", round(number / BINS)
+        label += f"; lines: the median of {size} each, bands: eight tenths of them" if binned else ""
+        several = f"{size:,} categories around "
         limits = [0.6 * seen.min(axis=None), 1.5 * seen.max(axis=None)]
         return {
             "height": 290,
-            "x": {"domain": [-0.8, len(x) - 0.2], "ticks": False, "label": label},
+            "x": {"domain": [-0.8, number - 0.2], "ticks": False, "label": label},
             "y": {"domain": limits, "scale": "log", "label": f"{LEVELS[level]} seen in an epoch"},
             "series": series,
-            "names": [a.category_names[k] for k in order.tolist()],
-            "notes": [f"{plots.counted(n, 'image')} annotated" for n in a.image_count[order].tolist()],
+            "names": [several * binned + names[at] for at in middle],
+            "notes": [f"{plots.counted(int(counts[at]), 'image')} annotated" for at in middle],
         }
 
     def _summary(self, settings: Settings) -> str:

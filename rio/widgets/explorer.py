@@ -105,11 +105,12 @@ open_image = functools.lru_cache(maxsize=32)(read_image)
 
 
 def _columns(data: Data) -> dict:
-    """The table as JSON columns, with objects per image and the median size (percent of the image's area)."""
+    """The table as JSON columns, with objects per image and the median side, as `distribution.sizes` has it."""
     table, shares = data.table, area_shares(data.annotations)
-    median = 100 * shares["area"].groupby(shares["class_id"]).median().reindex(range(len(table)))
+    sides = 100 * np.sqrt(shares["area"])
+    median = sides.groupby(shares["class_id"]).median().reindex(range(len(table)))
     ratio = (table["instance_count"] / table["image_count"].where(table["image_count"] > 0)).round(3)
-    table = table.assign(per_image=ratio, size=median.to_numpy())
+    table = table.assign(per_image=ratio, side=median.to_numpy())
     columns = {name: [None if pd.isna(v) else v for v in table[name].tolist()] for name in table}
     return columns | {"pictures": data.has_images}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import itertools
 import json
 import os
@@ -72,7 +71,7 @@ class ClassifierLab(ipywidgets.VBox):
                    for text, icon, look in (("Train", "play", "success"), ("Stop", "stop", "warning"))]  # fmt: skip
         buttons[0].on_click(lambda _: self.train())
         buttons[1].on_click(lambda _: self.stop())
-        self.status, self.figure = ipywidgets.HTML(), ipywidgets.Image(format="png", layout={"display": "none"})
+        self.status, self.figure = ipywidgets.HTML(), ipywidgets.HTML(layout={"display": "none"})
         column = ipywidgets.VBox([self.epochs, self.threshold, self.rate, ipywidgets.HBox(buttons)])
         form = ipywidgets.HBox([self.sampling, self.classifiers, self.losses, column], layout={"flex_flow": "row wrap"})
         super().__init__([form, self.status, self.figure])
@@ -212,13 +211,12 @@ class ClassifierLab(ipywidgets.VBox):
             self.figure.value = _draw(table)
 
 
-def _draw(table: pd.DataFrame) -> bytes:
-    """AP of every group against epochs, as a PNG."""
-    table, buffer = table.assign(arm=table["arm"].str.replace(" softmax", "")), io.BytesIO()
+def _draw(table: pd.DataFrame) -> str:
+    """AP of every group against epochs, as SVG."""
+    table = table.assign(arm=table["arm"].str.replace(" softmax", ""))
     with plots.style():
         figure = Figure(figsize=(11, 7), layout="constrained")
         for ax, metric in zip(figure.subplots(2, 2).flat, GROUP_METRICS, strict=True):
             if table[metric].notna().any():
                 plots.study_curves(table, ax, metric=metric)
-        figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+    return plots.inline_svg(figure)

@@ -16,8 +16,6 @@ from rio.data.annotations import GROUP_NAMES
 from rio.widgets import theme
 from rio.widgets.balance import Lines
 
-COLORS = ("#44AA99", "#AA4499", "#88CCEE", "#999933")  # of the arms; the last one is in the page's ink
-
 
 @theme.sentences
 def open_runs(
@@ -117,7 +115,7 @@ class Curves(ipywidgets.VBox):
             own = [e for (a, _), e in runs.evaluated_again.items() if a == arm]
             curves = [e.precision_recall(category_id, iou_type=kind)["precision"].to_numpy() for e in own]
             y = [None if np.isnan(v) else round(float(v), 4) for v in np.mean(curves, axis=0)]
-            color = "var(--ink)" if arm == runs.arms[-1] else COLORS[i % len(COLORS)]
+            color = "var(--ink)" if arm == runs.arms[-1] else plots.LINE_COLORS[i % len(plots.LINE_COLORS)]
             series.append({"name": runs.title(arm), "kind": "line", "color": color, "x": recall, "y": y, "width": 2.2})
             ap.append(f"{runs.title(arm)} {np.mean([e.per_category[f'AP_{kind}'][k] for e in own]):.1f}")
         self.chart.spec = {

@@ -7,7 +7,6 @@ import functools
 import html
 import os
 from collections.abc import Callable, Sequence
-from itertools import compress
 from typing import Any
 
 import pandas as pd
@@ -15,7 +14,6 @@ from IPython.display import display
 
 from rio import plots
 from rio.analysis.runs import IOU_NAMES, METRICS, RunsError, latex_table, markdown_table, with_spread
-from rio.data.annotations import GROUP_NAMES
 from rio.data.names import find
 from rio.study.result import StudyResult, format_difference
 from rio.widgets import theme
@@ -91,15 +89,12 @@ class Study:
 
     @_view
     def findings(self, iou_type: str = "bbox", pairs: Pairs = None) -> Page:
-        """What the comparisons say, in sentences made from their numbers: of all categories, then of each group."""
+        """What the comparisons say: how many are resolved, and the largest, of all categories and of each group."""
         table, of = self._differences(iou_type, pairs), self._on(iou_type)
-        found = {
-            f"{name.capitalize()} categories.": _finding(table[table["metric"] == metric])
-            for metric, name in zip(METRICS, ("all", *GROUP_NAMES.values()), strict=True)
-        }
-        lines = "".join(f"<p><b>{name}</b> {html.escape(text)}</p>" for name, text in found.items())
-        text = "\n".join([of, *map(" ".join, found.items())])
-        return Page(text, theme.view(f'<p class="rio-quiet">{html.escape(of)}</p>{lines}'))
+        rows = [[metric, *_finding(table[table["metric"] == metric])] for metric in METRICS]
+        columns = ["", "resolved gains", "the largest", "resolved losses", "the largest", "not resolved"]
+        text = "\n".join([of, *(" | ".join(map(str, row)) for row in [columns, *rows])])
+        return Page(text, theme.html_table(columns, rows, caption=of))
 
     def figures(self, iou_type: str = "bbox", pairs: Pairs = None) -> None:
         """Draw AP of the arms, seed by seed, the comparisons with their intervals, and AP against length of training.
@@ -211,20 +206,15 @@ class Table(pd.DataFrame):
         return self.shown
 
 
-def _finding(rows: pd.DataFrame) -> str:
-    """Gains and losses of one metric with their intervals, largest first, and what is not resolved."""
-    rows = rows.dropna(subset="difference").sort_values("difference", ascending=False, kind="stable")
-    if not len(rows):
-        return "Nothing to compare."
-    names = [f"{row.arm} over {row.baseline}" for row in rows.itertuples()]
-    signed = [f"{name} {format_difference(row)}" for name, row in zip(names, rows.itertuples(), strict=True)]
+def _finding(rows: pd.DataFrame) -> list[object]:
+    """Of one metric: how many resolved gains, the largest with its interval, the same of losses, how many others."""
+    rows = rows.dropna(subset="difference").sort_values("difference", key=abs, ascending=False, kind="stable")
     resolved, gain = rows["resolved"].astype(bool), rows["difference"] > 0
-    parts = {
-        "Resolved gains": list(compress(signed, resolved & gain)),
-        "Resolved losses": list(compress(signed, resolved & ~gain))[::-1],
-        "Not resolved": list(compress(names, ~resolved)),
-    }
-    return " ".join(f"{verdict}: {'; '.join(own) or 'none'}." for verdict, own in parts.items())
+    cells: list[object] = []
+    for own in (rows[resolved & gain], rows[resolved & ~gain]):
+        first = [f"{row.arm} over {row.baseline} {format_difference(row)}" for row in own.head(1).itertuples()]
+        cells += [len(own), *(first or ["–"])]
+    return [*cells, int((~resolved).sum())]
 
 
 def _arm_cells(table: pd.DataFrame) -> list[list[str]]:

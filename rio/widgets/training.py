@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import datetime
 import html
-import io
 import itertools
 import os
 import shlex
@@ -94,8 +93,8 @@ def draw_progress(table: pd.DataFrame, max_iter: int = 0) -> Figure:
             left.set_xlim(0, right)
         for row, column in enumerate(small):
             ax, values = figure.add_subplot(grid[row, 1]), table.set_index("iteration")[column].dropna()
-            ax.plot(values, color="#2A6CAB", marker="o" if len(values) == 1 else None, markersize=4)
-            ax.fill_between(values.index, values, color="#2A6CAB", alpha=0.1, linewidth=0)
+            ax.plot(values, color=plots.LINE_COLORS[0], marker="o" if len(values) == 1 else None, markersize=4)
+            ax.fill_between(values.index, values, color=plots.LINE_COLORS[0], alpha=0.1, linewidth=0)
             title = f"{COLUMNS[column][0]}  {values.iloc[-1]:.3g}"
             ax.set_title(title, fontsize=8.5, fontweight="normal", pad=3)
             ax.set(xlim=(0, right), ylim=(0, max(float(values.max()) * 1.15, 1e-9)))
@@ -155,7 +154,7 @@ class TrainingPanel(ipywidgets.VBox):
         titles, opened = ("Your own data (LVIS or COCO format)",), 0 if data else None
         own = ipywidgets.Accordion([fields], titles=titles, selected_index=opened)
         self.about, self.command, self.status = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
-        self.figure = ipywidgets.Image(format="png", layout={"display": "none"})
+        self.figure = ipywidgets.HTML(layout={"display": "none"})
         self.start_button, self.stop_button, self.resume_button = buttons = [
             ipywidgets.Button(description=name, icon=icon, button_style=look, tooltip=tip, layout={"width": "110px"})
             for name, (icon, look, tip) in BUTTONS.items()
@@ -265,9 +264,7 @@ class TrainingPanel(ipywidgets.VBox):
         has_loss = "total_loss" in table and table["total_loss"].notna().any()
         self.figure.layout.display = None if has_loss else "none"
         if has_loss and drawn != self._drawn:
-            buffer = io.BytesIO()
-            draw_progress(table, last).savefig(buffer, format="png", dpi=180)
-            self.figure.value, self._drawn = buffer.getvalue(), drawn
+            self.figure.value, self._drawn = plots.inline_svg(draw_progress(table, last)), drawn
 
     def _status_html(self, state: str, table: pd.DataFrame) -> str:
         done, last, *_ = self.run.progress()

@@ -128,7 +128,7 @@ def outputs(result):
         ("02", {"dataset": "{tiny}/train.json", "repeat_threshold": 0.3, "replay_per_class": 3}, 4, []),
         # Runs of several seeds; with the study that lies in the repository, and without one.
         ("06", {"features": "none"}, 0, ["vnd.jupyter.widget-view+json"]),
-        ("04", {"runs_folder": "{runs}"}, 10, ["Resolved gains: ", "rfs-linear over none-linear +", "recomputed"]),
+        ("04", {"runs_folder": "{runs}"}, 10, ["resolved gains", "rfs-linear over none-linear +", "recomputed"]),
         ("04", {"runs_folder": "{runs}", "study_file": None}, 6, ["No study was named"] * 4),
         ("05", {"run": "{runs}/rio-seed1"}, 0, []),
         ("05", {"run": None}, 0, ["MADE UP"]),

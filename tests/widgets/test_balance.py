@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `notebooks`)")
@@ -9,6 +11,7 @@ pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `
 import rio
 from rio.analysis.arms import BANK, RFS, RFS_BANK
 from rio.widgets import theme
+from tests.support.result_files import image, thing
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,23 @@ def test_categories_stand_from_most_to_least_frequent(data, balance):
     counts = data.table.set_index("name")["image_count"]
     listed = [counts[name] for name in balance.panel().chart.spec["names"]]
     assert listed == sorted(listed, reverse=True)
+
+
+def test_more_categories_than_pixels_are_shown_in_bins(tmp_path):
+    images = [image(i, (), (), 10, 10) for i in range(1, 301)]
+    categories = [{"id": k, "name": f"c{k}", "frequency": "r" if k > 100 else "f"} for k in range(1, 301)]
+    things = [thing(k * 301 + i, i, k, [0, 0, 5, 5]) for k in range(1, 301) for i in range(1, 302 - k, 20)]
+    content = {"images": images, "categories": categories, "annotations": things}
+    (tmp_path / "many.json").write_text(json.dumps(content))
+    panel = rio.compare_sampling(rio.open_dataset(str(tmp_path / "many.json"))).panel()
+    spec = panel.chart.spec
+    assert (
+        len(spec["names"]) == 60 and "5 categories around" in spec["names"][0] and "median of 5 each" in str(spec["x"])
+    )
+    none, rfs = (next(s for s in spec["series"] if s["name"].startswith(arm)) for arm in ("none", RFS))
+    assert none["kind"] == "line" and none["y"] == sorted(none["y"], reverse=True)
+    assert all(low <= y <= high for low, y, high in zip(none["low"], none["y"], none["high"], strict=True))
+    assert "low" not in rfs, "six bands would hide each other"
 
 
 def test_shows_its_settings_and_refuses_others_in_one_sentence(data, balance):

@@ -104,6 +104,15 @@ def test_explorer_begins_at_the_rarest_category_that_has_an_image(own):
     assert "'wolf'" in refused(rio.explore, data, category="wolf")
 
 
+def test_the_explorer_and_the_figure_mean_the_same_by_size(own):
+    data = rio.open_dataset(own)
+    medians = data.sizes().assign(name=[data.annotations.category_names[k] for k in data.annotations.annotation_class])
+    medians = medians.groupby("name")["side"].median()
+    table = rio.explore(data).categories
+    shown = {name: side for name, side in zip(table["name"], table["side"], strict=True) if side is not None}
+    assert len(shown) == len(medians) == 4 and shown == pytest.approx(medians.to_dict())
+
+
 def test_explorer_answers_for_thumbnails_and_details(own):
     view, sent = rio.explore(rio.open_dataset(own)), []
     view.send = sent.append
@@ -146,7 +155,8 @@ def test_figures_of_the_closer_look(own):
     ax = plots.company(data.company())
     assert [bar.get_width() for bar in ax.patches[:3]] == [100.0, 100.0, 100.0]
     assert [text.get_text() for text in ax.get_yticklabels()] == ["dog", "owl", "mouse"]
-    assert "2.3 an image" in plots.objects_per_image(data.per_image()).texts[0].get_text()
+    legend = plots.objects_per_image(data.per_image()).get_legend().get_texts()
+    assert "2.3 an image" in legend[0].get_text()
     ax = plots.sizes_by_group(data.sizes())
     labels = [text.get_text().rpartition("\n")[0] for text in ax.get_yticklabels()]
     assert labels == ["rare\n2 objects", "frequent\n5 objects"]

@@ -43,9 +43,11 @@ function ticks(axis, most = 6) {
   if (axis.scale === "log") {
     const all = [];
     for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++) all.push(10 ** e);
-    let inside = all.filter((v) => v >= low * 0.999 && v <= high * 1.001);
+    const within = (values) => values.filter((v) => v >= low * 0.999 && v <= high * 1.001);
+    let inside = within(all);
+    for (const more of [[1, 3], [1, 2, 5]]) if (inside.length < 3) inside = within(all.flatMap((v) => more.map((m) => m * v)));
     while (inside.length > most) inside = inside.filter((_, i) => i % 2 === 0);
-    return inside;
+    if (inside.length > 2) return inside;
   }
   const rough = (high - low) / most;
   const power = 10 ** Math.floor(Math.log10(rough || 1));
@@ -56,7 +58,7 @@ function ticks(axis, most = 6) {
 }
 
 // Draws `spec` into `box`. spec: {height, x: {label, domain, scale, ticks: false}, y: {...}, diagonal,
-//   series: [{name, kind: "bars"|"line"|"points", color, dash, x, y, groups, dim}], names: [...]}
+//   series: [{name, kind: "bars"|"line"|"points", color, dash, x, y, low, high, groups, dim}], names: [...]}
 // Index i of every series is the same thing (a category); `names[i]` names it. A value of null is left out.
 // options: {selected, onHover(i) -> tooltip rows, onSelect(i)}. Returns {select(i)}.
 function drawChart(box, spec, options = {}) {
@@ -102,6 +104,12 @@ function drawChart(box, spec, options = {}) {
       }
       for (const [c, d] of Object.entries(paths)) root.append(shape("path", { d: d.join(""), style: `fill:${c}`, opacity: s.dim ? 0.28 : 1 }));
     } else if (s.kind === "line") {
+      if (s.low) { // a band
+        const at = (values, i) => `${x(s.x[i]).toFixed(2)} ${Math.min(Math.max(y(Math.max(values[i], spec.y.domain[0])), top), floor).toFixed(2)}`;
+        const own = s.x.map((_, i) => i).filter(there);
+        const d = [...own.map((i) => at(s.high, i)), ...own.reverse().map((i) => at(s.low, i))].join("L");
+        root.append(shape("path", { d: `M${d}Z`, style: `fill:${s.color}`, opacity: 0.14 }));
+      }
       let d = "", pen = false;
       for (let i = 0; i < s.x.length; i++) {
         if (!there(i)) { pen = false; continue; }

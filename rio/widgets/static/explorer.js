@@ -7,9 +7,9 @@ export default {
     const order = [...data.name.keys()].sort((a, b) => data.image_count[b] - data.image_count[a] || a - b);
     const rank = new Array(count);
     order.forEach((i, at) => { rank[i] = at; });
-    const MODES = [["tail", "The tail"], ["objects", "Objects against images"], ["size", "Size against images"]];
+    const MODES = [["tail", "The tail"], ["objects", "Objects against images"], ["side", "Size against images"]];
     const COLUMNS = [["name", "category"], ["frequency", "group"], ["image_count", "images"], ["instance_count", "objects"],
-      ["per_image", "objects an image"], ["size", "size, % of image"]];
+      ["per_image", "objects an image"], ["side", "median side, % of image's"]];
 
     el.classList.add("rio-view", "rio-explorer");
     const box = element("div", { class: "rio-box" });
@@ -51,13 +51,13 @@ export default {
         spec.series = [{ kind: "bars", x: rank, y: pick(data.image_count), groups }];
         if (some.length < all.length) spec.series.push({ kind: "bars", x: rank, y: data.image_count, groups, dim: true });
       } else {
-        const values = state.mode === "objects" ? data.instance_count : data.size;
+        const values = state.mode === "objects" ? data.instance_count : data.side;
         const seen = data.image_count.map((v, i) => (v > 0 && matches(i) ? v : null));
         const sizes = values.filter((v) => v !== null && v > 0);
         spec.x = { domain: [0.8, max(data.image_count, 10) * 1.5], scale: "log", grid: true, label: "images with the category" };
         spec.y = state.mode === "objects"
           ? { domain: [0.8, max(values, 10) * 1.6], scale: "log", label: "objects" }
-          : { domain: [Math.min(...sizes) * 0.7, Math.min(Math.max(...sizes) * 1.4, 100)], scale: "log", label: "median size, % of image" };
+          : { domain: [Math.min(...sizes) * 0.7, Math.min(Math.max(...sizes) * 1.4, 100)], scale: "log", label: "median side, % of the image's" };
         spec.diagonal = state.mode === "objects";
         spec.series = [{ kind: "points", x: seen, y: values.map((v) => (v > 0 ? v : null)), groups }];
       }
@@ -66,7 +66,7 @@ export default {
         onHover: (i) => [
           element("div", { class: "rio-quiet" }, element("i", { class: `rio-dot ${groups[i]}` }), GROUP_NAMES[groups[i]]),
           tipRow("images", shown(data.image_count[i])), tipRow("objects", shown(data.instance_count[i])),
-          tipRow("median size", data.size[i] === null ? "–" : `${shown(data.size[i])} %`)],
+          tipRow("median side", data.side[i] === null ? "–" : `${shown(data.side[i])} % of the image's`)],
       });
     }
 
@@ -100,7 +100,7 @@ export default {
       const node = element("tr", { "data-i": i, onclick: () => choose(i) },
         element("td", { class: "rio-label" }, data.name[i]),
         element("td", {}, element("i", { class: `rio-dot ${data.frequency[i]}` }), GROUP_NAMES[data.frequency[i]]),
-        ...["image_count", "instance_count", "per_image", "size"].map((key) => element("td", { class: "rio-number" }, shown(data[key][i]))),
+        ...["image_count", "instance_count", "per_image", "side"].map((key) => element("td", { class: "rio-number" }, shown(data[key][i]))),
         element("td", { class: "rio-thumbs" }));
       rows.set(i, node);
       return node;

@@ -1,0 +1,105 @@
+"""Figures in a page: its theme's colours, ids of their own; colours that no group has; axes that do not mislead."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+
+from rio import plots
+from rio.plots import parts
+from rio.plots.labels import Labels
+from rio.plots.results import KIND_COLORS
+
+ARMS = pd.DataFrame({"arm": ["a", "b"], "AP": [20.0, 30.0], "APr": [1, 2], "APc": [20.0, 25.0], "APf": [40.0, 41.5]})
+
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    plt.close("all")
+
+
+def shown(ax):
+    """What a notebook shows of a figure, and the same without the colours that a theme replaces."""
+    page = ax.figure._repr_html_()
+    return page, re.sub(r"var\(--jp-[\w-]+, #\w+\)", "themed", page)
+
+
+def test_a_figure_takes_the_inks_and_the_paper_of_its_page():
+    page, fixed = shown(plots.ap_by_group(ARMS))
+    assert page.startswith("<svg ") and "var(--jp-layout-color0, #FFFFFF)" in page
+    assert "themed" in fixed and "color-mix(in srgb, themed 32%, themed)" in fixed, "a pale arm is mixed with the page"
+    assert not {"#1f2430", "#5c6470", "#d9dde3", "#ffffff"} & set(re.findall("#[0-9a-f]{6}", fixed))
+    assert plots.COLORS["r"].lower() in fixed, "groups keep their colours"
+    words = shown(plots.count_by_group(pd.DataFrame({"frequency": ["f"], "instance_count": [9]})))[1]
+    assert "#fefefe" in words, "the white of words in bars is not the page's"
+
+
+def test_figures_of_one_page_share_no_ids():
+    pages = [shown(plots.ap_by_group(ARMS))[0] for _ in range(2)]
+    ids = [set(re.findall(r'\bid="([^"]+)"', page)) for page in pages]
+    assert ids[0] and not ids[0] & ids[1]
+    for page, own in zip(pages, ids, strict=True):
+        used = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', page)
+        assert used and {a or b for a, b in used} <= own
+
+
+def test_a_figure_uses_the_page_but_is_not_blown_up():
+    narrow, wide = (plots.sorted_tail(TAIL, plt.subplots(figsize=(w, 3))[1]) for w in (3, 9))
+    widths = [float(re.search(r"min\(100%, (\d+)px\)", plots.inline_svg(ax.figure))[1]) for ax in (narrow, wide)]
+    assert 300 < widths[0] < 500 < 1100 < widths[1] < 1400
+
+
+TAIL = pd.DataFrame({"frequency": ["f", "r"], "name": ["a", "b"], "image_count": [200, 3]})
+
+
+def lab(color):
+    linear = np.power(to_rgb(color), 2.2)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear
+    x, y, z = np.cbrt(xyz / [0.9505, 1.0, 1.089])
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_nothing_else_has_the_colours_of_the_groups():
+    for others in (KIND_COLORS.values(), plots.LINE_COLORS, plots.ARM_COLORS.values()):
+        for other, group in itertools.product(others, plots.COLORS.values()):
+            assert np.linalg.norm(lab(other) - lab(group)) > 25, (other, group)
+        for one, other in itertools.combinations(others, 2):
+            assert np.linalg.norm(lab(one) - lab(other)) > 20, (one, other)
+
+
+@pytest.mark.parametrize("limits", [(1, 1000), (0.5, 100), (4, 60), (1, 3), (1.1, 1.9), (1900, 2100)])
+def test_a_logarithmic_axis_has_three_numbers(limits):
+    ax = plt.figure(figsize=(5, 3)).add_subplot()
+    ax.plot(limits, limits)
+    parts.log_scale(ax.xaxis)
+    ax.set_xlim(*limits)
+    ax.figure.canvas.draw()
+    ticks = zip(ax.get_xticks(), ax.get_xticklabels(), strict=True)
+    assert sum(limits[0] <= at <= limits[1] and bool(label.get_text()) for at, label in ticks) >= 3
+
+
+def test_no_axis_makes_much_of_nothing():
+    nothing = TAIL.assign(difference=[0.0, 1e-5])
+    assert np.ptp(plots.ap_difference(nothing).get_ylim()) == pytest.approx(2)
+    same = pd.DataFrame({"repeat_threshold": [0.1, 0.2], "epoch_length": [1, 2.5], "effective_classes": [3, 3.00001]})
+    same = same.assign(method="RFS", suggested=[True, False], current=False)
+    assert np.ptp(plots.threshold_advice(same).get_ylim()) == pytest.approx(1)
+
+
+def test_names_of_curves_stand_at_their_ends():
+    ax = plt.figure(figsize=(5, 3)).add_subplot()
+    ax.set(xlim=(0, 1), ylim=(0, 100))
+    ends = [(90.0, "far", "k"), (40.0, "low", "k"), (40.1, "high", "k")]
+    Labels(ax).on_right(ends)
+    at = {text.get_text(): text.get_window_extent() for text in ax.texts}
+    middle = {name: ax.transData.inverted().transform((0, (box.y0 + box.y1) / 2))[1] for name, box in at.items()}
+    assert middle["far"] == pytest.approx(90, abs=2)
+    assert middle["low"] < 40 < middle["high"] and middle["low"] + middle["high"] == pytest.approx(80, abs=2)
+    assert at["low"].y1 <= at["high"].y0 + 1 and len(ax.lines) == 2, "two had to move: a line leads to each"
