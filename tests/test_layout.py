@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": DETECTRON
     | {"cv2", "PIL", "psutil", "yaml", "msgspec", "pycocotools", "iopath", "filelock"}
     | {"rio", "rio.config", "rio.data", "rio.results", "rio.roi_heads", "rio.sampler", "rio.memory_bank"},
-    "results": LIGHT | {"pandas", "msgspec", "hotcoco", "lvis", "vernier", "pycocotools", "rio.data"},
+    "results": LIGHT | {"pandas", "msgspec", "hotcoco", "lvis", "vernier", "pycocotools", "cv2", "rio.data"},
     # torch only inside functions: the check of exposures by the sampler and the bank themselves.
     "analysis": LIGHT
     | {"pandas", "tabulate", "yaml", "torch"}

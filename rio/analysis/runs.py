@@ -32,7 +32,7 @@ from rio.results.federated import JudgedPairs
 from rio.results.reading import Results, load_results
 
 NAMES = {"none": "no resampling", "rfs": "RFS", "rio": "RIO (RFS + bank)"}
-IOU_NAMES = {"bbox": "box AP", "segm": "mask AP"}
+IOU_NAMES = {"bbox": "box AP", "segm": "mask AP", "boundary": "boundary AP"}
 OUTCOMES = ("correct", "classification", "localisation", "missed")  # of an object
 WRONG = ("classification", "localisation", "both", "duplicate", "background")  # kinds of a wrong prediction
 

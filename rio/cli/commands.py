@@ -11,7 +11,8 @@ from rio.results.protocols import PROTOCOLS
 
 def evaluate(args: argparse.Namespace) -> int:
     """AP of trained weights, or of a results file."""
-    protocol, how = PROTOCOLS[args.protocol], {"protocol": args.protocol, "backend": args.backend}
+    protocol = PROTOCOLS[args.protocol]
+    how = {"protocol": args.protocol, "backend": args.backend, "iou_types": args.iou_type}
     if args.backend not in protocol.backends:
         expected = " or ".join(protocol.backends)
         raise UsageError(
@@ -24,7 +25,7 @@ def evaluate(args: argparse.Namespace) -> int:
             raise UsageError("--calibration: expected --weights, found --results, whose scores are final")
         from rio.results.evaluation import evaluate
 
-        evaluation = evaluate(ground_truth(args), args.results, iou_types=None, **how)
+        evaluation = evaluate(ground_truth(args), args.results, **how)
         print(evaluation.table())
         if args.output_dir:
             os.makedirs(args.output_dir, exist_ok=True)

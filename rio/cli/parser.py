@@ -117,6 +117,9 @@ def make_parser() -> argparse.ArgumentParser:
     what = "lvis (default); lvis_fixed: the 10,000 best detections of each category, no cap per image (with --weights "
     what += "set TEST.DETECTIONS_PER_IMAGE -1); coco: pycocotools' AP, with APr, APc and APf"
     add("--protocol", choices=tuple(PROTOCOLS), default="lvis", help=what)
+    what = "what overlaps are of; repeat it for several (default: bbox, and segm where there are masks); boundary: "
+    what += "outlines of masks (Boundary AP)"
+    add("--iou-type", action="append", choices=("bbox", "segm", "boundary"), help=what)
     what = "lvis, or with --protocol coco pycocotools: the official package, slow"
     add("--backend", choices=("hotcoco", "lvis", "pycocotools"), default="hotcoco", help=what)
     add("--output-dir", metavar="DIR", help="for results and scores (default: eval/ beside the weights)")

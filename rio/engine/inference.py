@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -102,7 +103,7 @@ class ResultsCollector(DatasetEvaluator):
 
 
 def evaluate_model(
-    cfg: CfgNode, model: torch.nn.Module, *, output_dir: str, backend: str = "hotcoco", protocol: str = "lvis"
+    cfg: CfgNode, model: torch.nn.Module, *, output_dir: str, iou_types: Sequence[str] | None = None, **how: str
 ) -> OrderedDict[str, Evaluation]:
     """Run a model over every data set of DATASETS.TEST; write ``instances_results.json`` and ``evaluation.json``.
 
@@ -112,8 +113,9 @@ def evaluate_model(
         cfg: from `rio.engine.setup`.
         model: in any mode; it is in the same mode afterwards.
         output_dir: made if missing.
-        backend, protocol: see `rio.results.evaluation.evaluate`. lvis_fixed wants TEST.DETECTIONS_PER_IMAGE -1 (all)
-            or some thousands: what it cuts off in an image is lost, and a warning says so.
+        iou_types: see `rio.results.evaluation.evaluate`; None: boxes, and masks where the model and the data have any.
+        how: backend, protocol: see there. lvis_fixed wants TEST.DETECTIONS_PER_IMAGE -1 (all) or some thousands: what
+            it cuts off in an image is lost, and a warning says so.
 
     Returns:
         Name of the data set -> Evaluation; empty without test sets and on all processes but the first.
@@ -123,7 +125,7 @@ def evaluate_model(
     """
     if not len(cfg.DATASETS.TEST):
         logger.info("DATASETS.TEST is empty: no evaluation.")
-    if protocol == "lvis_fixed" and cfg.TEST.DETECTIONS_PER_IMAGE >= 0:
+    if how.get("protocol") == "lvis_fixed" and cfg.TEST.DETECTIONS_PER_IMAGE >= 0:
         logger.warning(
             "TEST.DETECTIONS_PER_IMAGE: expected -1 (all) for lvis_fixed, which has no cap per image, found %d: images "
             "with more detections lose the rest. Fix: TEST.DETECTIONS_PER_IMAGE -1, or some thousands to save memory.",
@@ -141,7 +143,7 @@ def evaluate_model(
             if comm.is_main_process():
                 folder = os.path.join(output_dir, f"test_{place}" if place else "", part)
                 label = f"{name} ({part})" if part else name
-                found[label] = _score(test, results, folder, cfg, backend, protocol)
+                found[label] = _score(test, results, folder, cfg, iou_types, **how)
                 logger.info("%s:\n%s", label, found[label].table())
     return found
 
@@ -164,15 +166,15 @@ def _detect(cfg: CfgNode, model: torch.nn.Module, name: str, test: Annotations) 
 
 
 def _score(
-    test: Annotations, results: list[dict], folder: str, cfg: CfgNode, backend: str, protocol: str
+    test: Annotations, results: list[dict], folder: str, cfg: CfgNode, iou_types: Sequence[str] | None, **how: str
 ) -> Evaluation:
     make_folder(folder)
     write_atomically(os.path.join(folder, "instances_results.json"), msgspec.json.encode(results))
     if not results:
         logger.warning("The model found nothing at all in %d images: every AP is 0.", test.num_images)
     started = time.perf_counter()
-    kinds = ("bbox", "segm") if cfg.MODEL.MASK_ON and test.has_segmentations else ("bbox",)
-    evaluation = evaluate(test, results, iou_types=kinds, backend=backend, protocol=protocol, allow_empty=True)
+    kinds = iou_types or (("bbox", "segm") if cfg.MODEL.MASK_ON and test.has_segmentations else ("bbox",))
+    evaluation = evaluate(test, results, iou_types=kinds, allow_empty=True, **how)
     evaluation.to_json(os.path.join(folder, "evaluation.json"))
     logger.info("Scored %d detections in %.1f s", len(results), time.perf_counter() - started)
     return evaluation

@@ -37,9 +37,10 @@ from rio.results.official import coco_precision, lvis_precision
 from rio.results.protocols import PROTOCOLS
 from rio.results.reading import Results, load_results, results_error
 
-IOU_TYPES = ("bbox", "segm")
+IOU_TYPES = ("bbox", "segm", "boundary")
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 GROUP_METRICS = ("AP", *(f"AP{group}" for group in GROUP_NAMES))
+_OF_MASKS = {"segm", "boundary"}
 _ROWS_CHUNK = 1 << 14
 
 
@@ -48,7 +49,7 @@ def evaluate(
     annotations: Annotations | str | os.PathLike[str],
     results: Sequence[dict[str, Any]] | str | os.PathLike[str] | Results,
     *,
-    iou_types: Sequence[str] | None = IOU_TYPES,
+    iou_types: Sequence[str] | None = ("bbox", "segm"),
     max_dets: int | None = None,
     backend: str = "hotcoco",
     protocol: str = "lvis",
@@ -59,7 +60,8 @@ def evaluate(
     Args:
         annotations: the ground truth, or the path of its JSON.
         results: path of a results JSON, list of records, or loaded `Results`.
-        iou_types: of "bbox" and "segm"; None: whatever the results carry.
+        iou_types: of "bbox", "segm" and "boundary" (boundary AP, `rio.results.boundary`; not with backend "lvis");
+            None: of boxes and masks, whatever the results carry.
         max_dets: highest-scoring predictions kept per image, all categories together (COCO: per image and category);
             -1 keeps all; None takes the protocol's own: lvis 300, lvis_fixed -1, coco 100.
         backend: "hotcoco", or the official package: "lvis" (slow, memory-hungry; `pip install lvis`), for coco
@@ -78,7 +80,7 @@ def evaluate(
         ValueError: an unknown IoU type, protocol or backend.
     """
     if not isinstance(annotations, Annotations):
-        annotations = load_annotations(annotations, segmentations=iou_types is None or "segm" in iou_types)
+        annotations = load_annotations(annotations, segmentations=iou_types is None or bool(_OF_MASKS & {*iou_types}))
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, found {protocol!r}.")
     rules = PROTOCOLS[protocol]
@@ -93,6 +95,8 @@ def evaluate(
     for iou_type in iou_types or ():
         if iou_type not in IOU_TYPES:
             raise ValueError(f"iou_types: expected a selection of {IOU_TYPES}, found {iou_type!r}.")
+        if iou_type == "boundary" and backend == "lvis":
+            raise ValueError("iou_types: expected 'bbox' or 'segm' with backend 'lvis', found 'boundary'. Fix: hotcoco")
     unknown_groups = set(np.unique(annotations.frequency).tolist()) - GROUP_NAMES.keys()
     if unknown_groups:
         raise ValueError(
@@ -101,7 +105,7 @@ def evaluate(
         )
     judged = JudgedPairs.of(annotations)
     by_packages = protocol == "coco" or backend == "lvis"  # they compare the masks by themselves
-    overlaps = None if by_packages else MaskOverlaps(annotations, judged, iou_types or IOU_TYPES)
+    overlaps = None if by_packages else MaskOverlaps(annotations, judged, iou_types or ("bbox", "segm"))
     loaded = load_results(results, annotations, taker=overlaps)
     has_masks = loaded.mask_areas is not None
     if not len(loaded) and not allow_empty:
@@ -110,7 +114,7 @@ def evaluate(
         raise results_error(loaded.source, "top level", "at least one prediction", "an empty list", fix)
     if iou_types is None:
         iou_types = [t for t, there in (("bbox", True), ("segm", has_masks)) if there]
-    if "segm" in iou_types and len(loaded) and not has_masks:
+    if _OF_MASKS & {*iou_types} and len(loaded) and not has_masks:
         fix = "evaluate boxes only with iou_types=('bbox',), or write masks"
         raise results_error(loaded.source, "record 0, key 'segmentation'", "an RLE mask", "nothing", fix)
     if overlaps is not None and loaded.rles is not None:  # they were loaded before
@@ -119,6 +123,7 @@ def evaluate(
     precision, counts = {}, {}
     best = best_of_categories(loaded, rules.per_category)
     rows = best if max_dets == -1 else loaded.capped(max_dets)
+    columns = overlaps.columns() if overlaps is not None else ()
     for iou_type in iou_types:
         if protocol == "coco":
             precision[iou_type] = coco_precision(annotations, loaded, iou_type, max_dets, backend)
@@ -133,7 +138,7 @@ def evaluate(
             evaluator = box_evaluator(annotations, judged, loaded, prepared)
             precision[iou_type] = evaluator.eval["precision"][..., 0]
         else:
-            precision[iou_type] = mask_precision(annotations, judged, loaded, prepared, overlaps)
+            precision[iou_type] = mask_precision(annotations, judged, loaded, prepared, columns, iou_type)
         counts[f"predictions_{iou_type}"] = prepared.counts
         del prepared
     title = rules.title
@@ -200,9 +205,10 @@ class Evaluation:
 
     Attributes:
         metrics: {"bbox": {"AP": ..., "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"}, "segm":
-            {...}}; percent, NaN where no ground truth is there to judge by.
+            {...}, "boundary": {...}}; percent, NaN where no ground truth is there to judge by.
         per_category: one row per category: category_id, name, frequency, image_count, instance_count (counts
-            of the ground truth evaluated on), AP_bbox, AP_segm (percent, NaN if absent or not evaluated).
+            of the ground truth evaluated on), AP_bbox, AP_segm (percent, NaN if absent or not evaluated), and
+            AP_boundary if evaluated.
         info: annotations, results (paths), images, predictions, max_dets, backend, protocol, and per IoU type how
             many predictions were judged and why the others were not.
         precision: {"bbox": (10 IoU thresholds, 101 recalls, K, 4 area ranges) float64 in 0..1, -1 absent};
@@ -220,7 +226,8 @@ class Evaluation:
         rows = [["", *METRICS]]
         for iou_type, values in self.metrics.items():
             rows.append([iou_type, *("-" if math.isnan(values[m]) else f"{values[m]:.2f}" for m in METRICS)])
-        lines = [row[0].ljust(6) + "".join(cell.rjust(7) for cell in row[1:]) for row in rows]
+        width = max(6, *(len(row[0]) + 1 for row in rows))
+        lines = [row[0].ljust(width) + "".join(cell.rjust(7) for cell in row[1:]) for row in rows]
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
     def precision_recall(self, category_id: int, *, iou_type: str = "bbox", iou_threshold: float = 0.5) -> pd.DataFrame:
@@ -266,7 +273,7 @@ class Evaluation:
             raise FileNotFoundError(f"{path}: no such evaluation. `python -m rio eval` writes it.")
         try:
             content = msgspec.json.decode(path.read_bytes(), type=_EvaluationContent)
-            lengths = {len(content.per_category[name]) for name in _PER_CATEGORY}
+            lengths = {len(content.per_category[name]) for name in {*_PER_CATEGORY, *content.per_category}}
             if len(lengths) != 1:
                 raise ValueError(f"columns of different lengths in per_category: {sorted(lengths)}")
             if any(set(values) != set(METRICS) for values in content.metrics.values()):
@@ -278,8 +285,8 @@ class Evaluation:
             iou_type: {m: float("nan") if values[m] is None else values[m] for m in METRICS}
             for iou_type, values in content.metrics.items()
         }
-        frame = pd.DataFrame({name: content.per_category[name] for name in _PER_CATEGORY})
-        frame = frame.astype({"AP_bbox": np.float64, "AP_segm": np.float64})
+        frame = pd.DataFrame(content.per_category)
+        frame = frame.astype({name: np.float64 for name in frame if name.startswith("AP_")})
         return cls(metrics, frame, content.info)
 
 

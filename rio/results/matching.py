@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 
 from rio.data.annotations import Annotations
 from rio.data.masks import rle_of
+from rio.results.boundary import boundary_of
 from rio.results.federated import JudgedPairs, Prepared, is_in
 from rio.results.reading import Results
 
@@ -35,13 +36,15 @@ class MaskOverlaps:
 
     def __init__(self, annotations: Annotations, judged: JudgedPairs, iou_types: Sequence[str]) -> None:
         self.annotations, self.judged = annotations, judged
-        self.keeps_boxes, self._compares = "bbox" in iou_types, "segm" in iou_types
+        self.keeps_boxes, self._outlines = "bbox" in iou_types, "boundary" in iou_types
+        self._compares = self._outlines or "segm" in iou_types
         objects = np.flatnonzero(judged.ground_truth)
         keys = judged.keys(annotations.annotation_image[objects], annotations.annotation_class[objects])
         order = np.argsort(keys, kind="stable")
         self._objects, self._keys = objects[order], keys[order]
         self._masks: dict[int, list[dict[str, Any]]] = {}  # of an image and class, by its first object
-        self._found: list[tuple[np.ndarray, ...]] = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
+        self._boundaries: dict[int, dict[str, Any]] = {}  # of an object
+        self._found: list[tuple[np.ndarray, ...]] = [(*np.empty((2, 0), np.int64), *np.empty((2, 0)))]
 
     def wants(self, image_index: np.ndarray, class_id: np.ndarray) -> np.ndarray:
         """(n,) bool: whether a mask of that image and class has a part in the evaluation."""
@@ -75,12 +78,23 @@ class MaskOverlaps:
         firsts = np.cumsum(pairs) - pairs
         group = np.searchsorted(firsts, close, side="right") - 1
         of_object, of_row = np.divmod(close - firsts[group], (ends - begins)[group])
-        objects = self._objects[lows[group] + of_object]
-        self._found.append((rows[order[begins[group] + of_row]], objects, flat[close]))
+        objects, own = self._objects[lows[group] + of_object], order[begins[group] + of_row]
+        outlines = self._boundary_ious(rles, own, objects) if self._outlines else np.ones(len(own))
+        self._found.append((rows[own], objects, flat[close], np.minimum(outlines, flat[close])))
+
+    def _boundary_ious(self, rles: Sequence[dict], own: np.ndarray, objects: np.ndarray) -> np.ndarray:
+        ious, mine = np.empty(len(own)), {}
+        for pair, (i, index) in enumerate(zip(own.tolist(), objects.tolist(), strict=True)):
+            if i not in mine:
+                mine[i] = boundary_of(rles[i])
+            if index not in self._boundaries:
+                self._boundaries[index] = boundary_of(self._mask(index))
+            ious[pair] = coco_mask.iou([mine[i]], [self._boundaries[index]], [0])[0, 0]
+        return ious
 
     def columns(self) -> tuple[np.ndarray, ...]:
-        """(m,) rows of the results, (m,) annotation indices, (m,) float64 IoUs."""
-        self._masks = {}
+        """(m,) rows of the results, (m,) annotation indices, (m,) float64 IoUs, (m,) those for boundary AP."""
+        self._masks, self._boundaries = {}, {}
         return tuple(map(np.concatenate, zip(*self._found, strict=True)))
 
     def _masks_of(self, low: int, high: int) -> list[dict[str, Any]]:
@@ -107,15 +121,18 @@ def segmentation_of(annotations: Annotations, index: int) -> Any:
 
 
 def mask_precision(
-    annotations: Annotations, judged: JudgedPairs, results: Results, prepared: Prepared, overlaps: MaskOverlaps
-) -> np.ndarray:
-    """The precision array (T, R, K, area ranges) by the official package's rules and arithmetic."""
+    annotations: Annotations, judged: JudgedPairs, results: Results, prepared: Prepared,
+    columns: tuple[np.ndarray, ...], iou_type: str,
+) -> np.ndarray:  # fmt: skip
+    """The precision array (T, R, K, area ranges) by the official package's rules and arithmetic, from
+    `MaskOverlaps.columns`; iou_type: "segm" or "boundary"."""
     # The order in which predictions count: by class, by score, ties by image, then by place in the file.
     order = np.lexsort((-results.scores[prepared.rows], results.class_id[prepared.rows]))
     rows = prepared.rows[order]
     position = np.full(len(results), -1)
     position[rows] = np.arange(len(rows))
-    found, objects, ious = overlaps.columns()
+    found, objects, masks, outlines = columns
+    ious = outlines if iou_type == "boundary" else masks
     takes_part = position[found] >= 0
     found, objects, ious = position[found[takes_part]], objects[takes_part], ious[takes_part]
     inside = _bits_of_areas(annotations.areas)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rio.data.annotations import Annotations
+from rio.results.boundary import CocoBoundaryEval
 from rio.results.federated import JudgedPairs, keys_to_lists, records
 from rio.results.matching import precision_without_predictions, segmentation_of
 from rio.results.reading import Results
@@ -54,7 +55,7 @@ def coco_precision(
     objects = ~annotations.iscrowd
     if not len(results) or not objects.any():
         return precision_without_predictions(annotations, objects)
-    if backend == "hotcoco":
+    if backend == "hotcoco" and iou_type != "boundary":
         from hotcoco import COCO, COCOeval
     else:  # brings in matplotlib
         from pycocotools.coco import COCO
@@ -67,7 +68,9 @@ def coco_precision(
         ground_truth.dataset = {"images": images, "categories": categories, "annotations": truth}
         ground_truth.createIndex()
         found = ground_truth.loadRes(_predictions(results, np.arange(len(results)), iou_type))
-        evaluator = COCOeval(ground_truth, found, iou_type)
+        evaluator = (
+            CocoBoundaryEval(ground_truth, found) if iou_type == "boundary" else COCOeval(ground_truth, found, iou_type)
+        )
         evaluator.params.maxDets = [max_dets if max_dets != -1 else len(results)]
         evaluator.evaluate()
         evaluator.accumulate()
@@ -86,7 +89,7 @@ def _objects(annotations: Annotations, rows: np.ndarray, iou_type: str) -> list[
             "area": float(a.areas[row]),
             "iscrowd": int(a.iscrowd[row]),  # which `lvis` does not know
         }
-        found.append(record | ({"segmentation": segmentation_of(a, row)} if iou_type == "segm" else {}))
+        found.append(record | ({"segmentation": segmentation_of(a, row)} if iou_type != "bbox" else {}))
     return found
 
 

@@ -19,7 +19,7 @@ from rio.data.files import write_atomically
 from rio.results.evaluation import GROUP_METRICS, IOU_TYPES
 from rio.study.plan import StudyError, require
 
-IOU_NAMES = {"bbox": "box", "segm": "mask"}
+IOU_NAMES = {"bbox": "box", "segm": "mask", "boundary": "boundary"}
 TUNING = "Tuning numbers: for choosing settings, measured on a split of their own. They are no results."
 READING = (
     "Points of AP, arm minus baseline: mean over categories and seeds, 95 % interval (paired bootstrap over "

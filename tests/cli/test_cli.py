@@ -162,24 +162,31 @@ def test_eval_of_a_results_file(run, tiny_set, tmp_path, backend):
     assert all(written[kind] == pytest.approx(own[kind], abs=1e-9) for kind in own)
 
 
-@pytest.mark.parametrize("protocol", ["lvis_fixed", "coco"])
-def test_eval_by_another_protocol(run, tiny_set, tmp_path, capsys, protocol):
+@pytest.mark.parametrize(
+    ("protocol", "kinds"), [("lvis_fixed", ("bbox", "segm")), ("coco", ("bbox", "segm")), ("coco", ("boundary",))]
+)
+def test_eval_by_another_protocol(run, tiny_set, tmp_path, capsys, protocol, kinds):
     results, gt, train = run / "instances_results.json", tiny_set / "val.json", tiny_set / "train.json"
     words = ["--results", results, "--gt", gt, "--train-json", train, "--output-dir", tmp_path, "--protocol", protocol]
+    words += [word for kind in kinds for word in ("--iou-type", kind) if kinds == ("boundary",)]
     assert main(["eval", *map(str, words)]) == 0
     assert f"Protocol: {PROTOCOLS[protocol].title}\n" in capsys.readouterr().out
     truth = load_annotations(gt).with_frequency_of(load_annotations(train))
-    expected = evaluate(truth, results, protocol=protocol).metrics  # APr, APc, APf by the training set's groups
+    expected = evaluate(
+        truth, results, protocol=protocol, iou_types=kinds
+    ).metrics  # APr, APc, APf by the training set's groups
     np.testing.assert_equal(Evaluation.from_json(tmp_path / "evaluation.json").metrics, expected)
 
 
 def test_eval_of_weights_by_another_protocol_warns_of_the_configs_cap(run, tmp_path, capsys):
     words = ["eval", "--weights", str(run / "model_final.pth"), "--protocol", "lvis_fixed"]
-    words += ["--output-dir", str(tmp_path)]
+    words += ["--output-dir", str(tmp_path), "--iou-type", "boundary", "--iou-type", "segm"]
     for options, warned in (([], True), (["TEST.DETECTIONS_PER_IMAGE", "-1"], False)):
         assert main([*words, *options]) == 0
         assert ("TEST.DETECTIONS_PER_IMAGE: expected -1 (all)" in capsys.readouterr().out) == warned
-        found = Evaluation.from_json(tmp_path / "evaluation.json").info
+        evaluation = Evaluation.from_json(tmp_path / "evaluation.json")
+        found = evaluation.info
+        assert list(evaluation.metrics) == ["boundary", "segm"]
         assert found["protocol"].startswith("LVIS, AP-fixed") and (found["predictions"] <= 60) == warned
 
 
