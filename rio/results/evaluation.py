@@ -24,6 +24,7 @@ from rio.data.annotations import GROUP_NAMES, Annotations
 from rio.data.files import write_atomically
 from rio.data.load import load_annotations
 from rio.data.reading import without_collection
+from rio.results.diagnosis import diagnose
 from rio.results.federated import JudgedPairs, Prepared, best_of_categories, prepare, records
 from rio.results.matching import (
     AREA_LABELS,
@@ -154,6 +155,12 @@ def evaluate(
         "protocol": title,
         **counts,
     }
+    some = range(0, len(loaded) if has_masks else 0, max(len(loaded) // 64, 1))
+    masks = [(i, loaded.rles[i]) for i in some] if overlaps is None else overlaps.some
+    ap50 = min((_mean(array[[0], :, :, 0]) for array in precision.values()), default=math.nan)
+    cap = max_dets if protocol != "coco" else -1
+    findings = diagnose(annotations, loaded, judged.ground_truth, ap50=ap50, max_dets=cap, masks=masks)
+    info["diagnosis"] = [finding.text for finding in findings]
     del loaded, overlaps, results  # room for the summary
     return _summary(annotations, precision, info)
 
@@ -209,8 +216,8 @@ class Evaluation:
         per_category: one row per category: category_id, name, frequency, image_count, instance_count (counts
             of the ground truth evaluated on), AP_bbox, AP_segm (percent, NaN if absent or not evaluated), and
             AP_boundary if evaluated.
-        info: annotations, results (paths), images, predictions, max_dets, backend, protocol, and per IoU type how
-            many predictions were judged and why the others were not.
+        info: annotations, results (paths), images, predictions, max_dets, backend, protocol, per IoU type how many
+            predictions were judged and why the others were not, and the diagnosis (`rio.results.diagnosis`): sentences.
         precision: {"bbox": (10 IoU thresholds, 101 recalls, K, 4 area ranges) float64 in 0..1, -1 absent};
             axes in IOU_THRESHOLDS, RECALL_THRESHOLDS, class_id, AREA_LABELS. Empty after `from_json`: it is
             not stored.
@@ -222,13 +229,14 @@ class Evaluation:
     precision: dict[str, np.ndarray] = field(default_factory=dict)
 
     def table(self) -> str:
-        """The nine metrics of each IoU type as aligned text; "-" where there is nothing to judge by."""
+        """The nine metrics of each IoU type as aligned text, "-" where there is nothing to judge by; the diagnosis."""
         rows = [["", *METRICS]]
         for iou_type, values in self.metrics.items():
             rows.append([iou_type, *("-" if math.isnan(values[m]) else f"{values[m]:.2f}" for m in METRICS)])
         width = max(6, *(len(row[0]) + 1 for row in rows))
         lines = [row[0].ljust(width) + "".join(cell.rjust(7) for cell in row[1:]) for row in rows]
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+        notes = [f"Diagnosis (nothing was changed): {text}." for text in self.info.get("diagnosis", ())]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *notes])
 
     def precision_recall(self, category_id: int, *, iou_type: str = "bbox", iou_threshold: float = 0.5) -> pd.DataFrame:
         """Interpolated precision at the 101 recalls of one category: columns recall, precision (both 0..1).

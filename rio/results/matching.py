@@ -43,6 +43,7 @@ class MaskOverlaps:
         order = np.argsort(keys, kind="stable")
         self._objects, self._keys = objects[order], keys[order]
         self._masks: dict[int, list[dict[str, Any]]] = {}  # of an image and class, by its first object
+        self.some: list[tuple[int, dict[str, Any]]] = []  # rows of the results and their masks, a sample
         self._boundaries: dict[int, dict[str, Any]] = {}  # of an object
         self._found: list[tuple[np.ndarray, ...]] = [(*np.empty((2, 0), np.int64), *np.empty((2, 0)))]
 
@@ -56,6 +57,8 @@ class MaskOverlaps:
         """Compares the next n predictions, `rows` of the results, with the ground truth."""
         if not self._compares:
             return
+        if len(self.some) < 64:
+            self.some += [(int(rows[i]), rles[i]) for i in range(0, len(rows), max(len(rows) // 16, 1))]
         keys = self.judged.keys(image_index, class_id)
         order = np.argsort(keys, kind="stable")
         order = order[areas[order] > 0]
