@@ -48,7 +48,9 @@ def ap_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """
     parts.need_once(table, ["arm"], "average the seeds of an arm, or rename one")
     ax = parts.axes(ax, min(1.6 + 1.35 * max(len(table), 3), 10.0), 2.9)
-    width, size = 0.82 / len(table), 8 if len(table) <= 4 else 6.5
+    width = 0.82 / len(table)
+    group = 72 * ax.get_window_extent().width / ax.figure.dpi / 3.6  # points; the layout will make it wider
+    size = np.clip(group * width / 2.5, 5, 8)  # four characters are 2.5 times as wide as their size
     handles = []
     for i, (depth, row) in enumerate(zip(_depths(len(table)), table.to_dict("records"), strict=True)):
         reported = bool(row.get("reported", False))

@@ -39,7 +39,7 @@ from rio.study.result import StudyResult
 PACKAGES = ("torch", "torchvision", "detectron2", "numpy", "hotcoco", "matplotlib")
 PICTURES = 6
 PICTURE_SCORE = 0.2  # after minutes of training rare classes are ranked well long before they are confident
-PICTURE_PIXELS = 560
+PICTURE_PIXELS = 640
 
 
 def write_report(
@@ -227,7 +227,7 @@ def _panel(pixels: np.ndarray, objects: Objects) -> str:
     figure = Figure(figsize=(width * scale, height * scale), dpi=200)
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="auto")
-    draw_on(ax, pixels, objects, font_size=8)
+    draw_on(ax, pixels, objects, font_size=6.5)
     ax.set_aspect("auto")
     return _uri(figure, "jpeg", dpi=200, pil_kwargs={"quality": 86, "optimize": True})
 

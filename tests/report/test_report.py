@@ -16,6 +16,7 @@ from rio.report.runs import ReportError
 from rio.report.summary import write_summary
 from rio.results.evaluation import Evaluation, evaluate
 from rio.study.result import RunResult, StudyResult
+from tests.support import lab
 
 EVIL = "<script>alert('x')</script>"
 
@@ -127,6 +128,21 @@ def test_it_is_self_contained_and_small(study, page):
     assert study[-1].stat().st_size < 4e6
     assert str(study[0]) not in study[-1].read_text(encoding="utf-8")  # nothing of the machine it was written on
     assert [p.name for p in study[-1].parent.iterdir()] == ["report.html"]
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(bool(lab.missing()), reason=lab.missing() or "chromium and playwright are there")
+@pytest.mark.parametrize(
+    ("width", "media", "least"), [(400, "screen", 340), (1000, "screen", 280), (718, "print", 210)]
+)
+def test_nothing_is_cut_off_and_pictures_are_large(study, width, media, least):
+    with lab.browser_page(width) as browser:
+        browser.emulate_media(media=media)
+        browser.goto(study[-1].as_uri())
+        outside = """most => [...document.querySelectorAll('main *')].filter(node => node.checkVisibility()
+            && node.getBoundingClientRect().right > most + 1).map(node => node.outerHTML.slice(0, 80))"""
+        assert browser.evaluate(outside, width) == []
+        assert browser.evaluate("document.querySelector('.panels img').clientWidth") >= least
 
 
 def test_it_says_what_a_newcomer_needs(page):
