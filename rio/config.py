@@ -55,8 +55,8 @@ KEYS: dict[str, tuple[Any, str | tuple[str, ...]]] = {
     "WRITE_MAX_PER_OBJECT": (0, ">= 0"),
     # Target classes replayed per step although not in the batch, drawn anew each step. 0 = none (reference).
     "REPLAY_ABSENT_CLASSES": (0, ">= 0"),
-    # Target classes: those in 1 to this many images of the training set. Reference: CACHE_CAT_FILE.
-    "BANK_MAX_IMAGE_COUNT": (30, ">= 1"),
+    # Target classes: in 1 to this many training images (CACHE_CAT_FILE); 0 = the rarer half; its number is stored.
+    "BANK_MAX_IMAGE_COUNT": (30, ">= 0"),
     # The 0-based class ids that the line above gives. [] = the trainer fills them in from the training set and
     # stores them with the run, so the model can be built again without the data.
     "BANK_CLASS_IDS": ([], ""),

@@ -149,7 +149,7 @@ def test_keys_of_the_reference_name_the_new_one(old, tmp_path):
         load_config(write(tmp_path, "_BASE_: old.yaml"))  # the file that holds it
 
 
-OUT_OF_RANGE = {"BANK_DTYPE": "float8", "BANK_SYNC": "2", "BANK_MAX_IMAGE_COUNT": "0", "BANK_START_ITER": "-1"}
+OUT_OF_RANGE = {"BANK_DTYPE": "float8", "BANK_SYNC": "2", "BANK_MAX_IMAGE_COUNT": "-1", "BANK_START_ITER": "-1"}
 OUT_OF_RANGE["REPLAY_MAX_PER_FOREGROUND"] = "-0.5"
 
 

@@ -7,6 +7,7 @@ are seeds of one arm.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -121,14 +122,15 @@ class Runs:
 
     @cached_property
     def truth(self) -> Annotations:
-        """The ground truth that the runs were evaluated on, with masks."""
+        """The ground truth that the runs were evaluated on, with masks and the groups that they were evaluated by."""
         truth, _ = browse(self.ground_truth, segmentations=True)
         if truth.category_ids.tolist() != self.category_ids:
             raise RunsError(
                 f"the runs were evaluated on {len(self.category_ids)} categories, {self.ground_truth} has "
                 f"{truth.num_classes} or others. Fix: name the right data set: open_runs(..., ground_truth=...)"
             )
-        return truth
+        groups = np.array(self.evaluations[next(iter(self.folders))].per_category["frequency"], dtype="<U1")
+        return dataclasses.replace(truth, declared_frequency=groups, frequency=groups)  # those of the training set
 
     @cached_property
     def image_count(self) -> np.ndarray:

@@ -53,7 +53,8 @@ def config(args: argparse.Namespace) -> Any:
         if (file is None) != (images is None):
             raise UsageError(f"--{flag}-json and --{flag}-images: expected both or neither")
         if file is not None:
-            opts += [key, repr((f"{file}@{images}",))]
+            file, question, options = file.partition("?")
+            opts += [key, repr((f"{file}@{images}{question}{options}",))]
     if getattr(args, "output_dir", None):
         opts += ["OUTPUT_DIR", args.output_dir]
     return load_config(path, [*opts, *args.opts])
@@ -62,10 +63,15 @@ def config(args: argparse.Namespace) -> Any:
 def ground_truth(args: argparse.Namespace) -> Any:
     """The Annotations that a results file belongs to, grouped by the image counts of --train-json if given."""
     from rio.data.load import load_annotations
+    from rio.data.names import split_options
 
     if not args.gt:
         raise UsageError("--results: expected --gt JSON, the ground truth that the results belong to")
-    truth = load_annotations(args.gt, image_root=getattr(args, "gt_images", None))
+    path, on_error, borders = split_options(args.gt)
+    truth = load_annotations(path, image_root=getattr(args, "gt_images", None), on_error=on_error)
+    truth = truth.with_borders(borders)
     if args.train_json:
-        truth = truth.with_frequency_of(load_annotations(args.train_json, segmentations=False))
+        path, on_error, borders = split_options(args.train_json)
+        train = load_annotations(path, segmentations=False, on_error=on_error)
+        truth = truth.with_frequency_of(train.with_borders(borders))
     return truth

@@ -145,6 +145,12 @@ class Annotations:
         frequency = np.array([groups[name] for name in self.category_names], dtype="<U1")
         return dataclasses.replace(self, declared_frequency=frequency, frequency=frequency.copy())
 
+    def with_borders(self, borders: tuple[int, int] | None) -> Annotations:
+        """These annotations with frequency groups by other borders, see `frequency_groups`; None: as they are."""
+        if borders is None:
+            return self
+        return dataclasses.replace(self, declared_frequency=None, frequency=frequency_groups(self.image_count, borders))
+
     def __getstate__(self) -> dict[str, Any]:
         state = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if get_spawning_popen() is not None:  # a process that starts here maps the files that this one has mapped
@@ -177,11 +183,14 @@ def _split(flat: np.ndarray, offsets: np.ndarray) -> list[list[int]]:
     return [values[a:b] for a, b in itertools.pairwise(offsets.tolist())]
 
 
-def frequency_groups(image_count: np.ndarray | Sequence[int]) -> np.ndarray:
+def frequency_groups(
+    image_count: np.ndarray | Sequence[int], borders: tuple[int, int] = (RARE_MAX_IMAGES, COMMON_MAX_IMAGES)
+) -> np.ndarray:
     """LVIS's frequency groups: r 1..10 images, c 11..100, f more; a class without an image counts as rare.
 
     Args:
         image_count: (K,) images with the class, >= 0.
+        borders: most images of a rare and of a common class.
 
     Returns:
         (K,) '<U1'.
@@ -190,7 +199,7 @@ def frequency_groups(image_count: np.ndarray | Sequence[int]) -> np.ndarray:
     ['r', 'r', 'r', 'c', 'c', 'f']
     """
     image_count = np.asarray(image_count)
-    groups = np.where(image_count > COMMON_MAX_IMAGES, "f", np.where(image_count > RARE_MAX_IMAGES, "c", "r"))
+    groups = np.where(image_count > borders[1], "f", np.where(image_count > borders[0], "c", "r"))
     return groups.astype("<U1")
 
 

@@ -10,6 +10,9 @@ A name in DATASETS.TRAIN or DATASETS.TEST is one of
   without the tail (see `rio.shapes`).
 - ``path/to/train.json@path/to/images``: any LVIS- or COCO-format file with its image folder. A broken record is an
   error; with ``?skip`` at the end it is left out, listed and logged.
+
+``?groups=5,20`` at the end of a training set's name has a class in up to 5 of its images count as rare and in up to 20
+as common, in place of LVIS's 10 and 100 and of what the file declares; ``?skip&groups=5,20`` is both.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import difflib
 import itertools
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -31,7 +35,8 @@ SHAPES = ("demo", "tail", "bench")
 _LVIS = [f"lvis_{v}_{split}" for v in ("v1", "v0.5") for split in ("train", "val")]
 _LVIS += ["lvis_v1_test_dev", "lvis_v1_test_challenge", "lvis_v0.5_val_rand_100", "lvis_v0.5_test"]
 _LVIS += ["lvis_v0.5_train_cocofied", "lvis_v0.5_val_cocofied"]
-_SKIP = "?skip"
+_OPTIONS = re.compile(r"\?([a-z]+(?:[=&][^/?]*)?)$")
+_GROUPS = re.compile(r"groups=(\d{1,9}),(\d{1,9})")
 
 
 class DatasetNameError(ValueError):
@@ -50,6 +55,7 @@ class _Source(NamedTuple):
     on_error: Literal["raise", "skip"]
     shapes: tuple[str, str] | None = None  # size and split of the embedded set to draw, if it is one
     own: bool = False  # given by path
+    borders: tuple[int, int] | None = None  # of the frequency groups
 
 
 _loaded: dict[_Source, tuple[tuple[int, int, int], Annotations]] = {}
@@ -74,6 +80,33 @@ def _named(root: str) -> dict[str, _Source]:
     return named
 
 
+def split_options(name: str) -> tuple[str, Literal["raise", "skip"], tuple[int, int] | None]:
+    """What stands before the ``?`` of a name or path; ``on_error`` and the groups' borders that stand behind it.
+
+    >>> split_options("my/train.json@my/images?skip&groups=5,20")
+    ('my/train.json@my/images', 'skip', (5, 20))
+
+    Raises:
+        DatasetNameError: Options other than those of the module's docstring.
+    """
+    found = _OPTIONS.search(name)
+    if found is None:
+        return name, "raise", None
+    words = found[1].split("&")
+    groups = [match for word in words if (match := _GROUPS.fullmatch(word))]
+    borders = (int(groups[0][1]), int(groups[0][2])) if len(groups) == 1 else None
+    if (
+        len(words) != words.count("skip") + len(groups)
+        or len(groups) > 1
+        or (borders and not 0 < borders[0] < borders[1])
+    ):
+        raise DatasetNameError(
+            f"data set name {name!r}: expected ?skip or ?groups=R,C at its end (a class in 1 to R training images is "
+            f"rare, up to C common, 0 < R < C), found ?{found[1]}. Fix: for example ?groups=5,20, or ?skip&groups=5,20"
+        )
+    return name[: found.start()], "skip" if "skip" in words else "raise", borders
+
+
 def _source(name: str, root: str) -> _Source:
     """What a name stands for; touches no file.
 
@@ -83,12 +116,13 @@ def _source(name: str, root: str) -> _Source:
     if not isinstance(name, str):
         raise DatasetNameError(f"data set name: expected a string, found {name!r}")
     named = _named(root)
+    name, on_error, borders = split_options(name)
     if name in named:
-        return named[name]
-    path, _, images = name.removesuffix(_SKIP).partition(".json@")
+        return named[name]._replace(borders=borders)
+    path, _, images = name.partition(".json@")
     if path and images:
-        on_error: Literal["raise", "skip"] = "skip" if name.endswith(_SKIP) else "raise"
-        return _Source(os.path.expanduser(path + ".json"), os.path.expanduser(images), on_error, own=True)
+        files = os.path.expanduser(path + ".json"), os.path.expanduser(images)
+        return _Source(*files, on_error, own=True, borders=borders)
     close = difflib.get_close_matches(name, named, n=3)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     if name.endswith(".json"):
@@ -134,7 +168,7 @@ def annotations_of(name: str, *, check_images: bool = False) -> Annotations:
             counts = ", ".join(f"{kind} {count}" for kind, count in found.skipped_counts().items())
             first = f"{found.skipped[0].record}, {found.skipped[0].detail}"
             logger.warning("%s: left out %d records (%s); the first: %s", found.path, len(found.skipped), counts, first)
-        _loaded[source] = (stamp, found)
+        _loaded[source] = (stamp, found.with_borders(source.borders))
     annotations = _loaded[source][1]
     if check_images and not source.own:
         require_images(annotations)
@@ -171,9 +205,9 @@ def browse(name: str | os.PathLike[str], *, segmentations: bool = False) -> tupl
         DatasetNameError, DatasetNotFoundError, AnnotationError: As for `annotations_of`.
     """
     text = os.fspath(name)
-    root, file = str(find(datasets_root())), text.removesuffix(_SKIP)
+    root, (file, on_error, borders) = str(find(datasets_root())), split_options(text)
     if file.endswith(".json"):
-        source = _Source(str(find(file)), "", "skip" if text.endswith(_SKIP) else "raise", own=True)
+        source = _Source(str(find(file)), "", on_error, own=True, borders=borders)
     else:
         source = _source(text, root)
         if source.own:
@@ -186,7 +220,7 @@ def browse(name: str | os.PathLike[str], *, segmentations: bool = False) -> tupl
     found = load_annotations(
         source.json_file, image_root=source.image_root or None, on_error=source.on_error, segmentations=segmentations
     )
-    return found, source.shapes is not None
+    return found.with_borders(source.borders), source.shapes is not None
 
 
 def _draw(size: str, split: str, root: str | None = None, *, progress: bool = True) -> None:

@@ -121,6 +121,15 @@ def records(annotations: Annotations) -> Records:
     return Records(annotations)
 
 
+def rarer_half(annotations: Annotations) -> int:
+    """The most images of a class of the rarer half: at least half of the classes with an image have 1 to that many.
+
+    What MODEL.RIO.BANK_MAX_IMAGE_COUNT 0 stands for; on LVIS v1 46 % of the classes have at most the reference's 30.
+    """
+    counts = np.sort(annotations.image_count[annotations.image_count > 0])
+    return int(counts[(len(counts) - 1) // 2]) if len(counts) else 1
+
+
 def target_class_ids(annotations: Annotations, max_image_count: int) -> list[int]:
     """The classes whose objects the memory bank stores: 1 <= image_count <= `max_image_count`.
 

@@ -20,7 +20,7 @@ from rio.data.files import write_atomically
 from rio.data.names import annotations_of
 from rio.engine.errors import TrainingError
 from rio.engine.feature_store import FeatureStore
-from rio.engine.records import fractal_dimensions, resolve, target_class_ids
+from rio.engine.records import fractal_dimensions, rarer_half, resolve, target_class_ids
 from rio.engine.weights import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -254,6 +254,8 @@ def _resolve_bank(cfg: CfgNode, train: Annotations) -> None:
     rio, world = cfg.MODEL.RIO, comm.get_world_size()
     if not rio.BANK_ENABLED:
         return
+    if not rio.BANK_MAX_IMAGE_COUNT:
+        rio.BANK_MAX_IMAGE_COUNT = rarer_half(train)
     if not len(rio.BANK_CLASS_IDS):
         rio.BANK_CLASS_IDS = target_class_ids(train, rio.BANK_MAX_IMAGE_COUNT)
     if not rio.BANK_CLASS_IDS:
@@ -261,7 +263,7 @@ def _resolve_bank(cfg: CfgNode, train: Annotations) -> None:
         raise ConfigError(
             f"MODEL.RIO.BANK_MAX_IMAGE_COUNT {rio.BANK_MAX_IMAGE_COUNT}: expected some class of "
             f"{cfg.DATASETS.TRAIN[0]} with 1 to that many images, found none (the rarest has {rarest} images). Fix: "
-            "raise it, or set MODEL.RIO.BANK_ENABLED False"
+            "raise it, set it to 0 (the rarer half of the classes), or set MODEL.RIO.BANK_ENABLED False"
         )
     if world > 1 and rio.BANK_SYNC:
         logger.info("%d processes share the writes to the memory bank.", world)

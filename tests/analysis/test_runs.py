@@ -130,6 +130,16 @@ def test_computed_again_it_is_the_same(runs):
     np.testing.assert_allclose(again["stored"], again["recomputed"])
 
 
+def test_groups_are_those_that_the_runs_were_evaluated_by(copy):
+    for run in copy.glob("*-seed*"):
+        stored = json.loads((run / "evaluation.json").read_text())
+        stored["per_category"]["frequency"] = ["f"] * len(stored["per_category"]["frequency"])
+        (run / "evaluation.json").write_text(json.dumps(stored))
+    runs = Runs(copy)
+    assert set(runs.truth.frequency) == {"f"}
+    assert set(runs.errors(score_threshold=0.0)["frequency"]) == {"f"}
+
+
 def test_every_object_has_one_outcome(runs):
     table = runs.errors(score_threshold=0.0)
     objects = table[table["part"] == "objects"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rio.data.errors import AnnotationError
-from rio.data.names import SHAPES, DatasetNameError, DatasetNotFoundError, annotations_of, find_datasets
+from rio.data.names import SHAPES, DatasetNameError, DatasetNotFoundError, annotations_of, browse, find_datasets
 from rio.shapes import dataset, spec
 from tests.support.annotation_files import coco, lvis, make_lvis, write
 
@@ -50,6 +50,31 @@ def test_broken_records_of_an_own_data_set_are_an_error_unless_the_name_says_ski
         annotations_of(own + "?skip")
     assert annotations_of(own + "?skip").skipped_counts() == {"box_outside": 1}
     assert "left out 1 records (box_outside 1); the first: annotation 101 (image 7), bbox" in caplog.text
+
+
+def test_groups_by_other_borders(own, folder):
+    data = coco()
+    first = data["annotations"][0]  # its class is put into the other image too
+    other = next(image["id"] for image in data["images"] if image["id"] != first["image_id"])
+    data["annotations"].append({**first, "id": 999, "image_id": other, "bbox": [1, 1, 5, 5]})
+    for record in data["annotations"]:
+        record.pop("segmentation", None)
+    write(folder / "set.json", data)
+    counts = annotations_of(own).image_count.tolist()
+    assert max(counts) == 2 and annotations_of(own).frequency.tolist() == ["r"] * len(counts)
+    for name in (f"{own}?groups=1,2", f"{own}?skip&groups=1,2", "set.json?groups=1,2"):
+        found = browse(name)[0] if name.startswith("set.json?") else annotations_of(name)
+        assert found.frequency.tolist() == ["c" if count == 2 else "r" for count in counts]
+        assert annotations_of(own).with_frequency_of(found).frequency.tolist() == found.frequency.tolist()
+    data["categories"][0]["frequency"] = "f"  # what is asked for in the name wins
+    write(folder / "set.json", data)
+    assert "f" not in annotations_of(f"{own}?groups=1,2").frequency.tolist()
+
+
+@pytest.mark.parametrize("options", ["groups=1", "groups=5,5", "groups=0,5", "group=1,2", "skip&groups=1,2&groups=1,2"])
+def test_options_of_a_name_that_are_none(own, options):
+    with pytest.raises(DatasetNameError, match=r"expected \?skip or \?groups=R,C.*Fix: for example \?groups=5,20"):
+        annotations_of(f"{own}?{options}")
 
 
 def test_own_images_must_be_there(own, folder):

@@ -31,6 +31,23 @@ def test_setup_fills_in_what_the_config_leaves_open(tiny_config, tmp_path):
         assert "SOLVER.AMP.ENABLED True -> False" in (tmp_path / "log.txt").read_text()
 
 
+def test_the_banks_classes_can_be_the_rarer_half(tiny_config, tmp_path):
+    cfg = setup_training(tiny_config(tmp_path, "MODEL.RIO.BANK_MAX_IMAGE_COUNT", 0))
+    counts = annotations_of(cfg.DATASETS.TRAIN[0]).image_count
+    most = int(np.sort(counts)[2])  # of six
+    assert most == load_config(tmp_path / "config.yaml").MODEL.RIO.BANK_MAX_IMAGE_COUNT
+    assert list(cfg.MODEL.RIO.BANK_CLASS_IDS) == np.flatnonzero(counts <= most).tolist()
+
+
+def test_groups_by_other_borders_are_stored_with_the_run(tiny_config, tiny_set, tmp_path):
+    name = f"{tiny_set}/train.json@{tiny_set}/train?groups=2,3"
+    cfg = setup_training(tiny_config(tmp_path, "DATASETS.TRAIN", repr((name,))))
+    counts = annotations_of(f"{tiny_set}/train.json@{tiny_set}/train").image_count
+    expected = "".join("r" if n <= 2 else "c" if n <= 3 else "f" for n in counts)
+    assert load_config(tmp_path / "config.yaml").MODEL.RIO.CLASS_FREQUENCY == expected != "fcccrr"
+    assert (name,) == cfg.DATASETS.TRAIN
+
+
 def test_a_seed_that_was_drawn_is_kept_on_resume_and_changes_are_logged(tiny_config, tmp_path):
     first = setup_training(tiny_config(tmp_path, "SEED", -1))
     (tmp_path / "last_checkpoint").write_text("model_0000000.pth")
@@ -56,7 +73,7 @@ def test_setup_errors_name_the_key_and_the_fix(tiny_config, tiny_set, straight, 
     two = repr((f"{tiny_set}/train.json@{tiny_set}/train",) * 2)
     error(ConfigError, r"DATASETS.TRAIN: expected one data set", "DATASETS.TRAIN", two)
     error(ConfigError, r"DATASETS.TRAIN: expected one data set", "DATASETS.TRAIN", "()")
-    error(ConfigError, r"the rarest has 2 images.*BANK_ENABLED False", "MODEL.RIO.BANK_MAX_IMAGE_COUNT", 1)
+    error(ConfigError, r"the rarest has 2 images.*set it to 0.*BANK_ENABLED False", "MODEL.RIO.BANK_MAX_IMAGE_COUNT", 1)
     error(ConfigError, r"PRECISE_BN", "TEST.PRECISE_BN.ENABLED", True)
     with pytest.raises(TrainingError, match=r"found a checkpoint.*--resume"):
         setup_training(tiny_config(Path(straight.cfg.OUTPUT_DIR)))
