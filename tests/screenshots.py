@@ -1,8 +1,10 @@
 """Pictures of the notebooks for the README: real runs, the real JupyterLab, a real browser.
 
     make demo && make screenshots          # or: python -m tests.screenshots --runs FOLDER --only 05
+    python -m tests.screenshots --all FOLDER --width 1600 --dark [--dataset JSON@DIR]
 
-Each notebook is run from top to bottom and photographed at its main view, into notebooks/images/.
+Each notebook is run from top to bottom and photographed at its main view, into notebooks/images/; with --all, as a
+whole, to look at, in either theme.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -61,7 +64,17 @@ SHOTS = (
 )
 
 
-def take(shot: Shot, runs: Path, folder: Path) -> Path:
+@dataclass(frozen=True)
+class Look:
+    """How it is photographed."""
+
+    width: int = WIDTH  # px
+    dark: bool = False
+    all: Path | None = None  # folder for a picture of the whole notebook
+    dataset: str | None = None  # for the notebooks that take one
+
+
+def take(shot: Shot, runs: Path, folder: Path, look: Look = Look()) -> Path:
     """Run one notebook and photograph it; returns the picture's path."""
     # The notebooks as they are: their own parameters find the runs where `make demo` puts them.
     copy = folder / "notebooks"
@@ -69,14 +82,23 @@ def take(shot: Shot, runs: Path, folder: Path) -> Path:
     (copy / "output" / "demo").symlink_to(runs)
     (copy / "output" / "lab").symlink_to(runs.parent / "lab")
     (copy / "output" / "notebook").symlink_to(runs / "detector" / "none-seed1")
-    shutil.copy(lab.NOTEBOOKS / shot.notebook, copy)
-    with lab.jupyter_lab(copy, folder) as address, lab.browser_page(WIDTH, shot.height) as page:
+    if look.dataset and shot.notebook.startswith(("01", "02")):
+        lab.copy_with(copy, shot.notebook, dataset=look.dataset)
+    else:
+        shutil.copy(lab.NOTEBOOKS / shot.notebook, copy)
+    with lab.jupyter_lab(copy, folder) as address, lab.browser_page(look.width, shot.height) as page:
+        if look.dark:
+            page.emulate_media(color_scheme="dark")
         errors = lab.run_notebook(page, address, shot.notebook) + page.problems
         if errors:
             raise RuntimeError(f"{shot.notebook}: " + "\n".join(errors))
         for command in ("application:toggle-left-area", "application:toggle-mode"):
             page.evaluate("command => window.jupyterapp.commands.execute(command)", command)
-        page.add_style_tag(content=QUIET)
+        page.add_style_tag(content=QUIET.replace("#fff", "var(--jp-layout-color0)"))
+        if look.dark:
+            page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+        if look.all:
+            return photograph_all(page, look, Path(shot.notebook).stem)
         page.evaluate("window.dispatchEvent(new Event('resize'))")
         top = page.locator(shot.top).first
         top.wait_for()
@@ -103,12 +125,32 @@ def take(shot: Shot, runs: Path, folder: Path) -> Path:
     return target
 
 
+def photograph_all(page: Any, look: Look, stem: str) -> Path:
+    """The whole notebook in one picture."""
+    page.set_viewport_size({"width": look.width, "height": 12_000})
+    page.wait_for_timeout(1000)
+    page.locator(".jp-WindowedPanel-outer").first.evaluate("node => { node.scrollTop = 0; }")
+    page.wait_for_timeout(4000)
+    bottom = page.evaluate(
+        "Math.max(...[...document.querySelectorAll('.jp-Cell')].map(n => n.getBoundingClientRect().bottom))"
+    )
+    target = look.all / f"{stem}-{look.width}{'-dark' * look.dark}.png"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=target, clip={"x": 0, "y": 0, "width": look.width, "height": min(bottom + 20, 12_000)})
+    return target
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Take all pictures, or those of the notebooks whose names begin with --only."""
     parser = argparse.ArgumentParser(prog="python -m tests.screenshots", description=__doc__.partition("\n")[0])
     parser.add_argument("--runs", type=Path, default=lab.REPOSITORY / "output" / "demo", help="default: output/demo")
     parser.add_argument("--only", default="", metavar="NN", help="for example 05")
+    parser.add_argument("--all", type=Path, metavar="DIR", help="the whole notebooks, into this folder")
+    parser.add_argument("--width", type=int, default=WIDTH, metavar="PX", help="with --all (default %(default)s)")
+    parser.add_argument("--dark", action="store_true", help="with --all: JupyterLab's dark theme")
+    parser.add_argument("--dataset", metavar="JSON@DIR", help="with --all: for the notebooks that take a data set")
     args = parser.parse_args(argv)
+    look = Look(args.width, args.dark, args.all and args.all.absolute(), args.dataset) if args.all else Look()
     if lab.missing():
         parser.error(lab.missing())
     runs = args.runs.absolute()
@@ -119,8 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not shot.notebook.startswith(args.only):
             continue
         with tempfile.TemporaryDirectory(prefix="rio-screenshots-") as folder:
-            target = take(shot, runs, Path(folder))
-        print(f"{target.relative_to(lab.REPOSITORY)}: {target.stat().st_size / 1000:.0f} kB", flush=True)
+            target = take(shot, runs, Path(folder), look)
+        print(f"{os.path.relpath(target, lab.REPOSITORY)}: {target.stat().st_size / 1000:.0f} kB", flush=True)
     return 0
 
 

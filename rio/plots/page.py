@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from rio.plots.style import LIGHT, TINTS, style
 
-ZOOM = 1.5  # of a figure's own size, as far as the page is that wide
+ZOOM = 1.35  # of a figure's own size, as far as the page is that wide
 # JupyterLab's and voila's variables; elsewhere the page is white.
 VARIABLES = dict(
     zip(LIGHT, ("content-font-color1", "content-font-color2", "border-color2", "layout-color0"), strict=True)
