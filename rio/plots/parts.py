@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
@@ -111,6 +112,11 @@ def span_at_least(axis: Axis, least: float) -> None:
     if high - low < least:
         middle = (low + high) / 2
         axis.axes.set(**{f"{axis.axis_name}lim": (middle - least / 2, middle + least / 2)})
+
+
+def ink_ramp(low: float, high: float) -> LinearSegmentedColormap:
+    """From a trace of ink to much of it (opacities): it lies on whatever page there is."""
+    return LinearSegmentedColormap.from_list("ink", [(*to_rgb(ink().text), alpha) for alpha in (low, high)])
 
 
 def diagonal(ax: Axes) -> None:

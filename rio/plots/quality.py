@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm, to_hex
+from matplotlib.colors import PowerNorm
 
 from rio.plots import parts
-from rio.plots.style import COLORS, GROUP_NAMES, ink, tint
+from rio.plots.style import COLORS, GROUP_NAMES, ink
 
 COSTS = ("classification", "localisation", "both", "duplicate", "background", "missed")
 _MOST_CELLS = 120  # along a side; more categories are pooled
@@ -28,11 +28,11 @@ def error_costs(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     table = table.sort_values("group", kind="stable", key=lambda groups: groups.map(("all", *GROUP_NAMES).index))
     ax = parts.axes(ax, 8.4, 0.8 + 0.23 * len(table))
     values = table[list(COSTS)].to_numpy()
-    ramp = sns.blend_palette([to_hex(tint(ink().text, share)) for share in (0.03, 0.75)], as_cmap=True)
-    top = max(np.nanmax(values), 1.0)
+    top, words = max(np.nanmax(values), 1.0), {"size": 8, "color": ink().text}
     sns.heatmap(
-        values, ax=ax, annot=True, fmt=".1f", cmap=ramp, norm=PowerNorm(0.6, 0, top), cbar=False, annot_kws={"size": 8}
-    )
+        values, ax=ax, annot=True, fmt=".1f", cmap=parts.ink_ramp(0.03, 0.45), norm=PowerNorm(0.6, 0, top), cbar=False,
+        annot_kws=words,
+    )  # fmt: skip
     ax.set_xticklabels(COSTS)
     ax.xaxis.tick_top()
     ax.set_yticklabels(
@@ -72,11 +72,11 @@ def confusions(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     cells = np.hstack([square, np.repeat(table[ends].to_numpy(), wide, axis=1)])
     cells = np.add.reduceat(cells, starts, axis=0) / np.diff(starts, append=size)[:, None]
     ax = parts.axes(ax, 6.6, 5.6)
-    ramp = sns.blend_palette([to_hex(tint(ink().text, share)) for share in (0.0, 1.0)], as_cmap=True)
     sns.heatmap(
-        cells, ax=ax, cmap=ramp, norm=PowerNorm(0.5, 0, 100), xticklabels=False, yticklabels=False,
+        cells, ax=ax, cmap=parts.ink_ramp(0.0, 1.0), norm=PowerNorm(0.5, 0, 100), xticklabels=False, yticklabels=False,
         cbar_kws={"label": "% of the objects", "ticks": [0, 5, 20, 50, 100], "shrink": 0.6},
     )  # fmt: skip
+    ax.collections[0].colorbar.solids.set_rasterized(False)  # as a bitmap it would not follow a theme
     places, names = len(starts) + wide * (np.arange(len(ends)) + 0.5), ends
     if size <= 45:
         own = np.arange(size) + 0.5

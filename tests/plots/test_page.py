@@ -53,7 +53,7 @@ def test_figures_of_one_page_share_no_ids():
 def test_a_figure_uses_the_page_but_is_not_blown_up():
     narrow, wide = (plots.sorted_tail(TAIL, plt.subplots(figsize=(w, 3))[1]) for w in (3, 9))
     widths = [float(re.search(r"min\(100%, (\d+)px\)", plots.inline_svg(ax.figure))[1]) for ax in (narrow, wide)]
-    assert 300 < widths[0] < 500 < 1100 < widths[1] < 1400
+    assert 300 < widths[0] < 500 < 1000 < widths[1] < 1400
 
 
 TAIL = pd.DataFrame({"frequency": ["f", "r"], "name": ["a", "b"], "image_count": [200, 3]})
@@ -103,3 +103,12 @@ def test_names_of_curves_stand_at_their_ends():
     assert middle["far"] == pytest.approx(90, abs=2)
     assert middle["low"] < 40 < middle["high"] and middle["low"] + middle["high"] == pytest.approx(80, abs=2)
     assert at["low"].y1 <= at["high"].y0 + 1 and len(ax.lines) == 2, "two had to move: a line leads to each"
+
+
+def test_shades_of_a_matrix_follow_the_theme():
+    square = pd.DataFrame([[90.0, 10.0, 0.0, 0.0], [40.0, 50.0, 0.0, 10.0]], ["a", "b"], ["a", "b", "others", "missed"])
+    square.attrs["frequency"] = ["f", "r"]
+    fixed = shown(plots.confusions(square))[1]
+    assert "<image" not in fixed and not set(re.findall("#[0-9a-f]{6}", fixed)) - {
+        c.lower() for c in plots.COLORS.values()
+    }
