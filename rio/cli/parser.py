@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rio.cli import commands, launch, pictures
+from rio.cli import check, commands, launch, pictures
 from rio.cli.common import drop_known_warnings, is_ours
 from rio.results.protocols import PROTOCOLS
 
@@ -35,11 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``python -m rio``; None takes the process's own.
 
     Returns:
-        Exit code: 0, 2 for a user's error, 130 after Ctrl-C.
+        Exit code: 0, 2 for a user's error, 130 after Ctrl-C; of `check` 1 with warnings.
     """
     parser = make_parser()
     args, extra = parser.parse_known_args(argv)
-    words = {"predict": "inputs", "info": None, "demo": None}.get(args.command, "opts")
+    words = {"predict": "inputs", "info": None, "demo": None, "check": None}.get(args.command, "opts")
     if flags := [word for word in extra if word.startswith("-") or words is None]:
         parser.error(f"unknown argument {flags[0]!r}; see `python -m rio {args.command} --help`")
     if extra:  # argparse takes free words in one place only; ours may stand on both sides of a flag
@@ -91,6 +91,12 @@ def make_parser() -> argparse.ArgumentParser:
 
     count = {"type": _above_zero(int), "metavar": "N"}
     words = {"nargs": "*", "metavar": "KEY VALUE"}
+
+    add = command("check", check.check)
+    add("annotations", metavar="ANNOTATIONS", help="an LVIS- or COCO-format JSON")
+    add("--images", metavar="DIR", help="its image folder: pictures are looked for and their headers read")
+    add("--train", metavar="JSON", help="the training set's file: categories and pictures are compared")
+    add("--train-images", metavar="DIR", help="the training set's image folder")
 
     add = command("train", launch.train)
     config(add)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rio.data.errors import AnnotationError, Skipped, listing
+from rio.data.errors import AnnotationError, Finding, Skipped, listing
 from rio.data.masks import RLE, decode
 
 RARE_MAX_IMAGES, COMMON_MAX_IMAGES = 10, 100
@@ -52,6 +52,7 @@ class Annotations:
     boxes: np.ndarray  # (A, 4) float64, x, y, width, height in px
     areas: np.ndarray  # (A,) float64, px², the file's "area", or width * height where it has none
     iscrowd: np.ndarray  # (A,) bool
+    ignored: np.ndarray  # (A,) bool, the file's "ignore", which LVIS's protocol honours
     image_offsets: np.ndarray  # (I + 1,) int64; image i's annotations are image_offsets[i]:image_offsets[i + 1]
     mask_json: np.ndarray  # (M,) uint8, every "segmentation" as it is in the file, in the file's order
     mask_start: np.ndarray  # (A,) int64 into mask_json
@@ -62,6 +63,8 @@ class Annotations:
     not_exhaustive_ids: np.ndarray  # as neg_ids
     not_exhaustive_offsets: np.ndarray
     skipped: list[Skipped] = dataclasses.field(default_factory=list)  # the records that were left out
+    repaired: list[Finding] = dataclasses.field(default_factory=list)  # those taken for what they mean, by kind
+    text_ids: dict[str, dict[int, str]] = dataclasses.field(default_factory=dict)  # "image", "category": id -> its text
 
     @property
     def num_images(self) -> int:

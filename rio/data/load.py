@@ -4,15 +4,24 @@ A file is checked once, here; nothing behind this module checks again. The rules
 
 Always an error:
     ``json`` (truncated, NaN, infinite, not UTF-8), ``type`` and ``missing_key`` of the file or of a category,
-    ``duplicate_category_id``, ``duplicate_category_name``, ``frequency``, ``no_category``, ``normalised_boxes``.
+    ``duplicate_category_id``, ``duplicate_category_name``, ``frequency``, ``no_category``, ``normalised_boxes`` (nearly
+    all end in the first pixel), ``corner_boxes`` (half do not fit, and all do as x1, y1, x2, y2).
 An error, or a skip with ``on_error="skip"``:
-    ``type`` and ``missing_key`` of an image or annotation, ``duplicate_image_id`` and ``duplicate_annotation_id`` (the
-    first one stays), ``unknown_image``, ``unknown_category`` (of the lists of an image only the id goes),
-    ``file_name`` (leads out of the image folder; links in it are followed), ``missing_image``, ``negative_box``,
-    ``box_outside`` (by more than `BOX_TOLERANCE`), ``area`` (negative), ``polygon`` (odd length, fewer than 3 points, a
-    point beyond `POLYGON_TOLERANCE`), ``no_segmentation`` (where other annotations have one), ``rle``, ``rle_size``.
+    ``type`` and ``missing_key`` of an image or annotation, ``duplicate_image_id`` (the first one stays),
+    ``duplicate_annotation_id`` (not skipped: they get new ids), ``unknown_image``, ``unknown_category`` (of the lists
+    of an image only the id goes), ``file_name`` (leads out of the image folder; links in it are followed),
+    ``missing_image``, ``negative_box``, ``box_outside`` (by more than `POLYGON_TOLERANCE`), ``area`` (negative),
+    ``polygon`` (no polygon of an even number of at least 6 coordinates within `POLYGON_TOLERANCE`), ``rle``,
+    ``rle_size``.
 A skip in either case:
-    ``empty_box`` (no width or no height inside the image: it can neither be trained on nor found), ``image_skipped``.
+    ``empty_box`` (no width or no height inside the image: it can neither be trained on nor found), ``image_skipped``,
+    ``root_category`` (without objects, the supercategory of all others).
+Taken for what it can only mean, and counted in `Annotations.repaired` (`rio.data.repairs`, `rio.data.locate`):
+    ``integral_float`` (1.0 for 1), ``text_id`` (numbered, the text kept in `Annotations.text_ids`), ``text_number``,
+    ``empty_value``, ``no_box`` (beside a mask: the box around it), ``no_segmentation`` (among others with masks: the
+    box's rectangle), ``polygon_form`` (flat lists, nested pairs), ``polygon_part`` (the good polygons stay),
+    ``mask_transposed`` (if the box tells how), ``file_name`` (backslashes, ``./``, absolute below the folder; other
+    case, percent-encoding), ``box_clipped`` (sticks out by more than `BOX_TOLERANCE`: training clips it).
 Fine:
     ids with gaps, images or files without annotations, ``area`` 0, box-only files.
 """
@@ -33,10 +42,11 @@ import msgspec
 import numpy as np
 
 from rio.data.annotations import Annotations, frequency_groups, map_array
-from rio.data.errors import Problems, Skipped
+from rio.data.errors import Finding, Problems, Skipped
 from rio.data.files import write_atomically
+from rio.data.object_rules import annotation_columns
 from rio.data.reading import read_file, rows_of, without_collection
-from rio.data.rules import annotation_columns, category_columns, image_columns, missing_images
+from rio.data.rules import category_columns, image_columns, missing_images
 
 __all__ = ["CACHE_MIN_BYTES", "SETTLED_SECONDS", "cache_folder", "load_annotations"]
 
@@ -48,9 +58,10 @@ CACHE_MIN_BYTES = 16 << 20
 SETTLED_SECONDS = 2.0
 """A file that changes twice within the clock's tick keeps its time stamps: one that changed just now is not cached."""
 
-_FORMAT = 3  # of the entries; part of their names, so others are never looked at
+_FORMAT = 4  # of the entries; part of their names, so others are never looked at
 _LOCK_SECONDS = 300.0
-_OTHERS = ("federated", "category_names", "file_names", "skipped")  # columns that are no arrays
+_OTHERS = ("federated", "category_names", "file_names", "skipped", "repaired", "text_ids")  # columns that are no arrays
+_LEFT_OUT = ("empty_box", "root_category")  # in either case
 _warned: set[str] = set()
 
 
@@ -107,13 +118,20 @@ def _read(
     path: str, root: str | None, check_images: bool, on_error: str, masks: bool, require_annotations: bool = True
 ) -> Annotations:
     """The columns of the JSON file."""
-    problems = Problems(path, on_error)
+    return columns_of(Problems(path, on_error), root, check_images, masks, require_annotations)
+
+
+def columns_of(
+    problems: Problems, root: str | None, check_images: bool, masks: bool, require_annotations: bool = True
+) -> Annotations:
+    """The columns of `problems.path`, which collects what is wrong with it, or raises."""
+    path = problems.path
     images, categories, rows = read_file(path, problems, masks)
     if rows is None:
         if require_annotations:
             problems.fatal("missing_key", "file", "annotations", "a list", "no such key")
         rows = rows_of([])
-    of_categories = category_columns(categories, problems)
+    of_categories = category_columns(categories, np.unique(rows.category_ids), problems)
     category_ids, declared = of_categories["category_ids"], of_categories["declared_frequency"]
     of_images, skipped_images = image_columns(images, category_ids, problems, root, check_images)
     del images
@@ -127,6 +145,7 @@ def _read(
     derived = frequency_groups(image_count)
     return Annotations(
         path=path, image_root=root, image_count=image_count, skipped=problems.skipped,
+        repaired=list(problems.repaired.values()), text_ids=problems.ids,
         instance_count=np.bincount(classes, minlength=num_classes).astype(np.int64),
         frequency=derived if declared is None else np.where(declared == "", derived, declared).astype("<U1"),
         **of_categories, **of_images, **columns,
@@ -149,6 +168,8 @@ class _Meta(msgspec.Struct):
     category_names: list[str]
     file_names: list[str]
     skipped: list[Skipped]
+    repaired: list[Finding]
+    text_ids: dict[str, dict[int, str]]
     arrays: dict[str, tuple[str, list[int]]]  # name -> dtype, shape
 
 
@@ -205,7 +226,7 @@ def _find(path: str, folder: Path, stamp: str, on_error: str, masks: bool) -> An
                 logger.warning("cache entry %s: %s; it is made anew", entry, error)
                 continue
             # Empty boxes are left out in either case; whether others are depends on what was asked.
-            if all(skip.kind == "empty_box" for skip in found.skipped) or (on_error == "skip" and with_masks == masks):
+            if all(skip.kind in _LEFT_OUT for skip in found.skipped) or (on_error == "skip" and with_masks == masks):
                 return found
     return None
 

@@ -25,7 +25,8 @@ class RLE(msgspec.Struct, gc=False):
     counts: str | list[Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]]
 
 
-decode = msgspec.json.Decoder(list[list[float]] | RLE | None).decode
+Mask = list[list[float]] | RLE | None
+decode = msgspec.json.Decoder(Mask).decode
 
 
 def rle_of(segmentation: Any, height: int, width: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ as common, in place of LVIS's 10 and 100 and of what the file declares; ``?skip&
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import itertools
 import logging
@@ -27,7 +28,8 @@ from typing import Any, Literal, NamedTuple
 
 from rio.data.annotations import Annotations
 from rio.data.load import load_annotations
-from rio.data.rules import require_images
+from rio.data.locate import resolved
+from rio.data.rules import missing_images, require_images
 
 logger = logging.getLogger(__name__)
 
@@ -119,13 +121,13 @@ def _source(name: str, root: str) -> _Source:
     name, on_error, borders = split_options(name)
     if name in named:
         return named[name]._replace(borders=borders)
-    path, _, images = name.partition(".json@")
+    path, suffix, images = [*re.split(r"(\.json)@", name, maxsplit=1, flags=re.I), "", ""][:3]
     if path and images:
-        files = os.path.expanduser(path + ".json"), os.path.expanduser(images)
+        files = os.path.expanduser(path + suffix), os.path.expanduser(images)
         return _Source(*files, on_error, own=True, borders=borders)
     close = difflib.get_close_matches(name, named, n=3)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
-    if name.endswith(".json"):
+    if name.lower().endswith(".json"):
         hint = f" Name its image folder too: '{name}@path/to/images'."
     raise DatasetNameError(
         f"data set name: expected one of {', '.join(named)}, or 'path/to/file.json@path/to/images' (LVIS or "
@@ -168,11 +170,22 @@ def annotations_of(name: str, *, check_images: bool = False) -> Annotations:
             counts = ", ".join(f"{kind} {count}" for kind, count in found.skipped_counts().items())
             first = f"{found.skipped[0].record}, {found.skipped[0].detail}"
             logger.warning("%s: left out %d records (%s); the first: %s", found.path, len(found.skipped), counts, first)
+        for text in repairs(found):
+            logger.warning("%s: %s", found.path, text)
         _loaded[source] = (stamp, found.with_borders(source.borders))
     annotations = _loaded[source][1]
     if check_images and not source.own:
         require_images(annotations)
     return annotations
+
+
+def repairs(annotations: Annotations) -> list[str]:
+    """Which records were taken for what they mean, a line a kind, and where to read all of it."""
+    lines = []
+    for finding in annotations.repaired:
+        record, key, found = finding.examples[0]
+        lines.append(f"{finding.kind} {finding.count}, as in {record}, key '{key}': {found}, taken for {finding.taken}")
+    return [*lines, "`python -m rio check` lists them"] if lines else []
 
 
 def project_root() -> Path:
@@ -206,7 +219,7 @@ def browse(name: str | os.PathLike[str], *, segmentations: bool = False) -> tupl
     """
     text = os.fspath(name)
     root, (file, on_error, borders) = str(find(datasets_root())), split_options(text)
-    if file.endswith(".json"):
+    if file.lower().endswith(".json"):
         source = _Source(str(find(file)), "", on_error, own=True, borders=borders)
     else:
         source = _source(text, root)
@@ -220,6 +233,10 @@ def browse(name: str | os.PathLike[str], *, segmentations: bool = False) -> tupl
     found = load_annotations(
         source.json_file, image_root=source.image_root or None, on_error=source.on_error, segmentations=segmentations
     )
+    if source.own and source.image_root and len(missing := missing_images(found)):  # in another spelling, perhaps
+        there = resolved(source.image_root, found.file_names, missing)
+        names = [there.get(row, name) for row, name in enumerate(found.file_names)]
+        found = dataclasses.replace(found, file_names=names)
     return found.with_borders(source.borders), source.shapes is not None
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from rio.data.errors import AnnotationError, AnnotationFileNotFoundError, Problems
 from rio.data.masks import Pixels
+from rio.data.repairs import Ids, repair_fields
 
 PIECE = 1 << 20
 """Bytes decoded at a time: their records stay in the processor's cache until they are arrays."""
@@ -50,6 +51,7 @@ class Category(msgspec.Struct, gc=False):
     id: Id
     name: Annotated[str, msgspec.Meta(min_length=1)]
     frequency: str | None = None
+    supercategory: Any = None
 
 
 class Box(msgspec.Struct, gc=False):
@@ -59,6 +61,7 @@ class Box(msgspec.Struct, gc=False):
     bbox: tuple[float, float, float, float]
     area: float | None = None
     iscrowd: Literal[0, 1] | bool | None = 0
+    ignore: Any = None
 
 
 class Object(Box, gc=False):
@@ -74,6 +77,7 @@ class Rows(NamedTuple):
     boxes: np.ndarray  # (n, 4) float64
     areas: np.ndarray  # (n,) float64, NaN where the file has none
     iscrowd: np.ndarray  # (n,) bool
+    ignored: np.ndarray  # (n,) bool
     mask_offsets: np.ndarray  # (n + 1,) int64
     mask_json: np.ndarray  # (M,) uint8
 
@@ -81,6 +85,11 @@ class Rows(NamedTuple):
         return ANNOTATION.format(id=self.ids[row], image_id=self.image_ids[row])
 
 
+class _Identified(msgspec.Struct):
+    id: Any = None
+
+
+NOUNS = ("image", "category", "annotation")
 Contents = tuple[list[Image], list[Category], Rows | None]
 """A file's three lists; None without the key "annotations"."""
 
@@ -187,6 +196,7 @@ def rows_of(portions: Iterable[Sequence[Box]]) -> Rows:
             np.fromiter(xywh, np.float64, 4 * n).reshape(n, 4),
             np.fromiter([np.nan if o.area is None else o.area for o in objects], np.float64, n),
             np.fromiter([bool(o.iscrowd) for o in objects], np.bool_, n),
+            np.fromiter([bool(o.ignore) for o in objects], np.bool_, n),
             np.fromiter(map(len, masks), np.int32, n),
         ))  # fmt: skip
         del objects, masks  # before the next portion is decoded
@@ -198,15 +208,18 @@ def rows_of(portions: Iterable[Sequence[Box]]) -> Rows:
 
 def read_whole(path: str, problems: Problems, segmentations: bool) -> Contents:
     """As `read_file`, all at once; where a record has a wrong type, record by record."""
-    data, kind = _content(path), Object if segmentations else Box
+    data, kind = content_of(path), Object if segmentations else Box
     try:
         try:
-            images, categories, boxes = _lists(data, Image, Category, kind)
+            images, categories, boxes = lists_of(data, Image, Category, kind)
         except msgspec.ValidationError:
-            raws, raw_categories, raw_boxes = _lists(data, msgspec.Raw, msgspec.Raw, msgspec.Raw)
-            categories = _decode_each(raw_categories, Category, "category", problems.fatal)
-            images = _decode_each(raws, Image, "image", problems.reject)
-            boxes = raw_boxes and _decode_each(raw_boxes, kind, "annotation", problems.reject)
+            raws = lists_of(data, msgspec.Raw, msgspec.Raw, msgspec.Raw)
+            ids, kinds = ids_of(raws), (Image, Category, kind)
+            images, categories, boxes = (
+                part and _decode_each(part, kind, noun, problems, ids)
+                for part, kind, noun in zip(raws, kinds, NOUNS, strict=True)
+            )
+            problems.ids = ids.of
     except msgspec.ValidationError as error:
         reject_type(error, "file", problems.fatal)
         raise
@@ -215,7 +228,20 @@ def read_whole(path: str, problems: Problems, segmentations: bool) -> Contents:
     return images, categories, None if boxes is None else rows_of([boxes])
 
 
-def _lists(data: memoryview, image: Any, category: Any, box: Any) -> tuple[Any, ...]:
+def ids_of(raws: Sequence[list[msgspec.Raw] | None]) -> Ids:
+    """What stands for the ids that are text, from the raw images, categories and annotations."""
+    ids, decoder = Ids(), msgspec.json.Decoder(_Identified)
+    for part, noun in zip(raws, NOUNS, strict=True):
+        found = []
+        for raw in part or ():
+            with contextlib.suppress(*BROKEN_JSON):
+                found.append(decoder.decode(raw).id)
+        ids.learn(noun, found)
+    return ids
+
+
+def lists_of(data: memoryview, image: Any, category: Any, box: Any) -> tuple[Any, ...]:
+    """The three lists, their records decoded as these types; the last one is None where the key is missing."""
     fields: list[Any] = [
         ("images", list[image]),
         ("categories", list[category]),
@@ -224,7 +250,8 @@ def _lists(data: memoryview, image: Any, category: Any, box: Any) -> tuple[Any, 
     return msgspec.structs.astuple(msgspec.json.decode(data, type=msgspec.defstruct("File", fields, gc=False)))
 
 
-def _content(path: str) -> memoryview:
+def content_of(path: str) -> memoryview:
+    """The file's bytes; an error that helps where there is none."""
     try:
         return memoryview(Path(path).read_bytes().removeprefix(_BYTE_ORDER_MARK))
     except FileNotFoundError:
@@ -238,17 +265,31 @@ def _content(path: str) -> memoryview:
         raise AnnotationError(path, "file", "-", "a JSON file", "a folder", fix, "json") from None
 
 
-def _decode_each(raws: list[msgspec.Raw], kind: type, noun: str, reject: Callable[..., None]) -> list[Any]:
+def _decode_each(raws: list[msgspec.Raw], kind: type, noun: str, problems: Problems, ids: Ids) -> list[Any]:
+    """Records of the right types; what can be repaired is, others are rejected, a category always as an error."""
     decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
+    reject = problems.refuse if noun == "category" else problems.reject
     records = []
     for position, raw in enumerate(raws):
         try:
             records.append(decoder.decode(raw))
+            continue
         except BROKEN_JSON as error:
-            record = f"{noun} at position {position}"
-            with contextlib.suppress(*BROKEN_JSON, KeyError, TypeError):  # it may have no id to name
-                record += f" (id {msgspec.json.decode(raw)['id']!r})"
-            reject_type(error, record, reject)
+            fault, name = error, f"{noun} at position {position}"
+        with contextlib.suppress(*BROKEN_JSON):
+            found = msgspec.json.decode(raw)
+            if isinstance(found, dict) and "id" in found:
+                name += f" (id {found['id']!r})"
+            if changes := repair_fields(noun, found, ids):
+                try:
+                    records.append(decoder.decode(msgspec.json.encode(found)))
+                except BROKEN_JSON as error:  # in the words for what is left to repair
+                    fault = error
+                else:
+                    for change in changes:
+                        problems.repair(change.kind, name, change.key, change.found, change.taken)
+                    continue
+        reject_type(fault, name, reject)
     return records
 
 

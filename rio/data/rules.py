@@ -1,6 +1,6 @@
-"""The rules that an annotation file must keep to, as tables over arrays, and the columns of what keeps to them.
+"""The rules of categories and images, as tables over arrays, and the columns of what keeps to them.
 
-Shapes: I images, A annotations, K categories, n records in the file.
+`rio.data.object_rules` has those of annotations. Shapes: I images, A annotations, K categories, n records in the file.
 """
 
 from __future__ import annotations
@@ -15,12 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rio.data.annotations import Annotations, index_of, require_root
-from rio.data.errors import Problems, Skipped, listing
-from rio.data.masks import are_plain, decode, fault_of
-from rio.data.reading import ANNOTATION, BROKEN_JSON, Category, Image, Rows, reject_type
-
-BOX_TOLERANCE = 1.0
-"""How far (px) a box may stick out of its image: annotation tools round, and detectron2 clips anyway."""
+from rio.data.errors import EXAMPLES, Problems, listing
+from rio.data.locate import hint, plain_name, resolved
+from rio.data.reading import Category, Image
 
 Table = dict[str, Any]
 """Columns of n values, by the names that the texts of a `Rule` use."""
@@ -40,8 +37,9 @@ class Rule(NamedTuple):
 def apply_rules(rules: Sequence[Rule], table: Table, record: str, problems: Problems, keep: np.ndarray) -> None:
     """Reject the kept records that break a rule, for the first rule they break; `keep` (n,) loses them."""
     for rule in rules:
-        rows = np.flatnonzero(rule.broken(table) & keep).tolist()
-        for row in rows:
+        broken = np.flatnonzero(rule.broken(table) & keep)
+        rows = broken.tolist()
+        for row in rows[: EXAMPLES if problems.lists else None]:
             values = {name: c[row].tolist() if isinstance(c, np.ndarray) else c[row] for name, c in table.items()}
             name, key, expected, found = (
                 text.format(**values) for text in (record, rule.key, rule.expected, rule.found)
@@ -49,11 +47,13 @@ def apply_rules(rules: Sequence[Rule], table: Table, record: str, problems: Prob
             if expected:
                 problems.reject(rule.kind, name, key, expected, found, rule.fix, more=len(rows) - 1)
             else:
-                problems.skipped.append(Skipped(rule.kind, name, found))
-        keep[rows] = False
+                problems.leave_out(rule.kind, name, found)
+        if problems.lists and len(rows) > EXAMPLES:
+            problems.findings[rule.kind].count += len(rows) - EXAMPLES
+        keep[broken] = False
 
 
-def _repeated(ids: np.ndarray, keep: np.ndarray) -> np.ndarray:
+def repeated(ids: np.ndarray, keep: np.ndarray) -> np.ndarray:
     """(n,) bool: whose id a kept record before has."""
     if (ids[1:] > ids[:-1]).all():
         return np.zeros(len(ids), dtype=bool)
@@ -63,26 +63,43 @@ def _repeated(ids: np.ndarray, keep: np.ndarray) -> np.ndarray:
     return repeated
 
 
-def category_columns(categories: list[Category], problems: Problems) -> dict[str, Any]:
-    """The columns of the categories, whose faults are always errors."""
+def root_category(categories: Sequence[Category], used: np.ndarray) -> Category | None:
+    """What some exporters put first: the name of the data set, without objects and the supercategory of all others."""
+    if len(categories) < 2:
+        return None
+    named = {str(category.supercategory) for category in categories[1:]}
+    first = categories[0]
+    return first if named == {first.name} and first.supercategory != first.name and first.id not in used else None
+
+
+def category_columns(categories: list[Category], used: np.ndarray, problems: Problems) -> dict[str, Any]:
+    """The columns of the categories, whose faults are always errors; `used` are the ids that annotations have."""
     if not categories:
-        problems.fatal("no_category", "file", "categories", "at least one category", "an empty list")
+        problems.refuse("no_category", "file", "categories", "at least one category", "an empty list")
     names: dict[str, int] = {}
     ids: set[int] = set()
+    kept = []
     for category in categories:
         record, name = f"category {category.id}", category.name
         if category.id in ids:
             found, fix = "the same id twice", "give it a new id"
-            problems.fatal("duplicate_category_id", record, "id", "an id of its own", found, fix)
+            problems.refuse("duplicate_category_id", record, "id", "an id of its own", found, fix)
+            continue
         if name in names:
             found = f"{name!r}, the name of category {names[name]} too"
             fix = "rename it: tables and frequency groups go by name"
-            problems.fatal("duplicate_category_name", record, "name", "a name of its own", found, fix)
+            problems.refuse("duplicate_category_name", record, "name", "a name of its own", found, fix)
         if category.frequency not in (None, "r", "c", "f"):
-            problems.fatal("frequency", record, "frequency", "r, c or f", repr(category.frequency))
+            problems.refuse("frequency", record, "frequency", "r, c or f", repr(category.frequency))
+            category.frequency = None
         names[name] = category.id
         ids.add(category.id)
-    categories = sorted(categories, key=lambda category: category.id)
+        kept.append(category)
+    if root := root_category(kept, used):
+        detail = f"{root.name!r} has no object and is the supercategory of all others: no class of its own"
+        problems.leave_out("root_category", f"category {root.id}", detail)
+        kept.remove(root)
+    categories = sorted(kept, key=lambda category: category.id)
     declared = np.array([category.frequency or "" for category in categories], dtype="<U1")
     return {
         "category_ids": np.array([category.id for category in categories], dtype=np.int64),
@@ -112,10 +129,10 @@ _IMAGE_RULES = (
         "missing_key", "neg_category_ids", lambda t: t["unlisted"], "a list, as the file's other images have",
         "no such key", "add the list (it may be empty)",
     ),
-    Rule("duplicate_image_id", "id", lambda t: _repeated(t["id"], t["keep"]), "an id of its own", "the same id twice"),
+    Rule("duplicate_image_id", "id", lambda t: repeated(t["id"], t["keep"]), "an id of its own", "the same id twice"),
 )  # fmt: skip
 _MISSING_IMAGE = Rule(
-    "missing_image", "file_name", lambda t: t["missing"], "an image file", "none at {path}",
+    "missing_image", "file_name", lambda t: t["missing"], "an image file", "none at {path}{hint}",
     "check the image folder (the file name of LVIS images comes from coco_url: FOLDER/val2017/ID.jpg)",
 )  # fmt: skip
 
@@ -132,6 +149,7 @@ def image_columns(
         for image, use_url in zip(images, by_url, strict=True)
     ]
     ids, keep = np.array([image.id for image in images], dtype=np.int64), np.ones(len(images), dtype=bool)
+    names = _plain_names(names, root, problems, ids)
     table: Table = {
         "id": ids, "name": names, "key": ["coco_url" if use_url else "file_name" for use_url in by_url],
         "nameless": np.array([name is None for name in names], dtype=bool),
@@ -142,7 +160,11 @@ def image_columns(
     apply_rules(_IMAGE_RULES, table, "image {id}", problems, keep)
     if check_images:
         sound = [(name or "") if stays else "" for name, stays in zip(names, keep.tolist(), strict=True)]
-        table |= _files(require_root(problems.path, root), sound)
+        files = _files(require_root(problems.path, root), sound)
+        for row, name in resolved(root or "", sound, np.flatnonzero(files["missing"] & keep)).items():
+            problems.repair("file_name", f"image {ids[row]}", table["key"][row], names[row] or "", name)
+            names[row], files["missing"][row] = name, False
+        table |= files | {"hint": hint(root or "", files["path"], files["missing"] & keep)}
         apply_rules([_MISSING_IMAGE], table, "image {id}", problems, keep)
     order = np.flatnonzero(keep)
     order = order[np.argsort(ids[order], kind="stable")]
@@ -171,6 +193,15 @@ def image_columns(
 def _flatten(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     offsets = np.cumsum([0, *map(len, lists)], dtype=np.int64)
     return np.fromiter(itertools.chain.from_iterable(lists), np.int64, int(offsets[-1])), offsets
+
+
+def _plain_names(names: list[str | None], root: str | None, problems: Problems, ids: np.ndarray) -> list[str | None]:
+    """File names in their plain spelling, relative to the folder; repairs are counted."""
+    plain = [name if name is None or _HARMLESS_NAME.fullmatch(name) else plain_name(name, root) for name in names]
+    for image_id, name, taken in zip(ids.tolist(), names, plain, strict=True):
+        if name != taken:
+            problems.repair("file_name", f"image {image_id}", "file_name", str(name), str(taken))
+    return plain
 
 
 def _files(root: str, names: Sequence[str]) -> Table:
@@ -203,107 +234,6 @@ def require_images(annotations: Annotations) -> None:
         AnnotationError: Names the first missing file and how many there are.
     """
     files = _files(require_root(annotations.path, annotations.image_root), annotations.file_names)
+    files |= {"hint": hint(annotations.image_root or "", files["path"], files["missing"])}
     problems, keep = Problems(annotations.path, "raise"), np.ones(annotations.num_images, dtype=bool)
     apply_rules([_MISSING_IMAGE], {"id": annotations.image_ids, **files}, "image {id}", problems, keep)
-
-
-def _sticks_out(t: Table) -> Any:
-    before = (t["bbox"][:, :2] < -BOX_TOLERANCE).any(1)
-    return before | (t["right"] > t["width"] + BOX_TOLERANCE) | (t["bottom"] > t["height"] + BOX_TOLERANCE)
-
-
-def _is_empty(t: Table) -> Any:
-    x, y = t["bbox"].T[:2]
-    across = np.minimum(t["right"], t["width"]) <= np.maximum(x, 0)
-    return across | (np.minimum(t["bottom"], t["height"]) <= np.maximum(y, 0))
-
-
-_REFERENCE_RULES = (
-    Rule("duplicate_annotation_id", "id", lambda t: _repeated(t["id"], t["keep"]), "an id of its own", "{id} twice"),
-    Rule("image_skipped", "image_id", lambda t: t["lost"], "", "image {image_id} was skipped"),
-    Rule("unknown_image", "image_id", lambda t: t["image_index"] < 0, "the id of an image", "{image_id}"),
-    Rule("unknown_category", "category_id", lambda t: t["class_id"] < 0, "the id of a category", "{category_id}"),
-)
-_BOX_RULES = (
-    Rule(
-        "negative_box", "bbox", lambda t: (t["bbox"][:, 2:] < 0).any(1),
-        "[x, y, width, height] with width, height >= 0", "{bbox}",
-    ),
-    Rule(
-        "box_outside", "bbox", _sticks_out,
-        f"[x, y, width, height] within {{width}} x {{height}} px (tolerance {BOX_TOLERANCE} px)", "{bbox}",
-        "clip the box to its image; if the numbers are x1, y1, x2, y2, convert them",
-    ),
-    Rule("empty_box", "bbox", _is_empty, "", "bbox: {bbox} covers nothing of its image"),
-    Rule("area", "area", lambda t: t["area"] < 0, "an area >= 0", "{area}"),
-)  # fmt: skip
-_NO_MASK = Rule(
-    "no_segmentation", "segmentation", lambda t: (t["mask_length"] == 0) & ~t["iscrowd"],
-    "a mask, as the file's other annotations have", "none",
-)  # fmt: skip
-
-
-def annotation_columns(
-    rows: Rows, images: dict[str, Any], skipped_images: np.ndarray, category_ids: np.ndarray, problems: Problems
-) -> dict[str, Any]:
-    """The columns of the annotations, sorted by image."""
-    image_index = index_of(images["image_ids"], rows.image_ids)
-    # A record of an unknown image, which has the index -1, gets the last size here; it is rejected all the same.
-    width, height = (np.append(images[key], np.int32(0))[image_index] for key in ("image_width", "image_height"))
-    keep = np.ones(len(rows.ids), dtype=bool)
-    with np.errstate(over="ignore"):  # of numbers near the largest float, which lie outside
-        x, y, w, h = rows.boxes.T
-        right, bottom = x + w, y + h
-        areas = np.where(np.isnan(rows.areas), w * h, rows.areas)
-    table: Table = {
-        "id": rows.ids, "image_id": rows.image_ids, "category_id": rows.category_ids, "bbox": rows.boxes,
-        "right": right, "bottom": bottom, "area": areas, "iscrowd": rows.iscrowd, "width": width, "height": height,
-        "image_index": image_index, "class_id": index_of(category_ids, rows.category_ids),
-        "lost": index_of(skipped_images, rows.image_ids) >= 0, "keep": keep,
-        "mask_length": np.diff(rows.mask_offsets),
-    }  # fmt: skip
-    apply_rules(_REFERENCE_RULES, table, ANNOTATION, problems, keep)
-    if len(keep) >= 10 and keep.all() and (right <= 1).all() and (bottom <= 1).all() and (width > 2).all():
-        found = f"{rows.boxes[0].tolist()}, and no box of the file reaches beyond the first pixel"
-        record, fix = rows.name_of(0), "multiply boxes and polygons by the image's width and height"
-        problems.fatal("normalised_boxes", record, "bbox", "[x, y, width, height] in px", found, fix)
-    apply_rules(_BOX_RULES, table, ANNOTATION, problems, keep)
-    _check_masks(rows, table, problems, keep)
-
-    class_ids, lengths = table["class_id"], table["mask_length"]
-    del table, right, bottom, width, height  # 40 MB for LVIS
-    order = np.flatnonzero(keep)
-    order = order[np.argsort(image_index[order], kind="stable")]
-    return {
-        "annotation_ids": rows.ids[order],
-        "annotation_image": image_index[order].astype(np.int32),
-        "annotation_class": class_ids[order].astype(np.int32),
-        "boxes": rows.boxes[order],
-        "areas": areas[order],
-        "iscrowd": rows.iscrowd[order],
-        "image_offsets": np.searchsorted(image_index[order], np.arange(len(images["image_ids"]) + 1)),
-        "mask_json": rows.mask_json,
-        "mask_start": rows.mask_offsets[order],
-        "mask_length": lengths[order].astype(np.int32),
-    }
-
-
-def _check_masks(rows: Rows, table: Table, problems: Problems, keep: np.ndarray) -> None:
-    """Reject broken masks; the length of an empty one ("null", "[]") becomes 0."""
-    length = table["mask_length"]
-    for row in np.flatnonzero(~are_plain(rows.mask_json, rows.mask_offsets) & keep & (length > 0)).tolist():
-        try:
-            mask = decode(rows.mask_json[rows.mask_offsets[row] : rows.mask_offsets[row + 1]].data)
-            fault = fault_of(mask, int(table["height"][row]), int(table["width"][row])) if mask else None
-        except BROKEN_JSON as error:
-            reject_type(error, rows.name_of(row), problems.reject, within="segmentation")
-            keep[row] = False
-            continue
-        if fault:
-            kind, key, expected, found, fix = fault
-            problems.reject(kind, rows.name_of(row), key, expected, found, fix)
-            keep[row] = False
-        elif not mask:
-            length[row] = 0
-    if length[keep].any():
-        apply_rules([_NO_MASK], table, ANNOTATION, problems, keep)

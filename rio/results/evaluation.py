@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from rio.results.diagnosis import diagnose
 from rio.results.federated import JudgedPairs, Prepared, best_of_categories, prepare, records
 from rio.results.matching import (
     AREA_LABELS,
+    AREA_RANGES,
     IOU_THRESHOLDS,
     RECALL_THRESHOLDS,
     MaskOverlaps,
@@ -104,6 +105,10 @@ def evaluate(
             f"{annotations.path}: categories, key 'frequency': expected 'r', 'c' or 'f', found "
             f"{sorted(unknown_groups)}. Fix: correct the file, or leave the key out to have groups derived."
         )
+    if annotations.federated and protocol != "coco" and annotations.ignored.any():
+        # As the official package does: an object with "ignore" counts in no area range, so its area lies above all.
+        beyond = np.where(annotations.ignored & (annotations.areas > 0), 2 * AREA_RANGES[0][1], annotations.areas)
+        annotations = replace(annotations, areas=beyond)
     judged = JudgedPairs.of(annotations)
     by_packages = protocol == "coco" or backend == "lvis"  # they compare the masks by themselves
     overlaps = None if by_packages else MaskOverlaps(annotations, judged, iou_types or ("bbox", "segm"))

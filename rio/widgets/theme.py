@@ -110,7 +110,7 @@ def thumbnail(image: np.ndarray, box: np.ndarray, *, side: int = 72) -> str:
         box: x, y, width, height in px. Where the square leaves the image, the edge is repeated.
         side: of the thumbnail, px.
     """
-    (x, y, w, h), reach = box, max(0.65 * max(box[2:]), 4.0)
+    (x, y, w, h), reach = box, np.clip(0.65 * max(box[2:]), 4.0, max(image.shape))
     rows, columns = (np.arange(np.floor(c - reach), np.floor(c + reach + 1)) for c in (y + h / 2, x + w / 2))
     rows, columns = (np.clip(at, 0, n - 1).astype(int) for at, n in zip((rows, columns), image.shape, strict=False))
     square = image[rows[:, None], columns]

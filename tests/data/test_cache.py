@@ -126,7 +126,7 @@ def test_entries_by_what_was_asked(tmp_path, cache, monkeypatch):
         boxes = load_annotations(path, cache=True, segmentations=False)  # it holds the boxes too
     assert_equal_columns(boxes, load_annotations(path, segmentations=False, cache=False))
 
-    data["annotations"][0]["bbox"] = [90, 10, 20, 15]
+    data["annotations"][0]["bbox"] = [90, 10, -20, 15]
     data["annotations"][1]["segmentation"] = [[1, 2, 3, 4]]
     write(path, data)
     for segmentations in (True, False):

@@ -42,14 +42,14 @@ def test_a_file_is_read_once_and_again_when_it_changed(own, folder):
 
 def test_broken_records_of_an_own_data_set_are_an_error_unless_the_name_says_skip(own, folder, caplog):
     data = coco()
-    data["annotations"][0]["bbox"] = [90, 10, 20, 15]
+    data["annotations"][0]["bbox"] = [90, 10, -20, 15]
     write(folder / "set.json", data)
     with pytest.raises(AnnotationError, match=r"annotation 101.*\?skip"):
         annotations_of(own)
     with caplog.at_level(logging.WARNING, logger="rio.data.names"):
         annotations_of(own + "?skip")
-    assert annotations_of(own + "?skip").skipped_counts() == {"box_outside": 1}
-    assert "left out 1 records (box_outside 1); the first: annotation 101 (image 7), bbox" in caplog.text
+    assert annotations_of(own + "?skip").skipped_counts() == {"negative_box": 1}
+    assert "left out 1 records (negative_box 1); the first: annotation 101 (image 7), bbox" in caplog.text
 
 
 def test_groups_by_other_borders(own, folder):

@@ -358,3 +358,18 @@ def test_numpy_is_left_as_it_was():
         assert np.float is float
         raise RuntimeError
     assert {name: vars(np).get(name) for name in ("float", "bool", "int")} == before
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_key_ignore_is_honoured_as_the_official_package_does(seed, tmp_path):
+    rng = np.random.default_rng(seed)
+    truth = random_ground_truth(rng)
+    for a in truth["annotations"]:
+        if rng.random() < 0.3:
+            a["ignore"] = (1, True, 0, 2)[int(rng.integers(4))]
+    records = random_results(rng, truth)
+    path = write_json(tmp_path / "gt.json", truth)
+    for iou_type in ("bbox", "segm"):
+        expected = official(path, records, iou_type)
+        for backend in ("hotcoco", "lvis"):
+            assert_identical(evaluate(path, records, iou_types=(iou_type,), backend=backend), expected, iou_type)

@@ -89,12 +89,12 @@ def test_a_bug_of_ours_keeps_its_traceback():
 
 def test_broken_records_are_left_out_only_on_request(own, tmp_path):
     content = json.loads((tmp_path / "own.json").read_text())
-    content["annotations"][0]["bbox"] = [0, 0, 500, 10]
+    content["annotations"][0]["bbox"] = [0, 0, -5, 10]
     (tmp_path / "own.json").write_text(json.dumps(content))
     assert "annotation 1" in refused(rio.open_dataset, own)
     data = rio.open_dataset(own + "?skip")
     assert data.annotations.num_annotations == 6
-    assert "1 records left out (box_outside 1)" in data._repr_html_()
+    assert "1 records left out (negative_box 1)" in data._repr_html_()
 
 
 def test_explorer_begins_at_the_rarest_category_that_has_an_image(own):

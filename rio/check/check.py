@@ -1,0 +1,81 @@
+"""`rio.check`: read an annotation file past its first fault, and report all of them."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from rio.check.documents import what_it_is
+from rio.check.kinds import KINDS, Context, findings
+from rio.check.report import Report
+from rio.data.annotations import Annotations
+from rio.data.errors import AnnotationError, Finding, Problems
+from rio.data.load import columns_of
+from rio.data.names import split_options
+from rio.data.reading import without_collection
+
+PathLike = str | os.PathLike[str]
+
+
+def check(
+    annotations: PathLike,
+    *,
+    images: PathLike | None = None,
+    train: PathLike | None = None,
+    train_images: PathLike | None = None,
+) -> Report:
+    """Everything that is wrong with an annotation file, what it means for training and AP, and the fix.
+
+    Args:
+        annotations: An LVIS- or COCO-format JSON; or "file.json@images".
+        images: Its image folder; pictures are looked for, and their headers read.
+        train: The training set's file, if this one is to evaluate on: categories and pictures are compared.
+        train_images: The training set's image folder.
+
+    Returns:
+        A report: print it, or look at its `table`. A file that cannot be read has one finding.
+
+    Raises:
+        AnnotationFileNotFoundError: There is no such file.
+    """
+    path, root = _split(annotations, images)
+    problems, data = _read(path, root)
+    found = [*problems.findings.values(), *problems.repaired.values()]
+    if data is None:
+        return Report(path, "cannot be read", found)
+    reference = None
+    if train is not None:
+        train_problems, reference = _read(*_split(train, train_images))
+        if reference is None or train_problems.findings:
+            first = next(iter(train_problems.findings.values()))
+            finding = Finding("train", "warning", "", "check the training set by itself first")
+            finding.add(first.examples[0][0], first.examples[0][1], f"{first.kind}: {first.examples[0][2]}")
+            found.append(finding)
+    found += findings(Context(data, reference), list(KINDS.items()))
+    summary = f"{data.num_images:,} images, {data.num_annotations:,} annotations, {data.num_classes:,} categories"
+    return Report(path, summary + (", LVIS format" if data.federated else ", COCO format"), found)
+
+
+def _split(name: PathLike, images: PathLike | None) -> tuple[str, str | None]:
+    """File and image folder, from "file.json@images" too."""
+    path = split_options(os.path.expanduser(os.fspath(name)))[0]
+    file, suffix, folder = [*re.split(r"(\.json)@", path, maxsplit=1, flags=re.I), "", ""][:3]
+    if folder and images is None and not os.path.exists(path):
+        path, images = file + suffix, folder
+    return path, None if images is None else os.path.expanduser(os.fspath(images))
+
+
+@without_collection()
+def _read(path: str, root: str | None) -> tuple[Problems, Annotations | None]:
+    """All that the rules find, and the columns of what keeps to them; None where the file cannot be read."""
+    problems = Problems(path, "list")
+    try:
+        return problems, columns_of(problems, root, root is not None, True)
+    except AnnotationError as error:
+        finding = Finding(error.kind, "error", error.expected, error.fix)
+        finding.add(error.record, error.key, error.found)
+        if found := what_it_is(path):
+            finding.kind, finding.fix = "not_annotations", found[1]
+            finding.means = f"This is {found[0]}, not an LVIS- or COCO-format file."
+        problems.findings[error.kind] = finding
+        return problems, None

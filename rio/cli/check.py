@@ -1,0 +1,14 @@
+"""`rio check`: what is wrong with an annotation file."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def check(args: argparse.Namespace) -> int:
+    """What is wrong with an annotation file, what it means for training and AP, and the fix."""
+    from rio.check.check import check
+
+    report = check(args.annotations, images=args.images, train=args.train, train_images=args.train_images)
+    print(report)
+    return report.exit_code
