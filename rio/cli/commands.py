@@ -21,7 +21,7 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.protocol != "lvis":
         print(f"Protocol: {protocol.title}")
     if args.results:
-        if args.calibration:
+        if args.calibration or args.tune_on:
             raise UsageError("--calibration: expected --weights, found --results, whose scores are final")
         from rio.results.evaluation import evaluate
 
@@ -39,15 +39,60 @@ def evaluate(args: argparse.Namespace) -> int:
 
     folder = args.output_dir or os.path.join(os.path.dirname(args.weights) or ".", "eval")
     args.output_dir = None
-    if args.calibration:
-        given = zip(("CALIBRATION", "CALIBRATION_STRENGTH"), args.calibration.split("=", 1))
-        args.opts = [word for key, value in given for word in (f"MODEL.RIO.{key}", value)] + args.opts
+    tried = [(method, one) for method, strengths in map(_calibration, args.calibration) for one in strengths]
+    if args.tune_on or len(tried) > 1:
+        return _sweep(args, tried)
+    if tried:
+        given = zip(("CALIBRATION", "CALIBRATION_STRENGTH"), tried[0], strict=True)
+        args.opts = [word for key, value in given for word in (f"MODEL.RIO.{key}", str(value))] + args.opts
     start_logging(None)
     cfg = setup_inference(config(args))
     if not len(cfg.DATASETS.TEST):
         raise UsageError("eval: expected a test set, found none. Fix: --val-json and --val-images, or DATASETS.TEST")
     evaluate_model(cfg, load_model(cfg, args.weights), output_dir=folder, **how)  # shows the table
     print(f"Written to {folder}: evaluation.json, instances_results.json")
+    return 0
+
+
+def _calibration(text: str) -> tuple[str, list[float]]:
+    """METHOD=STRENGTH,STRENGTH,... -> the method and its strengths; -1, the method's own, where none is given."""
+    method, _, strengths = text.partition("=")
+    try:
+        found = [float(one) for one in strengths.split(",")] if strengths else [-1.0]
+    except ValueError:
+        found = []
+    if not found or (strengths and not all(0 <= one < float("inf") for one in found)):
+        raise UsageError(
+            f"--calibration: expected METHOD, METHOD=STRENGTH or METHOD=STRENGTH,STRENGTH,... with strengths >= 0, "
+            f"found {text!r}. Fix: for example norcal=0.6"
+        )
+    return method, found
+
+
+def _sweep(args: argparse.Namespace, tried: list[tuple[str, float]]) -> int:
+    """Several calibrations side by side, on a set to choose on."""
+    if not args.tune_on or not tried or args.output_dir:
+        expected = "--calibration METHOD=STRENGTH,... and --tune-on DATA, without --output-dir"
+        raise UsageError(
+            f"eval: expected {expected}, to choose among calibrations. The best on the reported images would look "
+            "better than it is. Fix: --tune-on, the name of a set of other images whose features are there as well"
+        )
+    from rio.engine.calibration_sweep import format_sweep, sweep
+    from rio.engine.setup import setup_inference, start_logging
+    from rio.losses.calibration import STRENGTHS
+    from rio.study.plan import check_disjoint
+
+    start_logging(None)
+    methods = [method for method, _ in tried]
+    method = (
+        "fracal" if "fracal" in methods else methods[0]
+    )  # the one that needs more than counts; checks the loss, too
+    args.opts = ["MODEL.RIO.CALIBRATION", method, *args.opts]
+    reported = config(args).DATASETS
+    check_disjoint(f"--tune-on {args.tune_on}", args.tune_on, (*reported.TEST, *reported.TRAIN))
+    args.opts = [*args.opts, "DATASETS.TEST", repr((args.tune_on,))]
+    tried = [(name, STRENGTHS.get(name, one) if one < 0 else one) for name, one in tried]
+    print(format_sweep(sweep(setup_inference(config(args)), args.weights, tried, protocol=args.protocol), args.tune_on))
     return 0
 
 

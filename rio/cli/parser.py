@@ -119,7 +119,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--results", metavar="JSON", help="evaluate these results instead of running a model")
     add("--gt", metavar="JSON", help="with --results: the ground truth; --train-json then gives the frequency groups")
     what = "correct the scores of --weights for the classes' counts: norcal, logit_adjustment, fracal, tau_norm"
-    add("--calibration", metavar="METHOD[=STRENGTH]", help=f"{what}; for example norcal=0.6")
+    what += "; norcal=0.6, or with --tune-on several: norcal=0.2,0.4,0.6; may be given again"
+    add("--calibration", action="append", default=[], metavar="METHOD[=STRENGTH,...]", help=what)
+    what = (
+        "compare calibrations of a classifier trained on features, on this set of other images than the reported ones"
+    )
+    add("--tune-on", metavar="DATA", help=what)
     what = "lvis (default); lvis_fixed: the 10,000 best detections of each category, no cap per image (with --weights "
     what += "set TEST.DETECTIONS_PER_IMAGE -1); coco: pycocotools' AP, with APr, APc and APf"
     add("--protocol", choices=tuple(PROTOCOLS), default="lvis", help=what)

@@ -72,13 +72,23 @@ class FrozenFeatureClassifier(nn.Module):
                 get_event_storage().put_scalar("roi_head/num_fg_samples", foreground / len(proposals))
             proposals = proposals if device.type == "cpu" else [own.to(device) for own in proposals]
             return predictor.losses(predictor(features.to(device)), proposals)
+        return self.detect(batch, *self.predict(batch))
+
+    def predict(self, batch: list[dict[str, Any]]) -> tuple[tuple[Tensor, Tensor], list[Instances]]:
+        """The predictor's (logits, deltas) of a list of `test_images`, and their proposals."""
         if "features" not in batch[0]:
             raise FeatureError(
                 "model: expected stored features, found a picture: these weights are a classifier's alone. Fix: "
                 "python -m rio features --export RUN --output DIR puts it back into its detector"
             )
-        proposals = [one["proposals"].to(device) for one in batch]
-        found, _ = predictor.inference(predictor(torch.cat([one["features"] for one in batch]).to(device)), proposals)
+        features = torch.cat([one["features"] for one in batch]).to(self.device)
+        return self.roi_heads.box_predictor(features), [one["proposals"].to(self.device) for one in batch]
+
+    def detect(
+        self, batch: list[dict[str, Any]], predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> list[dict[str, Any]]:
+        """Detections of what `predict` gave, as detectron2's models give them."""
+        found, _ = self.roi_heads.box_predictor.inference(predictions, proposals)
         sizes = [(one["height"], one["width"]) for one in batch]
         return [{"instances": detector_postprocess(own, *size)} for own, size in zip(found, sizes, strict=True)]
 

@@ -198,7 +198,8 @@ def prepare(study: Study, root: Path, options: Sequence[str]) -> list[Run]:
                     f"tune_on ({study.tune_on}). Fix: remove it"
                 )
             reported = load_config(study.config, list(options)).DATASETS
-            _check_disjoint(study, (*reported.TEST, *reported.TRAIN, *cfg.DATASETS.TRAIN))
+            others = (*reported.TEST, *reported.TRAIN, *cfg.DATASETS.TRAIN)
+            check_disjoint(f"study {study.name}: tune_on {study.tune_on}", study.tune_on, others)
         run = Run(arm, seed, Training(root / f"{arm}-seed{seed}"), run_options, cfg.SOLVER.MAX_ITER)
         cfg.OUTPUT_DIR = ""
         keep_settings(run.folder.path, cfg.dump())
@@ -206,8 +207,12 @@ def prepare(study: Study, root: Path, options: Sequence[str]) -> list[Run]:
     return runs
 
 
-def _check_disjoint(study: Study, others: Sequence[str]) -> None:
-    """A tuning study must see neither the split that is reported nor what it trains on."""
+def check_disjoint(where: str, tune_on: str, others: Sequence[str]) -> None:
+    """Tuning must see neither the split that is reported nor what is trained on.
+
+    Raises:
+        StudyError: `tune_on`, the name of a data set, has an image in common with one of `others`.
+    """
     from rio.data import names as datasets
 
     def files(name: str) -> set[str]:
@@ -215,13 +220,13 @@ def _check_disjoint(study: Study, others: Sequence[str]) -> None:
         folder = os.path.realpath(found.image_root or "")
         return {os.path.normpath(os.path.join(folder, file)) for file in found.file_names}
 
-    tuning = files(study.tune_on)
+    tuning = files(tune_on)
     for name in dict.fromkeys(others):
         if shared := tuning & files(name):
             raise StudyError(
-                f"study {study.name}: tune_on {study.tune_on}: expected other images than those of {name}, found "
-                f"{len(shared)} in both, for example {min(shared)}. What is chosen on images that are trained on or "
-                "reported looks better than it is. Fix: tune on a set of its own"
+                f"{where}: expected other images than those of {name}, found {len(shared)} in both, for example "
+                f"{min(shared)}. What is chosen on images that are trained on or reported looks better than it is. "
+                "Fix: tune on a set of its own"
             )
 
 

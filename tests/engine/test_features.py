@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+from rio.cli.parser import main
 from rio.config import load_config
 from rio.data.names import annotations_of
 from rio.engine import feature_extraction
+from rio.engine.calibration_sweep import format_sweep, sweep
 from rio.engine.feature_extraction import export, extract
 from rio.engine.feature_store import FeatureError, FeatureStore
 from rio.engine.feature_training import FrozenFeatureClassifier
@@ -217,6 +219,76 @@ def other_weights(weights, tmp_path) -> str:
 def test_a_test_set_without_features_is_named(trained, tiny_set):
     with pytest.raises(FeatureError, match=r"train, found features of .*Fix: add them: python -m rio features"):
         trained.model.test_images(f"{tiny_set}/train.json@{tiny_set}/train")
+
+
+@pytest.fixture(scope="module")
+def tuning(trained, detector, weights, store, tiny_set, tmp_path_factory) -> tuple[str, str]:
+    """A set to choose on, whose objects are what the classifier detects in it: its name; a folder with its features."""
+    root = tmp_path_factory.mktemp("tuning")
+    shutil.copytree(tiny_set, root / "tiny")
+    shutil.copytree(store.folder, root / "features")
+
+    def keep(file: str) -> str:
+        name = f"{root}/tiny/{file}@{root}/tiny/val"
+        cfg = detector("MODEL.RIO.FEATURE_VIEWS", 2, "DATASETS.TEST", repr((name,)))
+        extract(cfg, weights, str(root / "features"))
+        return name
+
+    cfg = with_options(trained, "MODEL.RIO.FEATURES", root / "features", "DATASETS.TEST", (keep("val.json"),))
+    evaluate_model(cfg, load_model(cfg, f"{trained.cfg.OUTPUT_DIR}/model_final.pth"), output_dir=str(root))
+    content = json.loads((root / "tiny" / "val.json").read_bytes())
+    found = json.loads((root / "instances_results.json").read_bytes())
+    content["annotations"] = [
+        {"id": i + 1, "area": o["bbox"][2] * o["bbox"][3], "segmentation": [], **o} for i, o in enumerate(found)
+    ]
+    (root / "tiny" / "own.json").write_text(json.dumps(content))
+    return keep("own.json"), str(root / "features")
+
+
+def with_options(run, *options):
+    """The config of a run with options, ready for inference."""
+    return setup_inference(load_config(f"{run.cfg.OUTPUT_DIR}/config.yaml", list(map(str, options))))
+
+
+def test_a_calibration_in_a_sweep_is_what_it_is_alone(trained, tuning, tmp_path):
+    (name, features), weights = tuning, f"{trained.cfg.OUTPUT_DIR}/model_final.pth"
+    options = ["MODEL.RIO.FEATURES", features, "DATASETS.TEST", (name,), "MODEL.RIO.CALIBRATION"]
+    cfg = with_options(trained, *options, "fracal")
+    tried = [("norcal", 0.0), ("norcal", 0.1), ("fracal", 2.0), ("tau_norm", 1.5)]
+    rows = sweep(cfg, weights, tried)
+    assert [row[:2] for row in rows] == [("none", 0.0), *tried]
+    for method, strength, found in rows[1:]:
+        alone = with_options(trained, *options, method, "MODEL.RIO.CALIBRATION_STRENGTH", strength)
+        expected = evaluate_model(alone, load_model(alone, weights), output_dir=str(tmp_path))[name]
+        assert found.per_category.equals(expected.per_category) and found.info["images"] == expected.info["images"]
+    ap = [evaluation.metrics["bbox"]["AP"] for _, _, evaluation in rows]
+    assert ap[0] == ap[1] == 100 and 0 < max(ap[2:]) < 100
+    lines = format_sweep(rows, name).splitlines()
+    assert lines[1].split()[:2] == ["none", f"{ap[0]:.2f}"] and lines[3].split()[:2] == ["norcal=0.1", f"{ap[2]:.2f}"]
+    assert sum(line.endswith("*") for line in lines) == 3, "the best of each method"
+    assert f"(box AP {max(ap):.2f}" in lines[-1]
+
+
+def test_calibrations_are_chosen_on_other_images_than_the_reported_ones(trained, tuning, tiny_set, weights, capsys):
+    name, features = tuning
+    words = ["eval", "--weights", f"{trained.cfg.OUTPUT_DIR}/model_final.pth", "--calibration"]
+    assert main([*words, "norcal=0.2,0.6", "--tune-on", name, "MODEL.RIO.FEATURES", features]) == 0
+    shown = capsys.readouterr().out
+    assert "\nnorcal=0.2 " in shown and "\nnorcal=0.6 " in shown and f"Best on {name}" in shown
+    reported = f"{tiny_set}/val.json@{tiny_set}/val"
+    for wrong, message in (
+        ([*words, "norcal=0.2,0.6"], "expected --calibration METHOD=STRENGTH,... and --tune-on DATA"),
+        ([*words, "norcal=0.2,0.6", "--tune-on", reported], "expected other images than those of"),
+        ([*words, "norcal=0.2,x", "--tune-on", name], "with strengths >= 0, found 'norcal=0.2,x'"),
+        ([*words, "norcal", "--tune-on", name], "Fix: add them: python -m rio features"),
+        ([*words, "norca", "--tune-on", name], "did you mean 'norcal'"),
+        (
+            ["eval", "--weights", weights, "--calibration", "norcal", "--tune-on", name],
+            "expected a classifier trained on",
+        ),
+        (["eval", "--results", "r.json", "--gt", "g.json", "--tune-on", name], "found --results"),
+    ):
+        assert main(wrong) == 2 and message in capsys.readouterr().err
 
 
 def test_a_full_disk_leaves_nothing_half_written(detector, weights, tmp_path, monkeypatch):
