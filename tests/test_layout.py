@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shapes": LIGHT | {"cv2", "filelock"},
     "engine": DETECTRON
     | {"cv2", "PIL", "psutil", "yaml", "msgspec", "pycocotools", "iopath", "filelock"}
-    | {"rio", "rio.config", "rio.data", "rio.results", "rio.roi_heads", "rio.sampler", "rio.memory_bank"},
+    | {"rio", "rio.config", "rio.data", "rio.results", "rio.roi_heads", "rio.sampler", "rio.memory_bank", "rio.losses"},
     "results": LIGHT | {"pandas", "msgspec", "hotcoco", "lvis", "vernier", "pycocotools", "cv2", "rio.data"},
     # torch only inside functions: the check of exposures by the sampler and the bank themselves.
     "analysis": LIGHT

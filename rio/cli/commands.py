@@ -79,7 +79,6 @@ def _sweep(args: argparse.Namespace, tried: list[tuple[str, float]]) -> int:
         )
     from rio.engine.calibration_sweep import format_sweep, sweep
     from rio.engine.setup import setup_inference, start_logging
-    from rio.losses.calibration import STRENGTHS
     from rio.study.plan import check_disjoint
 
     start_logging(None)
@@ -91,7 +90,6 @@ def _sweep(args: argparse.Namespace, tried: list[tuple[str, float]]) -> int:
     reported = config(args).DATASETS
     check_disjoint(f"--tune-on {args.tune_on}", args.tune_on, (*reported.TEST, *reported.TRAIN))
     args.opts = [*args.opts, "DATASETS.TEST", repr((args.tune_on,))]
-    tried = [(name, STRENGTHS.get(name, one) if one < 0 else one) for name, one in tried]
     print(format_sweep(sweep(setup_inference(config(args)), args.weights, tried, protocol=args.protocol), args.tune_on))
     return 0
 

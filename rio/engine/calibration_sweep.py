@@ -17,6 +17,7 @@ from rio.engine.feature_store import FeatureError
 from rio.engine.inference import load_model
 from rio.engine.setup import training_annotations
 from rio.losses import build_calibration
+from rio.losses.calibration import STRENGTHS
 from rio.results.evaluation import GROUP_METRICS, Evaluation, evaluate
 from rio.results.reading import Results
 
@@ -31,7 +32,7 @@ def sweep(
     Args:
         cfg: of a training on features, from `rio.engine.setup.setup_inference`.
         weights: its checkpoint.
-        tried: (method, strength) of `rio.losses.calibration.Calibration`; "none" is there in any case.
+        tried: (method, strength) of `rio.losses.calibration.Calibration`, negative: its own; "none" is there in any case.
         protocol: see `rio.results.evaluation.evaluate`.
 
     Returns:
@@ -46,6 +47,7 @@ def sweep(
             f"{weights}: expected a classifier trained on frozen features, found a detector's config. Fix: keep its "
             "features by python -m rio features, and train the classifier on them (MODEL.RIO.FEATURES)"
         )
+    tried = [(method, STRENGTHS.get(method, one) if one < 0 else one) for method, one in tried]
     tried = list(dict.fromkeys([("none", 0.0), *tried]))
     name, model, train = cfg.DATASETS.TEST[0], load_model(cfg, weights), training_annotations(cfg)
     test = annotations_of(name)

@@ -272,7 +272,9 @@ def test_a_calibration_in_a_sweep_is_what_it_is_alone(trained, tuning, tmp_path)
 def test_calibrations_are_chosen_on_other_images_than_the_reported_ones(trained, tuning, tiny_set, weights, capsys):
     name, features = tuning
     words = ["eval", "--weights", f"{trained.cfg.OUTPUT_DIR}/model_final.pth", "--calibration"]
-    assert main([*words, "norcal=0.2,0.6", "--tune-on", name, "MODEL.RIO.FEATURES", features]) == 0
+    assert (
+        main([*words, "norcal=0.2", "--calibration", "norcal", "--tune-on", name, "MODEL.RIO.FEATURES", features]) == 0
+    )
     shown = capsys.readouterr().out
     assert "\nnorcal=0.2 " in shown and "\nnorcal=0.6 " in shown and f"Best on {name}" in shown
     reported = f"{tiny_set}/val.json@{tiny_set}/val"
