@@ -96,6 +96,20 @@ def test_gpu_settings_do_what_they_say():
     assert groups[0] == groups[1]
 
 
+def test_gpu_fused_sgd_survives_an_overflow_in_its_first_step():
+    one = arm("rio", gpu_arms.Setting("", fused=True))
+    group = one.optimizer.param_groups[0]
+    parameter = group["params"][0]
+    parameter.grad, before = torch.full_like(parameter, torch.inf), parameter.detach().clone()
+    one.optimizer.grad_scale, one.optimizer.found_inf = None, torch.ones(())  # what GradScaler sets
+    one.optimizer.step()
+    buffer = one.optimizer.state[parameter]["momentum_buffer"]
+    assert torch.equal(parameter, before) and not buffer.any()
+    parameter.grad, one.optimizer.found_inf = torch.ones_like(parameter), torch.zeros(())
+    one.optimizer.step()
+    torch.testing.assert_close(buffer, 1 + group["weight_decay"] * before)
+
+
 def test_gpu_loss_is_the_same_for_the_same_arm():
     """Two arms start alike and see alike images; the loss of two settings can be compared."""
     losses = []

@@ -20,7 +20,7 @@ def is_ours(error: BaseException) -> bool:
 
 def drop_known_warnings() -> None:
     """Hides what detectron2 and torch tell each other's authors on every start."""
-    for message in ("`torch.jit.script` is", "TypedStorage is deprecated", "`broadcast_buffers` is"):
+    for message in ("`torch.jit.script` is", "TypedStorage is deprecated", "`broadcast_buffers` is", "`torch.cuda.amp"):
         warnings.filterwarnings("ignore", message)
 
 

@@ -195,6 +195,11 @@ def _resolve_device(cfg: CfgNode) -> None:
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No GPU is usable here: MODEL.DEVICE %s -> cpu.", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
+    if cfg.MODEL.DEVICE.startswith("cuda:") and (world := comm.get_world_size()) > 1:
+        raise ConfigError(
+            f"MODEL.DEVICE: expected cuda, as each of the {world} processes has a GPU of its own, found "
+            f"{cfg.MODEL.DEVICE}. Fix: set MODEL.DEVICE cuda; CUDA_VISIBLE_DEVICES chooses among the GPUs"
+        )
     if cfg.MODEL.DEVICE.startswith("cuda:"):
         torch.cuda.set_device(cfg.MODEL.DEVICE)  # detectron2 also asks for "the current device"
     if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED:

@@ -259,9 +259,10 @@ class Training(RunFolder):
 
     def memory(self) -> tuple[float, str] | None:
         """(GiB, of what): the GPU's peak according to the log; on a CPU what the processes hold now."""
-        with contextlib.suppress(OSError), open(self.path / "log.txt", "rb") as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - 8192, 0))
-            if found := re.findall(rb"max_mem: (\d+)M", file.read()):
-                return int(found[-1]) / 1024, "GPU memory (most)"
+        with contextlib.suppress(OSError):
+            log = (self.path / "log.txt").read_bytes()  # all of it: an evaluation writes thousands of lines
+            found = re.match(rb"max_mem: (\d+)M", log[log.rfind(b"max_mem: ") :])
+            if found and int(found[1]):  # 0: a run on the CPU of a machine that has a GPU
+                return int(found[1]) / 1024, "GPU memory (most)"
         pid = self.pid()
         return (memory_of(pid) / 2**30, "memory") if pid is not None else None

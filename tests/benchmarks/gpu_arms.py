@@ -137,6 +137,10 @@ class Arm:
             keys = ("params", "lr", "weight_decay", "momentum", "nesterov", "dampening")
             groups = [{key: group[key] for key in keys} for group in self.optimizer.param_groups]
             self.optimizer = torch.optim.SGD(groups, lr=cfg.SOLVER.BASE_LR, fused=True)
+            # Where the first step overflows, the kernel returns before it fills the momentum that torch left
+            # uninitialised; the second step would add to it. From zeros the first step is the same.
+            for parameter in (p for group in groups for p in group["params"]):
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         # SOLVER.AMP.ENABLED: float16, with the gradients scaled; a CPU has bfloat16, which needs no scaling.
         self.dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
         scaled = setting.amp and self.device.type == "cuda"

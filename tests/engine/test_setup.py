@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.utils import comm
 
 from rio.config import ConfigError, load_config
 from rio.data.names import annotations_of
@@ -56,6 +57,18 @@ def test_a_seed_that_was_drawn_is_kept_on_resume_and_changes_are_logged(tiny_con
     log = (tmp_path / "log.txt").read_text()
     assert "Resumed with another SOLVER.BASE_LR: 0.03 -> 0.5" in log
     assert "Resumed with another MODEL.RIO.WRITE_MAX_PER_OBJECT: 0 -> 1" in log and log.count("Resumed") == 2
+
+
+def test_one_gpu_by_number_is_for_one_process(tiny_config, tmp_path, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    config = tiny_config(tmp_path, "MODEL.DEVICE", "cuda:1")
+    assert setup_training(config).MODEL.DEVICE == "cuda:1" and chosen == ["cuda:1"]
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    with pytest.raises(ConfigError, match=r"MODEL.DEVICE: expected cuda, .* of the 2 processes.* found cuda:1. Fix: "):
+        setup_training(config)
+    assert chosen == ["cuda:1"]
 
 
 def test_schedule_follows_the_reference_world_size(tiny_config, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -126,6 +127,21 @@ def test_a_run_from_elsewhere(tmp_path):
     (tmp_path / "log.txt").write_text("eta: 1 max_mem: 2048M\n")
     run.evaluation_file.write_text("{}")
     assert run.state() == "finished" and run.memory() == (2.0, "GPU memory (most)")
+    with open(tmp_path / "log.txt", "a") as file:
+        file.write("Inference done 11/5000. ETA=0:01:23\n" * 1000)
+    assert run.memory() == (2.0, "GPU memory (most)"), "a long evaluation hides nothing"
+
+
+def test_a_run_on_the_cpu_of_a_machine_with_a_gpu_shows_the_hosts_memory(tmp_path):
+    run = Training(tmp_path)
+    (tmp_path / "log.txt").write_text("eta: 1 max_mem: 0M\n")
+    assert run.memory() is None
+    process = subprocess.Popen([sys.executable, "-IS", "-c", "input()"], stdin=subprocess.PIPE)
+    note = {"pid": process.pid, "process_start": process_start(process.pid), "host": socket.gethostname()}
+    (tmp_path / "run.json").write_text(json.dumps(note | {"command": [], "log_offset": 0}))
+    gib, what = run.memory()
+    process.communicate(b"\n", timeout=10)
+    assert what == "memory" and 0 < gib < 1
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
