@@ -38,15 +38,17 @@ class Seesaw(Loss):
 
     def loss(self, logits: Tensor, classes: Tensor) -> Tensor:
         number, foreground = self.num_classes, classes < self.num_classes
-        z, y = logits[foreground, :number], classes[foreground]
-        step = torch.zeros_like(self.seen).index_add_(0, y, torch.ones_like(y))
+        # All rows, as picking those with an object would wait for the device; the others are ignored in the sum.
+        z, y = logits[:, :number], classes.clamp(max=number - 1)
+        step = torch.zeros_like(self.seen).index_add_(0, y, foreground.to(y.dtype))
         if self.learns():
             self.seen += summed(step)
         seen = self.seen if self.learns() else self.seen + step
         count, own = seen.clamp(min=1).to(z.dtype), z.detach().softmax(dim=1)
         mitigation = (count / count[y, None]).clamp(max=1).log() * self.p  # ln of (1)
         compensation = (own / own.gather(1, y[:, None]).clamp(min=EPSILON)).clamp(min=1).log() * self.q
-        loss = F.cross_entropy(z + mitigation + compensation, y, reduction="sum")  # (3); both are 0 for y itself
+        z = z + mitigation + compensation  # both are 0 for y itself
+        loss = F.cross_entropy(z, classes, ignore_index=number, reduction="sum")  # (3)
         loss = loss + F.cross_entropy(logits[:, number:], (~foreground).long(), reduction="sum")
         return loss / max(len(classes), 1)
 
