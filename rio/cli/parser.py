@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``python -m rio``; None takes the process's own.
 
     Returns:
-        Exit code: 0, 2 for a user's error, 130 after Ctrl-C; of `check` 1 with warnings.
+        Exit code: 0, 2 for a user's error, 130 after Ctrl-C; 1 where `predict` left images out, `check` has warnings.
     """
     parser = make_parser()
     args, extra = parser.parse_known_args(argv)

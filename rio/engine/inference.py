@@ -25,6 +25,7 @@ import rio.engine.feature_training
 import rio.roi_heads  # noqa: F401  both register their modules with detectron2
 from rio.data.annotations import Annotations, check_same_categories
 from rio.data.files import write_atomically
+from rio.data.images import ImageError
 from rio.data.names import annotations_of
 from rio.engine.backbone import load_resolved, resolve_weights
 from rio.engine.errors import TrainingError, is_out_of_memory, out_of_memory_in_evaluation, own_words
@@ -192,13 +193,24 @@ class Predictor(DefaultPredictor):
         self.cfg, self.model, self.input_format = cfg, load_model(cfg, weights), cfg.INPUT.FORMAT
         self.aug = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
 
-    def __call__(self, image: np.ndarray) -> Instances:
+    def __call__(self, image: np.ndarray, name: str = "") -> Instances:
         """Detect.
 
         Args:
             image: (H, W, 3) uint8, RGB.
+            name: its file, for errors.
 
         Returns:
             Instances on the CPU, boxes XYXY in pixels of `image`.
+
+        Raises:
+            ImageError: The image is so thin that nothing is left of it when it is resized as the model wants it.
         """
+        height, width = image.shape[:2]
+        smallest = self.aug.get_output_shape(height, width, self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
+        if self.cfg.INPUT.MIN_SIZE_TEST and not min(smallest):
+            raise ImageError(
+                f"image {name}: expected sides of 1 px or more after resizing to at most INPUT.MAX_SIZE_TEST "
+                f"{self.cfg.INPUT.MAX_SIZE_TEST} px, found none of {width} x {height} px. Fix: cut it into pieces"
+            )
         return super().__call__(image[:, :, ::-1])["instances"].to("cpu")  # detectron2 takes BGR

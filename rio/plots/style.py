@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.text import Text
 
 from rio.data.annotations import GROUP_NAMES
 
@@ -60,6 +61,7 @@ def style(*, dark: bool = False) -> Iterator[None]:
         "xtick.color": ink.quiet, "xtick.labelsize": 8.5, "xtick.major.width": 0.7,
         "ytick.color": ink.quiet, "ytick.labelsize": 8.5, "ytick.major.width": 0.7,
         "legend.frameon": False, "legend.fontsize": 8.5, "legend.title_fontsize": 8.5,
+        "text.parse_math": False,  # names are data: $5 is no formula
         "figure.facecolor": paper, "savefig.facecolor": paper, "savefig.dpi": 200, "savefig.bbox": "tight",
         "svg.fonttype": "path", "svg.hashsalt": "rio", "pdf.fonttype": 42,  # the same figure gives the same file
     }  # fmt: skip
@@ -84,9 +86,22 @@ def styled(function: Callable[..., Axes]) -> Callable[..., Axes]:
     @functools.wraps(function)
     def wrapper(*args: object, **kwargs: object) -> Axes:
         with nullcontext() if _active.get() else style():
-            return function(*args, **kwargs)
+            for given in (*args, *kwargs.values()):
+                if isinstance(given, Axes):
+                    _take_literally(given)
+            drawn = function(*args, **kwargs)
+            _take_literally(drawn)
+        return drawn
 
     return wrapper
+
+
+def _take_literally(ax: Axes) -> None:
+    """Names are data, "$5" no formula, in Axes made outside `style` too: of which ticks are made when asked for."""
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.get_majorticklabels()
+    for text in ax.findobj(Text):
+        text.set_parse_math(False)
 
 
 def ink() -> Ink:

@@ -147,6 +147,21 @@ def test_figures_show_in_a_notebook_although_their_style_ends_with_the_call():
 
 
 @pytest.mark.parametrize("name", TABLES)
+def test_names_are_no_formulas(name):
+    """A category or an arm may be called Ba$$in, or $5; in Axes made before, too."""
+    table, odd = TABLES[name].copy(), {"dog": "Ba$$in", "emu": "$5 and $10", "rio": "$rio$", "fox": "fox^$"}
+    named = [column for column in ("name", "arm", "baseline") if column in table]
+    table[named] = table[named].replace(odd)
+    table = table.rename(index=odd, columns=odd)
+    table.attrs = TABLES[name].attrs
+    if "rfs_cosine" in set(table.get("arm", ())):
+        table["arm"] = table["arm"].str.replace("rfs", "$rfs$ $$")
+    drawn = getattr(plots, name)(table, ax=plt.subplots()[1])
+    drawn.figure.savefig(io.BytesIO(), dpi=20)  # a formula that is none is an error here
+    assert not any(text.get_parse_math() for text in drawn.findobj(mpl.text.Text))
+
+
+@pytest.mark.parametrize("name", TABLES)
 def test_figures_draw_into_the_axes_given_and_export_the_same_vectors_twice(name):
     table, copy, svgs = TABLES[name], TABLES[name].copy(), []
     for _ in range(2):
