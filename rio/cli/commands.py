@@ -108,10 +108,10 @@ def study(args: argparse.Namespace) -> int:
 
 
 def demo(args: argparse.Namespace) -> int:
-    """Draw a data set, train three detectors on the CPU, compare them in a report."""
+    """Draw a data set, train a detector and classifiers on the CPU, compare them in a report."""
     from rio.report.demo import demo
 
-    demo(args.output_dir, processes=args.processes)
+    demo(args.output_dir, processes=args.processes, features_only=args.features_only)
     return 0
 
 

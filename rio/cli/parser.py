@@ -160,6 +160,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = command("demo", commands.demo)
     add("--output-dir", default=os.path.join("output", "demo"), metavar="DIR")
     add("--processes", **count, help="trainings side by side (default 2)")
+    add("--features-only", action="store_true", help="only the detector and its features, for notebook 06")
 
     command("info", commands.info)
 

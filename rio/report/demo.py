@@ -10,15 +10,17 @@ from pathlib import Path
 from rio.data import names as datasets
 from rio.report.page import write_report
 from rio.report.summary import write_summary
-from rio.study.plan import load_study
+from rio.study.plan import features_folders, load_study, prepare
 from rio.study.result import format_table
-from rio.study.runner import run_study
+from rio.study.runner import extract_features, run_study
 
 # Arms in detail in the report, by name; the curves and tables have all.
 SHOWN = {"No resampling": "none-linear", "Bank": "bank-linear", "RFS": "rfs-linear", "RFS + bank": "rfs+bank-linear"}
 
 
-def demo(output_dir: str | os.PathLike[str] = "output/demo", *, processes: int | None = None) -> Path:
+def demo(
+    output_dir: str | os.PathLike[str] = "output/demo", *, processes: int | None = None, features_only: bool = False
+) -> Path:
     """Draw an embedded data set, train a detector on it and classifiers on its features, compare, write a report.
 
     The detector is the one arm of ``configs/studies/demo_detector.yaml``; ``configs/studies/demo.yaml`` has the others.
@@ -26,9 +28,10 @@ def demo(output_dir: str | os.PathLike[str] = "output/demo", *, processes: int |
     Args:
         output_dir: runs and report; given again, it resumes.
         processes: trainings side by side; None: the study's.
+        features_only: end after keeping the detector's features, which notebook 06 trains on.
 
     Returns:
-        The report's path.
+        The report's path, or the folder of the features.
 
     Raises:
         FileNotFoundError: not run from a clone of the repository.
@@ -43,9 +46,13 @@ def demo(output_dir: str | os.PathLike[str] = "output/demo", *, processes: int |
     print("1 of 2: one detector, without any resampling", flush=True)
     detector = run_study(load_study(studies / "demo_detector.yaml"), Path(output_dir) / "detector", processes=1)
     (folder,) = detector.folders.values()
-    print("2 of 2: classifiers on its features", flush=True)
+    print(f"2 of 2: {'its features' if features_only else 'classifiers on its features'}", flush=True)
     study = load_study(file)
     study = dataclasses.replace(study, features=(str(folder / "model_final.pth"),) * len(study.seeds))
+    if features_only:
+        root = Path(output_dir)
+        extract_features(study, root, prepare(study, root, []), processes or study.processes)
+        return features_folders(study, root)[study.features[0]]
     outcome = run_study(study, output_dir, processes=processes)
     result = outcome.result
     train, val = (datasets.annotations_of(names[0]) for names in (result.trained_on, result.evaluated_on))

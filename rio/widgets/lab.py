@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ class ClassifierLab(ipywidgets.VBox):
     """Choose arms, train each as a process of its own, and compare them with all earlier ones on the same features.
 
     Args:
-        features: folder from `python -m rio features`; `make demo` makes the default one.
+        features: folder from `python -m rio features`. If the default one is missing, *Train* makes it first, as
+            `make demo` does: a detector of the embedded tail set and its features, some minutes.
         output_dir: gets a folder per run; runs that are there are shown.
         config: name of a project config, or path of a YAML file.
         options: KEY, VALUE, ... for every arm.
@@ -52,6 +54,7 @@ class ClassifierLab(ipywidgets.VBox):
     ):
         self._folder, self._root, self._config = names.find(features), names.find(output_dir), names.find(config)
         self._options, self._queue, self._drawn = [str(word) for word in options], {}, None
+        self._making, self._waits = Training(self._folder.parent / "making_features"), False
         self.trouble = ""  # the last error, in a sentence
 
         def many(options: Sequence[str], chosen: Sequence[str], what: str) -> ipywidgets.SelectMultiple:
@@ -133,8 +136,9 @@ class ClassifierLab(ipywidgets.VBox):
         """Train every chosen arm that is not there yet, as many at once as there are cores; stopped ones resume."""
         self.trouble = ""
         with self._errors():
-            runs = self.runs()
-            for name, words in self.commands().items():
+            self._waits = self._waits or self._make_features()
+            runs, commands = self.runs(), {} if self._waits else self.commands()  # refresh() comes back here
+            for name, words in commands.items():
                 if name not in runs:
                     self._queue[name] = words
                 elif runs[name].state() == "stopped":
@@ -144,17 +148,27 @@ class ClassifierLab(ipywidgets.VBox):
             if self._watching is None or self._watching.done():
                 self._watching = asyncio.get_running_loop().create_task(self._watch())
 
+    def _make_features(self) -> bool:
+        """Start making the embedded set's features, if these are asked for and missing; True if so."""
+        default = self._folder.name == "features" and self._config.name == "tail_features.yaml"
+        if not default or (self._folder / "features.json").is_file():
+            return False
+        command = [sys.executable, "-m", "rio", "demo", "--features-only", "--output-dir", str(self._folder.parent)]
+        self._making.start(command, cwd=names.project_root())
+        return True
+
     def stop(self) -> None:
         """Stop all trainings, each after a checkpoint; what waits is not started."""
         self._queue.clear()
-        for run in self.runs().values():
+        self._waits = False
+        for run in [self._making, *self.runs().values()]:
             with contextlib.suppress(LaunchError):  # it has ended
                 run.stop()
         self.refresh()
 
     def is_busy(self) -> bool:
         """Whether something trains or waits."""
-        return bool(self._queue) or any(run.state() in ALIVE for run in self.runs().values())
+        return self._waits or bool(self._queue) or any(run.state() in ALIVE for run in self.runs().values())
 
     async def _watch(self) -> None:
         while self.is_busy():
@@ -191,6 +205,11 @@ class ClassifierLab(ipywidgets.VBox):
 
     def refresh(self) -> None:
         """Start what waits, read the folder and show it."""
+        if self._waits and self._making.pid() is None:
+            self._waits = False
+            if (self._folder / "features.json").is_file():
+                return self.train()
+            self.trouble = self._making.explain()
         runs = self.runs()
         with self._errors():
             while self._queue and sum(run.state() in ALIVE for run in runs.values()) < (os.cpu_count() or 1):
@@ -203,6 +222,11 @@ class ClassifierLab(ipywidgets.VBox):
         rows = [
             [n, runs[n].explain(), *(f"{last.at[n, m]:.1f}".replace("nan", "–") for m in GROUP_METRICS)] for n in runs
         ]
+        if self._waits:
+            detector = Training(self._folder.parent / "detector" / "none-seed1").progress()
+            step = f"iteration {detector.iteration:,} of {detector.max_iter:,}" if detector.iteration else "starting"
+            kept = "" if detector.iteration < (detector.max_iter or 1) else "; keeping its features"
+            rows.append(["the detector that the features are of", step + kept, *"––––"])
         rows += [[name, "waits", *"––––"] for name in self._queue] + self._reported()
         shown = theme.html_table(["run", "state", *GROUP_METRICS], rows) if rows else theme.status("No run yet.")
         self.status.value = (theme.notice(self.trouble) if self.trouble else "") + shown

@@ -32,7 +32,7 @@ def test_it_offers_every_loss(features, tmp_path):
 
 def test_missing_features_are_a_sentence(tmp_path):
     lab = rio.ClassifierLab(tmp_path / "none", tmp_path / "runs")
-    lab.train()
+    lab.train()  # not the default ones: nothing can be made
     assert "expected a folder with features.json, found none. Fix: `make demo`" in lab.trouble
     assert lab.trouble.split(":")[0] in lab.status.value and not lab.is_busy() and lab.curves().empty
 
@@ -57,6 +57,33 @@ def test_a_command_per_arm(features, tmp_path):
         assert value["DATASETS.TEST"] == "('b',)" and value["MODEL.RIO.FEATURES"] == str(features)
 
 
+def until_done(lab):
+    end = time.monotonic() + 60
+    while lab.is_busy() and time.monotonic() < end:
+        time.sleep(0.05)
+        lab.refresh()
+    lab.refresh()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_embedded_sets_features_are_made_if_they_are_missing(features, tmp_path, monkeypatch, fails):
+    maker = tmp_path / "python"  # in place of `python -m rio demo --features-only --output-dir DIR`
+    work = "echo 'error: no room'; exit 1" if fails else f'cp -r "{features}" "$6/features"'
+    maker.write_text(f'#!/bin/sh\n[ "$3 $4" = "demo --features-only" ] && {{ sleep 0.5; {work}; }}\n')
+    maker.chmod(0o755)
+    command = [sys.executable, "-c", "pass"]
+    monkeypatch.setattr(module.sys, "executable", str(maker))
+    monkeypatch.setattr(module, "train_command", lambda config, folder, options: command)
+    lab = rio.ClassifierLab(tmp_path / "demo" / "features", tmp_path / "runs")
+    lab.sampling.value = ("rfs",)
+    lab.train()
+    assert not lab.trouble
+    assert "the detector that the features are of" in lab.status.value
+    until_done(lab)
+    assert list(lab.runs()) == ([] if fails else ["rfs softmax 25ep lr0.1 t0.03-linear"])
+    assert ("no room" in lab.trouble) == fails
+
+
 def test_trainings_run_are_shown_and_stand_beside_earlier_ones(features, tmp_path, monkeypatch):
     work = """
 import json, sys
@@ -71,11 +98,7 @@ open(folder + "/model_final.pth", "w").close()
     )
     lab = rio.ClassifierLab(features, tmp_path / "runs")
     lab.train()
-    end = time.monotonic() + 60
-    while lab.is_busy() and time.monotonic() < end:
-        time.sleep(0.05)
-        lab.refresh()
-    lab.refresh()
+    until_done(lab)
     assert lab.curves()["epoch"].tolist() == [2.5, 2.5] and "12.5" in lab.status.value and lab.figure.value
     lab.epochs.value = 10
     again = rio.ClassifierLab(features, tmp_path / "runs")
