@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # torch only inside functions: the check of exposures by the sampler and the bank themselves.
     "analysis": LIGHT
     | {"pandas", "tabulate", "yaml", "torch"}
-    | {"rio.data", "rio.results", "rio.sampler", "rio.memory_bank"},
+    | {"rio.data", "rio.results", "rio.sampler", "rio.memory_bank", "rio.losses"},
     "check": LIGHT | {"pandas", "PIL", "msgspec", "rio.data", "rio.results"},
     "plots": LIGHT | {"matplotlib", "seaborn", "pandas", "pycocotools", "cv2", "PIL", "rio.data"},
     "study": LIGHT

@@ -25,6 +25,7 @@ from rio.plots.style import (
 # Loaded when first asked for: seaborn takes half a second, and tables in notebooks need only names and colours.
 _LATER = {
     "data": "count_by_group sorted_tail image_vs_instance_count objects_per_image sizes_by_group company",
+    "gradients": "gradient_balance",
     "balance": "balance_by_group image_or_object threshold_advice expected_vs_counted",
     "results": "ap_by_group ap_by_image_count ap_difference errors_by_group KIND_COLORS",
     "quality": "error_costs confusions",

@@ -14,6 +14,7 @@ import traitlets
 from rio import plots
 from rio.analysis import arms
 from rio.analysis.arms import CLASS_AWARE, IRFS, NONE, RFS, RFS_BANK, Arms, Settings
+from rio.analysis.gradients import gradient_balance
 from rio.data.annotations import GROUP_NAMES
 from rio.widgets import theme
 from rio.widgets.dataset import Data
@@ -29,6 +30,7 @@ class Balance(Arms):
     """`rio.analysis.arms.Arms` for notebooks: what training would see, with sliders. Made by `compare_sampling`."""
 
     disagreement = staticmethod(arms.disagreement)
+    gradients = theme.sentences(gradient_balance)
 
     def panel(self) -> Panel:
         """Sliders for threshold, slots and replay, the exposures of every category, and the measures of imbalance."""

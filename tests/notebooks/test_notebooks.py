@@ -124,8 +124,8 @@ def outputs(result):
     [
         ("01", {}, 5, ["Rare categories: 37% of the categories, 3.6% of the objects.", "vnd.jupyter.widget-view+json"]),
         ("01", {"dataset": "{tiny}/train.json"}, 5, []),  # one's own data, without its images
-        ("02", {}, 4, ["replayed"]),
-        ("02", {"dataset": "{tiny}/train.json", "repeat_threshold": 0.3, "replay_per_class": 3}, 4, []),
+        ("02", {}, 5, ["replayed"]),
+        ("02", {"dataset": "{tiny}/train.json", "repeat_threshold": 0.3, "replay_per_class": 3}, 5, []),
         # Runs of several seeds; with the study that lies in the repository, and without one.
         ("06", {"features": "none"}, 0, ["vnd.jupyter.widget-view+json"]),
         ("04", {"runs_folder": "{runs}"}, 10, ["resolved gains", "rfs-linear over none-linear +", "recomputed"]),

@@ -79,6 +79,9 @@ TABLES = {
         arm="rio", AP50=50.0, localisation=1.0, both=0.0, duplicate=0.0, background=0.5, missed=2.0
     ),
     "confusions": MATRIX,
+    "gradient_balance": pd.DataFrame(
+        {"loss": ["softmax", "softmax", "eql"], "arm": "none", "frequency": list("rfr")}
+    ).assign(positive=[1.0, 8.0, 3.0], negative=[10.0, 8.0, 3.0], ratio=[0.1, 1.0, np.nan]),
     "arm_ap": RUNS,
     "paired_differences": DIFFERENCES,
     "study_curves": CURVES,
@@ -351,6 +354,16 @@ def test_costs_of_errors_stand_by_group_all_first():
     assert [t for t in texts(ax) if t.isalpha()] == ["all", "rare"]
     assert [t for t in texts(ax) if not t.isalpha()][:2] == ["3.0", "1.0"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["rio  (AP50 50.0)"] * 2
+
+
+def test_gradients_of_groups_are_points_of_their_ratio():
+    ax = plots.gradient_balance(TABLES["gradient_balance"])
+    large = [c.get_offsets()[0].tolist() for c in ax.collections if c.get_sizes()[0] > 20]
+    assert large == [[0.1, 0.0], [1.0, 0.0], [1.0, 1.0]]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["softmax", "eql"]
+    many = [TABLES["gradient_balance"].assign(arm=arm) for arm in "abc"]
+    with pytest.raises(PlotError, match="at most two, found a, b, c. Fix"):
+        plots.gradient_balance(pd.concat(many))
 
 
 def test_confusions_are_pooled_where_categories_are_many():
