@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", metavar="JSON", help="or a results file; with --dataset")
     parser.add_argument("--dataset", metavar="JSON@DIR", help="its ground truth and image folder")
     parser.add_argument("--train", metavar="JSON@DIR", help="the training set: frequency groups and crops")
+    parser.add_argument("--other", metavar="DIR", help="a second run, shown beside the first")
     parser.add_argument("--threshold", type=float, default=0.3, metavar="S", help="score to begin with (default 0.3)")
     parser.add_argument("--port", type=int, default=8866, metavar="N", help="default 8866")
     parser.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
@@ -39,7 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = project_root() / "notebooks" / NOTEBOOK
     if not source.is_file():
         parser.error(f"{source}: no such notebook. Fix: run this from a clone of the repository")
-    given = {name: _absolute(value) for name in ("run", "results", "dataset", "train") if (value := vars(args)[name])}
+    given = {
+        name: _absolute(value)
+        for name in ("run", "results", "dataset", "train", "other")
+        if (value := vars(args)[name])
+    }
     given["threshold"] = args.threshold
     with tempfile.TemporaryDirectory(prefix="rio-app-") as folder:
         return _serve(_copy(source, Path(folder), given), args.port, args.no_browser)

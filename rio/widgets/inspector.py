@@ -5,7 +5,9 @@ An image is opened when it is shown, so 20,000 of them cost nothing.
 
 from __future__ import annotations
 
+import contextlib
 import html
+from collections.abc import Sequence
 from typing import Any
 
 import anywidget
@@ -20,11 +22,15 @@ from rio.data.images import read_image
 from rio.results.objects import Objects, objects_of, predictions_of
 from rio.widgets import theme
 from rio.widgets.explain import Explanation, explain_object, explain_prediction
-from rio.widgets.explorer import largest_objects
+from rio.widgets.explorer import largest_objects, open_image
+from rio.widgets.selection import Selection
 from rio.widgets.source import LOWEST_SCORE, ORDERS, SHOWN_KINDS, PredictionSource, banner
 
 MAX_SIDE = 1600  # px; larger pictures are made smaller for the page
 CROPS = 9
+GRID = 40  # crops of the list at once
+TAGS = ("annotation wrong", "annotation missing", "ambiguous", "interesting", "other")  # keys 1, 2, ...
+ONLY_A, ONLY_B = "found only by A", "found only by B"
 KIND_HINTS = {
     "correct": "right class, box overlaps by 0.5 or more",
     "missed": "no prediction found the object",
@@ -34,11 +40,16 @@ KIND_HINTS = {
     "duplicate": "the object was found already",
     "background": "nothing there",
     "unverified": "LVIS does not judge this class in this image",
+    ONLY_A: "the first run finds the object, the second does not",
+    ONLY_B: "the second run finds the object, the first does not",
+    "tagged": "what you have tagged, by the keys 1 to 9",
 }
+# Outlines by right and wrong have the colours of errors in notebook 04.
+VERDICTS = {"right": "correct", "wrong": "classification", "open": "missed"}
 
 
 class Viewer(anywidget.AnyWidget):
-    """Two panels over one image, drawn in the browser; keys step through the list, a click asks about an object."""
+    """Panels over one image, or a grid of crops, drawn in the browser; keys step through the list and tag."""
 
     _esm = theme.FOLDER / "inspect_viewer.js"
     _css = theme.FOLDER / "inspect_viewer.css"
@@ -53,16 +64,29 @@ class Inspector(ipywidgets.VBox):
         source: from `open_predictions`.
         threshold: score from which a prediction counts.
         kind: one of `SHOWN_KINDS`.
+        other: a second run's predictions on the same ground truth, shown in step: B beside A.
+        tags: what the keys 1, 2, ... tag an entry with.
+
+    Attributes:
+        selection: what is tagged; `selection.table()`, `.save(path)`, `.load(path)`.
 
     Raises:
-        NotebookError: an unknown kind.
+        NotebookError: an unknown kind, or another ground truth.
     """
 
     @theme.sentences
-    def __init__(self, source: PredictionSource, *, threshold: float = 0.3, kind: str = "missed"):
+    def __init__(
+        self, source: PredictionSource, *, threshold: float = 0.3, kind: str = "missed",
+        other: PredictionSource | None = None, tags: Sequence[str] = TAGS,
+    ):  # fmt: skip
         if kind not in SHOWN_KINDS:
             raise ValueError(f"kind: expected one of {', '.join(SHOWN_KINDS)}, found {kind!r}")
-        self.source = source
+        if other is not None and not np.array_equal(source.truth.annotation_ids, other.truth.annotation_ids):
+            raise ValueError(
+                f"other: expected predictions on {source.truth.path}, found some on {other.truth.path}. Fix: compare "
+                "runs that were evaluated on the same data"
+            )
+        self.source, self.other, self._tags, self.selection = source, other, list(tags), Selection(source)
         self._classes = {name: k for k, name in enumerate(source.truth.category_names)}
         self.rows = np.zeros(0, np.int64)  # of `source.entries`, in the order of the list
         self.position = 0
@@ -71,7 +95,8 @@ class Inspector(ipywidgets.VBox):
         self._quiet = False  # while this object, not the user, sets a control
         auto = {"button_width": "auto"}
         groups = [("all groups", ""), *((name, g) for g, name in GROUP_NAMES.items())]
-        self.kind = ipywidgets.ToggleButtons(options=[(k, k) for k in SHOWN_KINDS], value=kind, style=auto)
+        self._kinds = (*SHOWN_KINDS, *((ONLY_A, ONLY_B) if other is not None else ()), "tagged")
+        self.kind = ipywidgets.ToggleButtons(options=[(k, k) for k in self._kinds], value=kind, style=auto)
         self.group = ipywidgets.ToggleButtons(options=groups, style=auto)
         options = sorted(self._classes, key=str.casefold)
         self.category = ipywidgets.Combobox(options=options, placeholder="any category", layout={"width": "190px"})
@@ -85,11 +110,23 @@ class Inspector(ipywidgets.VBox):
             buttons.append(ipywidgets.Button(description=arrow, tooltip=name, layout={"width": "44px"}))
             buttons[-1].on_click(lambda _, by=by: self.step(by))
         self.viewer, self.item, self.why = Viewer(), ipywidgets.HTML(), ipywidgets.HTML()
-        controls = [self.kind, self.group, self.category, self.order, self.threshold]
+        self.grid = ipywidgets.ToggleButton(description="grid", icon="th", layout={"width": "80px"})
+        self.file = ipywidgets.Text("output/selection.csv", layout={"width": "220px"})
+        files = []
+        for name, tip, action in (
+            ("Save", "write the tagged entries' ids", self._save),
+            ("Load", "add a file's", self._load),
+        ):
+            files.append(ipywidgets.Button(description=name, tooltip=tip, layout={"width": "70px"}))
+            files[-1].on_click(lambda _, action=action: action())
+        keys = theme.status("Tag by key: " + " · ".join(f"{n} {tag}" for n, tag in enumerate(tags, 1)) + " · 0 none")
+        self.saved = ipywidgets.HTML(keys)
+        controls = [self.kind, self.group, self.category, self.order, self.threshold, self.grid]
         head, bar = ipywidgets.HTML(theme.view(banner(source.note))), ipywidgets.HBox(controls[:1]).add_class("rio-bar")
         bar2 = ipywidgets.HBox(controls[1:]).add_class("rio-bar2")
         line = ipywidgets.HBox([*buttons, self.item], layout={"align_items": "center"})
-        super().__init__([head, bar, bar2, line, self.viewer, self.why])
+        last = ipywidgets.HBox([self.file, *files, self.saved]).add_class("rio-bar2")
+        super().__init__([head, bar, bar2, line, self.viewer, last, self.why])
         self.add_class("rio-inspector")
         for control in controls:
             control.observe(self._on_control, "value")
@@ -103,10 +140,55 @@ class Inspector(ipywidgets.VBox):
     def show(self, position: int) -> None:
         """Show the entry at a position of the list, 0 the first."""
         self.position = int(np.clip(position, 0, max(len(self.rows) - 1, 0)))
-        if len(self.rows):
-            self._draw(self.source.entries.loc[self.rows[self.position]])
+        if len(self.rows) and self.grid.value:
+            self._draw_grid()
+        elif len(self.rows):
+            kind = self.kind.value if self.kind.value in (ONLY_A, ONLY_B) else ""
+            self._draw(self.source.entries.loc[self.rows[self.position]], kind)
         else:
             self._draw_nothing()
+
+    def tag(self, number: int) -> None:
+        """Tag the entry shown with the n-th tag; 0, or the tag that it has: none."""
+        row = int(self.rows[self.position]) if len(self.rows) else -1
+        if row < 0 or not 0 <= number <= len(self._tags):
+            return
+        old, new = self.selection.tags.pop(row, ""), self._tags[number - 1] if number else ""
+        self.selection.tags |= {row: new} if new not in ("", old) else {}
+        self._filter(keep=True)
+
+    @theme.sentences
+    def go(self, entry: str) -> None:
+        """Show an entry by the name that its link has: "object-ANNOTATION_ID" or "prediction-RESULT_INDEX"."""
+        entries, (kind, _, number) = self.source.entries, entry.partition("-")
+        ids = {"object": np.append(self.source.truth.annotation_ids, -1)[entries["annotation_index"]]}
+        ids |= {"prediction": entries["result_index"].to_numpy()}
+        found = np.array([], int)
+        if kind in ids and number.isdigit():
+            found = np.flatnonzero((ids[kind] == int(number)) & (entries["is_object"] == (kind == "object")))
+        if not len(found):
+            raise ValueError(f"entry: expected object-ID or prediction-INDEX of {self.source.title}, found {entry!r}")
+        row, at = entries.loc[found[0]], np.flatnonzero(self.rows == found[0])
+        self.grid.value = False
+        if len(at):
+            self.show(int(at[0]))
+        else:
+            self._draw(row, "asked about" if row.is_object else "")
+
+    def _save(self) -> None:
+        try:
+            self.saved.value = theme.status(
+                f"{len(self.selection.tags)} written to {self.selection.save(self.file.value)}"
+            )
+        except OSError as error:
+            self.saved.value = theme.notice(theme.sentence(error))
+
+    def _load(self) -> None:
+        try:
+            self.saved.value = theme.status(f"{self.selection.load(self.file.value)} read from {self.file.value}")
+        except (OSError, ValueError) as error:
+            self.saved.value = theme.notice(theme.sentence(error))
+        self._filter(keep=True)
 
     def ask(self, panel: str, row: int) -> None:
         """Explain another object ("truth", row of the annotations) or prediction ("found", row of the results)."""
@@ -122,55 +204,101 @@ class Inspector(ipywidgets.VBox):
             return
         if isinstance(content.get("step"), int):
             self.step(content["step"])
+        elif isinstance(content.get("tag"), int):
+            self.tag(content["tag"])
+        elif isinstance(content.get("show"), int):
+            self.position, self.grid.value = content["show"], False
+            self.show(content["show"])
+        elif isinstance(content.get("go"), str):
+            with contextlib.suppress(theme.NotebookError):  # an address of another page
+                self.go(content["go"])
         elif isinstance(content.get("select"), int) and content.get("panel") in ("truth", "found"):
             self.ask(content["panel"], content["select"])
 
     def _on_control(self, change: Any) -> None:
         if not self._quiet:
-            self._filter(keep=change["owner"] is self.threshold)
+            self._filter(keep=change["owner"] in (self.threshold, self.grid))
 
     def _filter(self, keep: bool = False) -> None:
         """Rebuild the list; `keep` stays at the entry that is shown, if it is still in the list."""
         entries, name = self.source.entries, self.category.value.strip()
         shown = self.rows[self.position] if keep and len(self.rows) else -1
-        active = self.source.active(self.threshold.value, group=self.group.value, class_id=self._classes.get(name, -1))
         half_typed = bool(name) and name not in self._classes  # nothing to filter by yet
-        kinds = entries["kind"][active & (not half_typed)]
-        counts = kinds.value_counts()
-        options = [(f"{k}  {counts[k]:,}", k) for k in SHOWN_KINDS]
+        chosen = self.source.involving(self.group.value, self._classes.get(name, -1)) & (not half_typed)
+        kinds = entries["kind"].where(chosen & self.source.active(self.threshold.value))
+        lists = {kind: kinds == kind for kind in SHOWN_KINDS}
+        if self.other is not None:
+            mine, theirs = (
+                np.append(of.found_score, -np.inf)[entries["annotation_index"]] >= self.threshold.value
+                for of in (self.source, self.other)
+            )
+            own = chosen & entries["is_object"]
+            lists |= {ONLY_A: own & mine & ~theirs, ONLY_B: own & ~mine & theirs}
+        lists["tagged"] = chosen & entries.index.isin(self.selection.tags)
+        options = [(f"{kind}  {own.sum():,}", kind) for kind, own in lists.items()]
         if [*self.kind.options] != options:
             self._quiet, value = True, self.kind.value
             self.kind.options = options
             self.kind.value, self._quiet = value, False
-        rows = kinds.index[kinds == self.kind.value].to_numpy()
+        rows = np.flatnonzero(lists[self.kind.value])
         self.rows = rows[np.lexsort([entries[name].to_numpy()[rows] for name in reversed(ORDERS[self.order.value])])]
         self.show(next(iter(np.flatnonzero(self.rows == shown)), 0))
 
     def _draw(self, row: pd.Series, kind: str = "") -> None:
         """Show an entry's image; `kind` is written in place of the entry's own."""
         truth, image, threshold = self.source.truth, row.image, self.threshold.value
+        self._shown = row
         if row.is_object:
             self.explanation = explain_object(self.source, row.annotation_index, threshold)
         else:
             self.explanation = explain_prediction(self.source, row.name, threshold)
         picture, problem = _picture(truth, image)
         objects = objects_of(truth, image)
-        found = predictions_of(self.source.results, truth, image, score_threshold=threshold)
-        panels = [
-            _panel("truth", "Ground truth", objects, row.annotation_index, f"{len(objects)} objects{problem}"),
-            _panel("found", "Predictions", found, row.result_index, f"{len(found)} with score ≥ {threshold:.2f}"),
-        ]
+        reached = np.where(self.source.found_score[objects.indices] >= threshold, "right", "wrong")
+        note = f"{len(objects)} objects{problem}"
+        panels = [_panel("truth", "Ground truth", objects, row.annotation_index, note, reached)]
+        runs = [("found", self.source, row.result_index)] + [("other", self.other, -1)] * (self.other is not None)
+        for (name, of, focus), letter in zip(runs, "AB", strict=False):
+            found = predictions_of(of.results, truth, image, score_threshold=threshold)
+            title = "Predictions" if self.other is None else f"{letter}: {of.title.rpartition('/')[2]}"
+            note = f"{len(found)} with score ≥ {threshold:.2f}"
+            panels.append(_panel(name, title, found, focus, note, of.verdicts[found.indices]))
         focus = [o["box"] for own in panels for o in own["objects"] if o["focus"]]
         for own in panels:
             own["focused"] = any(o["focus"] for o in own["objects"])
             own["ghost"] = focus[0] if focus and not own["focused"] else None
         size = {"width": int(truth.image_width[image]), "height": int(truth.image_height[image])}
-        inks = {g: plots.ink_on(color) for g, color in plots.COLORS.items()}
-        scene = {"colors": plots.COLORS, "inks": inks, "panels": panels, **size}
+        colors = plots.COLORS | {name: plots.KIND_COLORS[kind] for name, kind in VERDICTS.items()}
+        inks = {name: plots.ink_on(color) for name, color in colors.items()}
+        number = truth.annotation_ids[row.annotation_index] if row.is_object else row.result_index
+        entry = f"{'object' if row.is_object else 'prediction'}-{number}"
+        scene = {"colors": colors, "inks": inks, "panels": panels, "image": int(image), "entry": entry, **size}
         with self.viewer.hold_sync():
             self.viewer.image, self.viewer.scene = picture, scene
         self.item.value = self._item_html(row, kind or row.kind)
         self.why.value = self._why_html(row.gt_class if row.gt_class >= 0 and not kind else row.class_id)
+
+    def _draw_grid(self) -> None:
+        """Crops of the list from the page that the position is on."""
+        source, first = self.source, self.position // GRID * GRID
+        crops = []
+        for at, row in enumerate(self.rows[first : first + GRID].tolist(), first):
+            own = source.entries.loc[row]
+            of, index = (source.truth, own.annotation_index) if own.is_object else (source.results, own.result_index)
+            try:
+                uri = theme.thumbnail(open_image(source.truth.image_path(own.image)), of.boxes[index], side=120)
+            except (OSError, ValueError):
+                uri = ""
+            name = source.truth.category_names[own.class_id] + ("" if own.is_object else f" {own.score:.2f}")
+            tag = self.selection.tags.get(row, "")
+            crops.append(
+                {"at": at, "uri": uri, "name": name, "group": source.truth.frequency[own.class_id], "tag": tag}
+            )
+        with self.viewer.hold_sync():
+            self.viewer.image, self.viewer.scene = b"", {"grid": crops, "colors": plots.COLORS, "at": self.position}
+        text = f"{first + 1:,} to {first + len(crops):,} of {len(self.rows):,} {self.kind.value}"
+        self.item.value, self.why.value = theme.view(html.escape(text), "rio-item"), ""
+        self.explanation = Explanation(text, pd.DataFrame())
 
     def _draw_nothing(self) -> None:
         name, least = self.category.value.strip(), f"{self.threshold.value:.2f}"
@@ -186,11 +314,14 @@ class Inspector(ipywidgets.VBox):
     def _item_html(self, row: pd.Series, kind: str) -> str:
         truth, hint = self.source.truth, html.escape(KIND_HINTS.get(kind, ""), quote=True)
         group, score = truth.frequency[row.class_id], "" if row.is_object else f" · score {row.score:.2f}"
+        tag = html.escape(self.selection.tags.get(row.name, ""))
+        tag = f'<span class="rio-chip rio-tagged">{tag}</span>' if tag else ""
         return theme.view(
             f'<span class="rio-at">{self.position + 1:,} of {len(self.rows):,}</span>'
             f'<span class="rio-chip" title="{hint}">{kind}</span>'
             f'<span class="rio-name"><span class="rio-dot {group}"></span>'
             f"{html.escape(truth.category_names[row.class_id])}</span>"
+            f"{tag}"
             f'<span class="rio-quiet">{GROUP_NAMES[group]}{score} · image {truth.image_ids[row.image]} · '
             f"{html.escape(truth.file_names[row.image])}</span>",
             "rio-item",
@@ -201,6 +332,9 @@ class Inspector(ipywidgets.VBox):
         rows = [[r.name, f"{r.score:.2f}", f"{r.iou:.2f}", f"{r.rank}", r.verdict] for r in table.itertuples(False)]
         body = theme.html_table(["predicted class", "score", "IoU", "rank", ""], rows) if rows else ""
         columns = f"<div><h4>Why?</h4><p>{html.escape(self.explanation.sentence)}</p>{body}</div>"
+        if self.other is not None and (row := self._shown).is_object:
+            sentence = explain_object(self.other, row.annotation_index, self.threshold.value).sentence
+            columns += f"<div><h4>And B?</h4><p>{html.escape(sentence)}</p></div>"
         if train is not None:
             if class_id not in self._crops:
                 self._crops[class_id] = largest_objects(train, class_id, CROPS, side=96)
@@ -215,13 +349,19 @@ class Inspector(ipywidgets.VBox):
         return theme.view(columns, "rio-why")
 
 
-def _panel(name: str, title: str, objects: Objects, focus: int, note: str) -> dict[str, Any]:
+def _panel(name: str, title: str, objects: Objects, focus: int, note: str, verdicts: np.ndarray) -> dict[str, Any]:
     shown = []
     for i, row in enumerate(objects.indices.tolist()):
         group, mask = str(objects.groups[i]), objects.segmentations[i] if objects.segmentations else None
         label = objects.names[i] + ("" if objects.scores is None else f" {objects.scores[i]:.2f}")
         polygons = [polygon.round(1).ravel().tolist() for polygon in plots.outlines(mask, objects.size)]
-        own = {"id": row, "box": objects.boxes[i].round(2).tolist(), "polygons": polygons, "label": label}
+        own = {
+            "verdict": verdicts[i],
+            "id": row,
+            "box": objects.boxes[i].round(2).tolist(),
+            "polygons": polygons,
+            "label": label,
+        }
         shown.append(own | {"hint": f"{label} ({GROUP_NAMES[group]})", "group": group, "focus": bool(row == focus)})
     return {"name": name, "title": title, "note": note, "objects": shown}
 

@@ -96,16 +96,35 @@ class PredictionSource:
             rising_score=table["score"].where(~is_object, 0), falling_score=-table["score"].where(~is_object, 0),
         )  # fmt: skip
 
-    def active(self, threshold: float, *, group: str = "", class_id: int = -1) -> pd.Series:
-        """Which entries there are from a score on: predictions, and objects that none of them finds or points at.
+    def active(self, threshold: float) -> pd.Series:
+        """Which entries there are from a score on: predictions, and objects that none of them finds or points at."""
+        return (self.entries["score"] >= threshold) ^ self.entries["is_object"]
+
+    @cached_property
+    def found_score(self) -> np.ndarray:
+        """(annotations,) highest score of a prediction that finds the object; -inf: none does."""
+        found = self.matches[self.matches["kind"] == "correct"]
+        scores = np.full(self.truth.num_annotations, -np.inf)
+        scores[found["annotation_index"]] = found["score"]
+        return scores
+
+    @cached_property
+    def verdicts(self) -> np.ndarray:
+        """(predictions,) "right", "wrong", or "open": not judged, or below `LOWEST_SCORE`."""
+        verdicts, found = np.full(len(self.results), "open", object), self.matches[self.matches["result_index"] >= 0]
+        words = {"correct": "right", "unverified": "open"}
+        verdicts[found["result_index"]] = [words.get(kind, "wrong") for kind in found["kind"]]
+        return verdicts
+
+    def involving(self, group: str = "", class_id: int = -1) -> pd.Series:
+        """Which entries involve a frequency group or a class, as the predicted class's or the object's.
 
         Args:
-            threshold: score from which a prediction counts.
-            group: "r", "c" or "f": only entries that involve it, as the predicted class's or as the object's.
-            class_id: only entries that involve this class; -1: all.
+            group: "r", "c" or "f"; "": all.
+            class_id: -1: all.
         """
         table = self.entries
-        chosen = (table["score"] >= threshold) ^ table["is_object"]
+        chosen = pd.Series(True, table.index)
         if group:
             chosen &= (table["own_group"] == group) | (table["other_group"] == group)
         if class_id >= 0:

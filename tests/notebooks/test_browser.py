@@ -109,6 +109,19 @@ def use_inspector(page) -> None:
     fewer = int(re.search(r"of ([\d,]+)", item.inner_text())[1])
     assert fewer < count, "a higher threshold leaves fewer predictions"
 
+    # All panels zoom in step; a key tags, and the grid shows the tag.
+    viewer.locator("figcaption").first.click()
+    page.keyboard.press("+")
+    boxes = [svg.get_attribute("viewBox").split() for svg in viewer.locator("svg").all()]
+    assert boxes[0] == boxes[1] and float(boxes[0][2]) == 48 / 1.5
+    page.keyboard.press("f")
+    page.keyboard.press("1")
+    item.get_by_text("annotation wrong").wait_for()
+    inspector.get_by_role("button", name="grid").click()
+    viewer.locator(".rio-grid em").get_by_text("annotation wrong").wait_for()
+    viewer.locator(".rio-grid button").first.click()
+    viewer.locator("svg image").first.wait_for()
+
     # A click on a ground truth object asks about it.
     before = why.inner_text()
     viewer.locator("figure").first.locator(".rio-object").last.dispatch_event("click")

@@ -172,6 +172,83 @@ def test_a_click_asks_about_an_object(source):
         view.on_message(view.viewer, nonsense, [])
 
 
+@pytest.fixture
+def second(source, tmp_path):
+    """Another run on the same objects: it finds the rare one, and not the cat."""
+    other = [found(1, 3, [50, 50, 20, 20], 0.8), found(2, 2, [10, 10, 40, 40], 0.9)]
+    return open_predictions(results=other, dataset=f"{tmp_path}/truth.json@{tmp_path / 'images'}")
+
+
+def test_what_one_run_finds_and_the_other_does_not(source, second, tmp_path):
+    view = Inspector(source, other=second, kind="correct")
+    labels = dict((value, label) for label, value in view.kind.options)
+    assert labels["found only by A"].endswith(" 1") and labels["found only by B"].endswith(" 1")
+    view.kind.value = "found only by B"
+    assert view.source.entries.loc[view.rows[0], "annotation_index"] == 1
+    truth, a, b = view.viewer.scene["panels"]
+    assert a["title"].startswith("A: ") and b["title"].startswith("B: ")
+    assert [o["verdict"] for o in b["objects"]] == ["right"] and a["ghost"] == b["ghost"] == [50, 50, 20, 20]
+    assert {o["id"]: o["verdict"] for o in truth["objects"]} == {0: "right", 1: "wrong"}, "of the first run"
+    assert "And B?" in view.why.value and "Found: " in view.why.value
+    view.threshold.value = 0.85
+    assert dict((v, label) for label, v in view.kind.options)["found only by B"].endswith(" 1"), "now the dog"
+    elsewhere = tmp_path / "elsewhere.json"
+    elsewhere.write_text(json.dumps(lvis(OBJECTS[:2])))
+    assert "same data" in refused(
+        Inspector, source, other=open_predictions(results=[], dataset=f"{elsewhere}@{tmp_path}")
+    )
+
+
+def test_tags_are_saved_as_ids_and_found_again(source, second, tmp_path):
+    view = Inspector(source, kind="correct")
+    view.on_message(view.viewer, {"tag": 1}, [])
+    assert view.selection.table()["tag"].tolist() == ["annotation wrong"] and "annotation wrong" in view.item.value
+    view.on_message(view.viewer, {"tag": 1}, [])
+    assert view.selection.table().empty, "the same key again takes it away"
+    view.tag(2)
+    view.step(1)
+    view.tag(4)
+    view.kind.value = "tagged"
+    assert len(view.rows) == 2
+    file = view.selection.save(tmp_path / "new" / "selection.csv")
+    table = view.selection.table()
+    assert table["result_index"].tolist() == [0, 3] and table["tag"].tolist() == ["interesting", "annotation missing"]
+    again = Inspector(source)
+    again.file.value = str(file)
+    assert again.selection.load(file) == 2
+    assert again.selection.table().equals(table)
+    for content, words in (("tag\na\n", "result_index"), (file.read_text().replace("\n3,", "\n7,"), "line 3")):
+        file.write_text(content)
+        with pytest.raises(ValueError, match=words):
+            Inspector(source).selection.load(file)
+    for number in (-1, 99):
+        again.tag(number)
+    assert len(again.selection.tags) == 2
+
+
+def test_a_grid_of_crops_opens_an_entry(drawn):
+    view = Inspector(open_predictions(drawn), kind="correct", threshold=0.1)
+    view.grid.value = True
+    crops = view.viewer.scene["grid"]
+    assert len(crops) == min(len(view.rows), inspector.GRID) and all(crop["uri"].startswith("data:") for crop in crops)
+    view.on_message(view.viewer, {"show": 2}, [])
+    assert view.position == 2 and not view.grid.value and "panels" in view.viewer.scene
+
+
+def test_an_entry_has_an_address(source):
+    view = Inspector(source, kind="correct")
+    address = view.viewer.scene["entry"]
+    view.step(1)
+    assert view.viewer.scene["entry"] != address
+    view.on_message(view.viewer, {"go": address}, [])
+    assert view.viewer.scene["entry"] == address and view.position == 0
+    view.go("object-2")
+    assert view.explanation.sentence.startswith("The right answer is there")
+    assert "object-ID" in refused(view.go, "object-77") and "object-ID" in refused(view.go, "<b>")
+    view.on_message(view.viewer, {"go": "prediction-99"}, [])
+    assert view.viewer.scene["entry"] == "object-2", "an address of another page is left alone"
+
+
 def test_nothing_of_a_file_becomes_markup(source):
     view = Inspector(source, threshold=0.65, kind="missed")
     assert len(view.rows) == 2

@@ -25,12 +25,12 @@ function outline(object) {
   return make("svg:path", { d, "fill-rule": "evenodd" });
 }
 
-function drawObject(object, panel, scene, select) {
-  const color = scene.colors[object.group];
+function drawObject(object, panel, color, select) {
   const group = make("svg:g", {
     class: `rio-object${object.focus ? " rio-focus" : ""}${panel.focused && !object.focus ? " rio-dim" : ""}`,
   });
   group.style.setProperty("--rio-color", color);
+  group.dataset.verdict = object.verdict;
   const [x, y, w, h] = object.box;
   const shape = outline(object);
   if (object.focus) {
@@ -49,7 +49,7 @@ function drawObject(object, panel, scene, select) {
 
 const measure = document.createElement("canvas").getContext("2d");
 
-function placeLabels(svg, panel, scene) {
+function placeLabels(svg, panel, scene, tone) {
   svg.querySelector(".rio-labels")?.remove();
   const scale = svg.getScreenCTM()?.a;
   if (!scale) return; // not on the page
@@ -76,13 +76,43 @@ function placeLabels(svg, panel, scene) {
     const [left, top] = free ?? places[0];
     taken.push([left, top, left + w, top + h]);
     const tag = make("svg:g", { class: panel.focused && !object.focus ? "rio-tag rio-dim" : "rio-tag" });
-    tag.append(make("svg:rect", { x: left, y: top, width: w, height: h, rx: 3 * unit, fill: scene.colors[object.group] }));
+    tag.append(make("svg:rect", { x: left, y: top, width: w, height: h, rx: 3 * unit, fill: scene.colors[tone(object)] }));
     tag.append(make("svg:text", {
-      x: left + 4 * unit, y: top + 11.2 * unit, "font-size": size, fill: scene.inks[object.group],
+      x: left + 4 * unit, y: top + 11.2 * unit, "font-size": size, fill: scene.inks[tone(object)],
     }, object.label));
     layer.append(tag);
   }
   svg.append(layer);
+}
+
+// Zoom, layers, opacity, and whether outlines say the group or right and wrong.
+function makeTools(root, { zoomBy, toObject, recolor, link }) {
+  const tools = make("div", { class: "rio-tools" });
+  const button = (text, title, action) => {
+    const node = make("button", { type: "button", title }, text);
+    node.addEventListener("click", () => action(node));
+    tools.append(node);
+  };
+  button("−", "zoom out (-)", () => zoomBy(1 / 1.5));
+  button("+", "zoom in (+, or the wheel once the picture was clicked); drag to move", () => zoomBy(1.5));
+  button("fit", "the whole image (f)", () => zoomBy(0));
+  button("object", "zoom to the object in question (z)", toObject);
+  const switched = (text, on, action) => {
+    const label = make("label"), box = make("input", { type: "checkbox" });
+    box.checked = on;
+    box.addEventListener("change", () => action(box.checked));
+    label.append(box, text);
+    tools.append(label);
+  };
+  for (const layer of ["boxes", "masks", "labels"]) {
+    switched(layer, true, (on) => root.classList.toggle(`rio-no-${layer}`, !on));
+  }
+  const opacity = make("input", { type: "range", min: 0, max: 100, value: 30, title: "opacity of the masks", "aria-label": "opacity of the masks" });
+  opacity.addEventListener("input", () => root.style.setProperty("--rio-opacity", opacity.value / 100));
+  tools.append(opacity);
+  switched("right / wrong", false, recolor);
+  button("copy link", "the address of this entry, for `make app`", link);
+  return tools;
 }
 
 function render({ model, el }) {
@@ -93,12 +123,90 @@ function render({ model, el }) {
   el.append(root);
   let url = null;
   let drawn = [];
+  // What is looked at, and how: it stays from entry to entry; the place stays as long as the image does.
+  const look = { zoom: 1, x: 0.5, y: 0.5, image: null, byVerdict: false };
+  const tone = (object) => (look.byVerdict ? object.verdict : object.group);
+  const tools = makeTools(root, { zoomBy, toObject, recolor: (on) => { look.byVerdict = on; draw(); }, link });
+
+  function frame() {
+    look.zoom = Math.min(Math.max(look.zoom, 1), 40);
+    const half = 0.5 / look.zoom;
+    look.x = Math.min(Math.max(look.x, half), 1 - half);
+    look.y = Math.min(Math.max(look.y, half), 1 - half);
+    for (const [svg, , { width, height }] of drawn) {
+      svg.setAttribute("viewBox", `${(look.x - half) * width} ${(look.y - half) * height} ${width / look.zoom} ${height / look.zoom}`);
+    }
+    place();
+  }
+
+  function zoomBy(factor, at = null) { // `at`: the point that stays where it is, 0..1
+    const before = look.zoom;
+    look.zoom = factor === 0 ? 1 : Math.min(Math.max(before * factor, 1), 40);
+    if (at) ["x", "y"].forEach((axis, i) => { look[axis] = at[i] + (look[axis] - at[i]) * (before / look.zoom); });
+    frame();
+  }
+
+  function toObject() {
+    const { panels, width, height } = model.get("scene");
+    const object = (panels || []).flatMap((panel) => panel.objects).find((one) => one.focus);
+    if (!object) return;
+    const [x, y, w, h] = object.box;
+    Object.assign(look, { x: (x + w / 2) / width, y: (y + h / 2) / height, zoom: 0.4 / Math.max(w / width, h / height, 0.01) });
+    frame();
+  }
+
+  function link() {
+    navigator.clipboard?.writeText(`${location.href.split("#")[0]}#${model.get("scene").entry}`);
+  }
+
+  const whereIn = (svg, event) => { // 0..1 of the image
+    const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
+    const { width, height } = model.get("scene");
+    return [point.x / width, point.y / height];
+  };
+
+  function pannable(svg) {
+    let start = null;
+    svg.addEventListener("wheel", (event) => {
+      if (!root.contains(document.activeElement)) return; // the page scrolls until the picture was clicked
+      event.preventDefault();
+      zoomBy(event.deltaY < 0 ? 1.25 : 0.8, whereIn(svg, event));
+    }, { passive: false });
+    svg.addEventListener("pointerdown", (event) => { start = { at: whereIn(svg, event), from: [event.clientX, event.clientY], moved: false }; });
+    svg.addEventListener("pointermove", (event) => {
+      if (!start || !event.buttons) return;
+      start.moved ||= Math.hypot(event.clientX - start.from[0], event.clientY - start.from[1]) > 4;
+      if (!start.moved || look.zoom === 1) return;
+      const now = whereIn(svg, event);
+      look.x += start.at[0] - now[0];
+      look.y += start.at[1] - now[1];
+      frame();
+    });
+    svg.addEventListener("click", (event) => { if (start?.moved) event.stopPropagation(); start = null; }, true);
+  }
+
+  function drawGrid(scene) {
+    const grid = make("div", { class: "rio-grid" });
+    for (const crop of scene.grid) {
+      const button = make("button", { type: "button", class: crop.at === scene.at ? "on" : "", title: crop.name });
+      button.style.setProperty("--rio-color", scene.colors[crop.group]);
+      button.append(make("img", { src: crop.uri, alt: "" }), make("span", {}, crop.name));
+      if (crop.tag) button.append(make("em", {}, crop.tag));
+      button.addEventListener("click", () => model.send({ show: crop.at }));
+      grid.append(button);
+    }
+    root.append(grid);
+  }
 
   function draw() {
     const scene = model.get("scene");
     root.replaceChildren();
     drawn = [];
+    if (scene?.grid) drawGrid(scene);
     if (!scene || !scene.panels) return;
+    const panels = make("div", { class: "rio-panels" });
+    root.append(panels, tools);
+    if (look.image !== scene.image) Object.assign(look, { image: scene.image, zoom: 1 });
     if (url) URL.revokeObjectURL(url);
     const bytes = model.get("image");
     url = bytes && bytes.byteLength ? URL.createObjectURL(new Blob([bytes], { type: "image/jpeg" })) : null;
@@ -116,29 +224,33 @@ function render({ model, el }) {
       }
       const objects = [...panel.objects].sort((a, b) => a.focus - b.focus || b.box[2] * b.box[3] - a.box[2] * a.box[3]);
       const select = (id) => model.send({ select: id, panel: panel.name });
-      for (const object of objects) svg.append(drawObject(object, panel, scene, select));
+      for (const object of objects) svg.append(drawObject(object, panel, scene.colors[tone(object)], select));
+      pannable(svg);
       if (panel.ghost) { // where the object in question is, in the panel that lacks it
         const [x, y, width, height] = panel.ghost;
         svg.append(make("svg:rect", { x, y, width, height, class: "rio-ghost rio-under" }));
         svg.append(make("svg:rect", { x, y, width, height, class: "rio-ghost" }));
       }
       figure.append(caption, svg);
-      root.append(figure);
+      panels.append(figure);
       drawn.push([svg, panel, scene]);
     }
-    place();
+    frame();
   }
 
   function place() {
-    for (const [svg, panel, scene] of drawn) placeLabels(svg, panel, scene);
+    for (const [svg, panel, scene] of drawn) placeLabels(svg, panel, scene, tone);
   }
 
   root.addEventListener("keydown", (event) => {
-    const by = STEPS[event.key];
-    if (by === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "INPUT") return;
+    const by = STEPS[event.key], actions = { "+": () => zoomBy(1.5), "-": () => zoomBy(1 / 1.5), f: () => zoomBy(0), z: toObject };
+    if (by === undefined && !actions[event.key] && !/^\d$/.test(event.key)) return;
     event.preventDefault();
     event.stopPropagation();
-    model.send({ step: by });
+    if (by !== undefined) model.send({ step: by });
+    else if (actions[event.key]) actions[event.key]();
+    else model.send({ tag: Number(event.key) });
   });
   root.addEventListener("click", () => root.focus({ preventScroll: true }));
   const observer = new ResizeObserver(place);
@@ -155,8 +267,12 @@ function render({ model, el }) {
   };
   model.on("change:scene", later);
   draw();
+  const follow = () => { if (/^#(object|prediction)-\d+$/.test(location.hash)) model.send({ go: location.hash.slice(1) }); };
+  window.addEventListener("hashchange", follow);
+  follow();
   return () => {
     observer.disconnect();
+    window.removeEventListener("hashchange", follow);
     model.off("change:scene", later);
     if (url) URL.revokeObjectURL(url);
   };
