@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "analysis": LIGHT
     | {"pandas", "tabulate", "yaml", "torch"}
     | {"rio.data", "rio.results", "rio.sampler", "rio.memory_bank", "rio.losses"},
-    "check": LIGHT | {"pandas", "PIL", "msgspec", "rio.data", "rio.results"},
+    "check": LIGHT | {"pandas", "PIL", "msgspec", "pycocotools", "rio.data", "rio.results"},
     "plots": LIGHT | {"matplotlib", "seaborn", "pandas", "pycocotools", "cv2", "PIL", "rio.data"},
     "study": LIGHT
     | {"yaml", "msgspec", "pandas", "psutil", "matplotlib", "tabulate", "filelock"}

@@ -7,7 +7,9 @@ import re
 
 from rio.check.documents import what_it_is
 from rio.check.kinds import KINDS, Context, findings
+from rio.check.pictures import PICTURES
 from rio.check.report import Report
+from rio.check.write import write as repaired_copy
 from rio.data.annotations import Annotations
 from rio.data.errors import AnnotationError, Finding, Problems
 from rio.data.load import columns_of
@@ -23,6 +25,8 @@ def check(
     images: PathLike | None = None,
     train: PathLike | None = None,
     train_images: PathLike | None = None,
+    results: PathLike | None = None,
+    write: PathLike | None = None,
 ) -> Report:
     """Everything that is wrong with an annotation file, what it means for training and AP, and the fix.
 
@@ -31,12 +35,15 @@ def check(
         images: Its image folder; pictures are looked for, and their headers read.
         train: The training set's file, if this one is to evaluate on: categories and pictures are compared.
         train_images: The training set's image folder.
+        results: A results file (detections) of this file's images: read, and evaluated for its diagnosis.
+        write: Where to write a repaired copy: what has one right answer, all else as it is. Its changes are listed.
 
     Returns:
         A report: print it, or look at its `table`. A file that cannot be read has one finding.
 
     Raises:
         AnnotationFileNotFoundError: There is no such file.
+        AnnotationError: `write` names the file itself.
     """
     path, root = _split(annotations, images)
     problems, data = _read(path, root)
@@ -51,9 +58,33 @@ def check(
             finding = Finding("train", "warning", "", "check the training set by itself first")
             finding.add(first.examples[0][0], first.examples[0][1], f"{first.kind}: {first.examples[0][2]}")
             found.append(finding)
-    found += findings(Context(data, reference), list(KINDS.items()))
+    found += findings(Context(data, reference), [*KINDS.items(), *PICTURES.items()])
+    if results is not None:
+        found += _results(os.fspath(results), data)
     summary = f"{data.num_images:,} images, {data.num_annotations:,} annotations, {data.num_classes:,} categories"
-    return Report(path, summary + (", LVIS format" if data.federated else ", COCO format"), found)
+    report = Report(path, summary + (", LVIS format" if data.federated else ", COCO format"), found)
+    if write is not None:
+        report.written = os.fspath(write)
+        report.changes = repaired_copy(path, report.written, root)
+        report.left = check(write, images=root, train=train, train_images=train_images).findings
+    return report
+
+
+def _results(path: str, data: Annotations) -> list[Finding]:
+    """What is wrong with results: the first fault that stops their reading, else what their diagnosis says."""
+    from rio.results.evaluation import evaluate  # brings the engine in
+    from rio.results.reading import ResultsError
+
+    try:
+        said = evaluate(data, path, iou_types=None, allow_empty=True).info["diagnosis"]
+    except (ResultsError, FileNotFoundError) as error:
+        finding = Finding("results", "error", means="These results cannot be evaluated.")
+        finding.add("results", "-", str(error))
+        return [finding]
+    found = Finding("results_diagnosis", "warning", means="AP is probably lower than the detector deserves.")
+    for text in said:
+        found.add("results", "-", text)
+    return [found] if said else []
 
 
 def _split(name: PathLike, images: PathLike | None) -> tuple[str, str | None]:

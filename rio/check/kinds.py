@@ -14,6 +14,7 @@ import numpy as np
 
 from rio.data.annotations import GROUP_NAMES, RARE_MAX_IMAGES, Annotations, index_of
 from rio.data.errors import EXAMPLES, Finding
+from rio.data.images import Header
 from rio.data.repairs import box_of, overlap
 
 Hits = tuple[int, list[tuple[str, str, str]]]
@@ -28,6 +29,7 @@ class Context:
 
     data: Annotations
     train: Annotations | None = None
+    headers: list[Header] | None = None  # of the pictures, once they were read
 
     @property
     def root(self) -> str | None:
@@ -233,7 +235,7 @@ KINDS: dict[str, Kind] = {
     ),
     "size_swapped": Kind(
         size_swapped, "warning", "Boxes are clipped, and training stops if the picture has another size.",
-        "swap width and height; with --images, `--write` does it where the picture says so",
+        "swap width and height; with --images `--write` does, where the pictures say so",
     ),
     "box_unlike_mask": Kind(
         box_unlike_mask, "warning", "Box and mask teach different things; one of the two is wrong.",

@@ -10,6 +10,7 @@ import pandas as pd
 
 from rio.check.meanings import MEANINGS
 from rio.data.errors import Finding
+from rio.data.repairs import Change
 
 LEVELS = {"error": "the file is refused, or training stops", "warning": "taken, but look at it", "note": "good to know"}
 COLUMNS = ("level", "kind", "count", "first", "means", "fix")
@@ -23,15 +24,17 @@ class Report:
         path: the file.
         summary: how much is in it, one line.
         findings: by level, the most frequent first.
-        changes: what `write` repaired, a line each; empty without.
+        changes: what `write` repaired: the record, and what became what.
         written: the repaired file, if one was written.
+        left: what is found in that one.
     """
 
     path: str
     summary: str
     findings: list[Finding]
-    changes: list[str] = field(default_factory=list)
+    changes: list[tuple[str, Change]] = field(default_factory=list)
     written: str | None = None
+    left: list[Finding] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         order = list(LEVELS)
@@ -65,7 +68,9 @@ class Report:
         lines += ["", f"Found: {found}." if found else "Nothing wrong was found."]
         if self.written:
             lines += ["", f"Written: {self.written}, with {len(self.changes):,} changes:"]
-            lines += [f"    {change}" for change in self.changes]
+            lines += [f"    {name}, key '{c.key}': {c.found} -> {c.taken} ({c.kind})" for name, c in self.changes]
+            left = ", ".join(f"{f.kind} {f.count:,}" for f in self.left if f.level != "note")
+            lines += [f"Left in it: {left}." if left else "Nothing but notes is left in it."]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:

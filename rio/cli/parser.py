@@ -97,6 +97,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--images", metavar="DIR", help="its image folder: pictures are looked for and their headers read")
     add("--train", metavar="JSON", help="the training set's file: categories and pictures are compared")
     add("--train-images", metavar="DIR", help="the training set's image folder")
+    add("--results", metavar="JSON", help="a results file of these images: read, and evaluated for its diagnosis")
+    add("--write", metavar="FIXED", help="write a repaired copy: what has one right answer; every change is listed")
 
     add = command("train", launch.train)
     config(add)

@@ -116,10 +116,11 @@ def _find(root: str, name: str) -> str | None:
 
 
 def _around(root: str) -> Iterator[str]:
-    """The folder above, then this one and the folders below it, nearest first."""
+    """The folder above, this one and the folders below it, then those beside it; nearest first."""
     root = os.path.normpath(root or ".")
-    yield os.path.normpath(os.path.join(root, ".."))
-    waiting, seen = [root], 0
+    above = os.path.normpath(os.path.join(root, ".."))
+    yield above
+    waiting, seen = [root, above], 0
     while waiting and seen < LOOKED_AT:
         folder = waiting.pop(0)
         seen += 1

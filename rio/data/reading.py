@@ -21,7 +21,7 @@ import numpy as np
 
 from rio.data.errors import AnnotationError, AnnotationFileNotFoundError, Problems
 from rio.data.masks import Pixels
-from rio.data.repairs import Ids, repair_fields
+from rio.data.repairs import Ids, repair_fields, without_nan
 
 PIECE = 1 << 20
 """Bytes decoded at a time: their records stay in the processor's cache until they are arrays."""
@@ -209,6 +209,9 @@ def rows_of(portions: Iterable[Sequence[Box]]) -> Rows:
 def read_whole(path: str, problems: Problems, segmentations: bool) -> Contents:
     """As `read_file`, all at once; where a record has a wrong type, record by record."""
     data, kind = content_of(path), Object if segmentations else Box
+    if problems.lists and (found := without_nan(data))[1]:
+        data, words = memoryview(found[0]), f"NaN or infinity, {found[1]} times"
+        problems.refuse("nan", "file", "-", "finite numbers", words, "`--write` writes null")
     try:
         try:
             images, categories, boxes = lists_of(data, Image, Category, kind)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -32,6 +33,21 @@ class Change(NamedTuple):
     key: str
     found: str
     taken: str
+
+
+_NOT_FINITE = re.compile(rb'"(?:[^"\\]|\\.)*"|(-?(?:NaN|Infinity|nan|inf)\b)')
+
+
+def without_nan(data: bytes | memoryview) -> tuple[bytes, int]:
+    """A JSON text with null in place of NaN and infinity, which Python writes and JSON does not have; how many."""
+    count = 0
+
+    def finite(match: re.Match[bytes]) -> bytes:
+        nonlocal count
+        count += match[1] is not None
+        return match[0] if match[1] is None else b"null"
+
+    return _NOT_FINITE.sub(finite, data), count
 
 
 def short(value: Any) -> str:

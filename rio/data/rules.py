@@ -165,7 +165,8 @@ def image_columns(
             problems.repair("file_name", f"image {ids[row]}", table["key"][row], names[row] or "", name)
             names[row], files["missing"][row] = name, False
         table |= files | {"hint": hint(root or "", files["path"], files["missing"] & keep)}
-        apply_rules([_MISSING_IMAGE], table, "image {id}", problems, keep)
+        # Where faults are listed, what else is wrong with these images is too.
+        apply_rules([_MISSING_IMAGE], table, "image {id}", problems, keep.copy() if problems.lists else keep)
     order = np.flatnonzero(keep)
     order = order[np.argsort(ids[order], kind="stable")]
     kept = [images[row] for row in order.tolist()]

@@ -54,7 +54,7 @@ def test_help_is_instant_and_lists_the_commands():
         "assert not {'torch', 'detectron2', 'numpy', 'matplotlib'} & set(sys.modules), 'imports on --help'"
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    for command in ("train", "eval", "predict", "study", "demo", "info", "shapes"):
+    for command in ("check", "train", "eval", "predict", "study", "demo", "info", "shapes"):
         assert f"    {command} " in shown.stdout
 
 

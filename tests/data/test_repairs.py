@@ -254,7 +254,7 @@ HINTS = {
     "the folder above given": ("b.jpg", ".", "the pictures lie below .*train: give that folder"),
     "a folder in front": ("old/b.jpg", ".", "lies in .*train: give that folder, or write 'train/b.jpg'"),
     "a folder too much": ("old/b.jpg", "train", "lies in .*train itself: write names without folders"),
-    "a folder beside": ("b.jpg", "empty", "nothing"),
+    "the folder beside": ("b.jpg", "empty", "the pictures lie below .*train: give that folder"),
     "nowhere": ("z.jpg", "train", "nothing"),
 }
 
