@@ -32,7 +32,7 @@ def sweep(
     Args:
         cfg: of a training on features, from `rio.engine.setup.setup_inference`.
         weights: its checkpoint.
-        tried: (method, strength) of `rio.losses.calibration.Calibration`, negative: its own; "none" is there in any case.
+        tried: (method, strength) of `rio.losses.calibration.Calibration`, negative: its own; "none" is there anyway.
         protocol: see `rio.results.evaluation.evaluate`.
 
     Returns:
