@@ -108,12 +108,15 @@ def _worker(work: Callable[[argparse.Namespace], None], args: argparse.Namespace
 
 
 def _train(args: argparse.Namespace) -> None:
+    from rio.engine.inference import evaluate_by
     from rio.engine.setup import setup_training
     from rio.trainer import Trainer
 
     trainer = Trainer(setup_training(config(args), resume=args.resume))
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
+    for protocol in args.protocol:
+        evaluate_by(trainer.cfg, protocol)
 
 
 def _extract(args: argparse.Namespace) -> None:

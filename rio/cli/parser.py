@@ -104,6 +104,9 @@ def make_parser() -> argparse.ArgumentParser:
     config(add)
     add("--output-dir", metavar="DIR", help="the run's folder (OUTPUT_DIR)")
     add("--resume", action="store_true", help="resume the run in that folder, if there is one")
+    also = [name for name in PROTOCOLS if name != "lvis"]
+    what = "evaluate by this too at the end, to a folder of its name; lvis_fixed without a cap per image"
+    add("--protocol", choices=also, action="append", default=[], help=what)
     processes(add)
     add("opts", **words, help="config keys, for example SOLVER.MAX_ITER 1000")
 

@@ -31,7 +31,7 @@ from rio.engine.backbone import load_resolved, resolve_weights
 from rio.engine.errors import TrainingError, is_out_of_memory, out_of_memory_in_evaluation, own_words
 from rio.engine.loader import Mapper
 from rio.engine.records import records
-from rio.engine.setup import make_folder, training_annotations
+from rio.engine.setup import make_folder, setup_inference, training_annotations
 from rio.engine.weights import CheckpointError, is_bank, load_weights
 from rio.results.evaluation import Evaluation, evaluate
 
@@ -104,7 +104,13 @@ class ResultsCollector(DatasetEvaluator):
 
 
 def evaluate_model(
-    cfg: CfgNode, model: torch.nn.Module, *, output_dir: str, iou_types: Sequence[str] | None = None, **how: str
+    cfg: CfgNode,
+    model: torch.nn.Module,
+    *,
+    output_dir: str,
+    iou_types: Sequence[str] | None = None,
+    keep_results: bool = True,
+    **how: str,
 ) -> OrderedDict[str, Evaluation]:
     """Run a model over every data set of DATASETS.TEST; write ``instances_results.json`` and ``evaluation.json``.
 
@@ -115,6 +121,7 @@ def evaluate_model(
         model: in any mode; it is in the same mode afterwards.
         output_dir: made if missing.
         iou_types: see `rio.results.evaluation.evaluate`; None: boxes, and masks where the model and the data have any.
+        keep_results: False leaves ``instances_results.json`` out.
         how: backend, protocol: see there. lvis_fixed wants TEST.DETECTIONS_PER_IMAGE -1 (all) or some thousands: what
             it cuts off in an image is lost, and a warning says so.
 
@@ -144,9 +151,28 @@ def evaluate_model(
             if comm.is_main_process():
                 folder = os.path.join(output_dir, f"test_{place}" if place else "", part)
                 label = f"{name} ({part})" if part else name
+                make_folder(folder)
+                if keep_results:
+                    write_atomically(os.path.join(folder, "instances_results.json"), msgspec.json.encode(results))
                 found[label] = _score(test, results, folder, cfg, iou_types, **how)
                 logger.info("%s:\n%s", label, found[label].table())
     return found
+
+
+def evaluate_by(cfg: CfgNode, protocol: str) -> None:
+    """Evaluate a finished run by another protocol than LVIS's; lvis_fixed, which has no cap per image, without one.
+
+    Args:
+        cfg: the run's; ``evaluation.json`` goes to the folder OUTPUT_DIR/PROTOCOL.
+        protocol: see `rio.results.evaluation.evaluate`.
+    """
+    cfg, run = cfg.clone(), cfg.OUTPUT_DIR
+    cfg.defrost()
+    if protocol == "lvis_fixed":
+        cfg.TEST.DETECTIONS_PER_IMAGE = -1
+    cfg = setup_inference(cfg)
+    model = load_model(cfg, os.path.join(run, "model_final.pth"))
+    evaluate_model(cfg, model, output_dir=os.path.join(run, protocol), protocol=protocol, keep_results=False)
 
 
 def _detect(cfg: CfgNode, model: torch.nn.Module, name: str, test: Annotations) -> list[dict]:
@@ -169,8 +195,6 @@ def _detect(cfg: CfgNode, model: torch.nn.Module, name: str, test: Annotations) 
 def _score(
     test: Annotations, results: list[dict], folder: str, cfg: CfgNode, iou_types: Sequence[str] | None, **how: str
 ) -> Evaluation:
-    make_folder(folder)
-    write_atomically(os.path.join(folder, "instances_results.json"), msgspec.json.encode(results))
     if not results:
         logger.warning("The model found nothing at all in %d images: every AP is 0.", test.num_images)
     started = time.perf_counter()

@@ -18,7 +18,7 @@ import numpy as np
 from rio.data.files import write_atomically
 from rio.results.evaluation import GROUP_METRICS, METRICS, Evaluation
 from rio.study.plan import Run, Study, StudyError
-from rio.study.result import IOU_NAMES, Category, RunResult, StudyResult
+from rio.study.result import KINDS, Category, RunResult, StudyResult
 
 
 def planned_result(study: Study, options: Sequence[str]) -> StudyResult:
@@ -68,15 +68,20 @@ def collect(planned: StudyResult, runs: Sequence[Run]) -> StudyResult:
     ids, finished, records = [c.category_id for c in planned.categories], [], []
     for run in (run for run in runs if run.is_finished):
         record = json.loads((run.folder.path / "study_finished.json").read_bytes())
-        evaluation = run.folder.evaluation()
-        table = evaluation.per_category
-        if table["category_id"].tolist() != ids:
-            raise StudyError(
-                f"{run.folder.evaluation_file}: expected the {len(ids)} categories of {planned.evaluated_on[0]}, "
-                f"found {len(table)} others. Fix: delete that folder to train it anew"
-            )
-        metrics = {kind: _metrics(evaluation, kind, planned.categories) for kind in evaluation.metrics}
-        ap = {kind: [_rounded(v) for v in table[f"AP_{kind}"]] for kind in evaluation.metrics}
+        metrics, ap = {}, {}
+        for protocol in ("", *run.protocols):
+            file = run.evaluation_file(protocol) if protocol else run.folder.evaluation_file
+            evaluation = Evaluation.from_json(file)
+            table = evaluation.per_category
+            if table["category_id"].tolist() != ids:
+                raise StudyError(
+                    f"{file}: expected the {len(ids)} categories of {planned.evaluated_on[0]}, found {len(table)} "
+                    "others. Fix: delete that folder to train it anew"
+                )
+            for kind in evaluation.metrics:
+                name = f"{kind}_{protocol}" if protocol else kind
+                metrics[name] = _metrics(evaluation, kind, planned.categories)
+                ap[name] = [_rounded(v) for v in table[f"AP_{kind}"]]
         seconds = round(float(record["seconds"]), 1)
         finished.append(
             RunResult(run.arm, run.seed, run.max_iter, seconds, metrics, ap, run.folder.telemetry(), curve_of(run))
@@ -134,7 +139,7 @@ def draw(result: StudyResult, root: Path) -> None:
     for metric in GROUP_METRICS if curves["epoch"].nunique() > 2 else ():
         save(root / f"study_curves_{metric}", plots.study_curves, curves, metric=metric)
     for kind in dict.fromkeys(runs["iou_type"]):
-        name = f"{IOU_NAMES[kind]} AP{note}"
+        name = f"{KINDS[kind]}{note}"
         for what, plot, rows, label in (
             ("arms", plots.arm_ap, runs, f"{name}, %"),
             ("differences", plots.paired_differences, comparisons, f"{name}, difference in points"),

@@ -12,6 +12,7 @@ features: ../../output/features       # trains classifiers on these frozen featu
                                       # those of these weights, a .pth file; relative to the study file. A list: each
                                       # seed has its own, so that differences hold for several detectors
 tune_on: shapes_demo_tune             # makes it a tuning study: evaluated there, never on DATASETS.TEST
+protocols: [lvis, lvis_fixed]         # judged by AP-fixed (or coco) as well; LVIS's AP is always there
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from typing import Any
 import yaml
 
 from rio.data.files import write_atomically
+from rio.results.protocols import PROTOCOLS
 from rio.study.process import Training
 
-KEYS = ("config", "arms", "seeds", "processes", "gpus", "comparisons", "features", "tune_on")
+KEYS = ("config", "arms", "seeds", "processes", "gpus", "comparisons", "features", "tune_on", "protocols")
 FEATURES = "MODEL.RIO.FEATURES"
 
 
@@ -53,6 +55,7 @@ class Study:
     gpus: int  # that they are dealt over; on a machine without one the CPU is used
     comparisons: tuple[tuple[str, str], ...]  # (arm, baseline)
     features: tuple[str, ...]  # folder of features, or weights, of each seed; (): whole detectors are trained
+    protocols: tuple[str, ...]  # of `rio.results.protocols`, that runs are judged by beside lvis
     tune_on: str | None  # data set that is evaluated on in place of DATASETS.TEST; None: this study reports
     file: str  # the study file, relative to the repository where it is in it
 
@@ -71,6 +74,7 @@ class Run:
     folder: Training
     options: list[str]
     max_iter: int
+    protocols: tuple[str, ...] = ()  # beside lvis
     device: str | None = None  # CUDA_VISIBLE_DEVICES
     started: float = 0.0  # time.monotonic(), in this call
 
@@ -80,7 +84,12 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        return (self.folder.path / "study_finished.json").exists() and self.folder.is_finished
+        judged = all(self.evaluation_file(protocol).is_file() for protocol in self.protocols)
+        return judged and (self.folder.path / "study_finished.json").exists() and self.folder.is_finished
+
+    def evaluation_file(self, protocol: str) -> Path:
+        """Where `rio train --protocol` writes."""
+        return self.folder.path / protocol / "evaluation.json"
 
 
 def load_study(path: str | os.PathLike[str]) -> Study:
@@ -129,6 +138,9 @@ def load_study(path: str | os.PathLike[str]) -> Study:
     good = isinstance(kept, list) and len(kept) in (0, len(seeds)) and all(isinstance(one, str) for one in kept)
     need(good, "features", f"a folder of features or weights, or a list of {len(seeds)}, one per seed", features)
     need(tune_on is None or isinstance(tune_on, str), "tune_on", "the name of a data set", tune_on)
+    protocols = content.get("protocols", ["lvis"])
+    good = isinstance(protocols, list) and all(isinstance(p, str) and p in PROTOCOLS for p in protocols)
+    need(good and "lvis" in protocols, "protocols", f"lvis and others of {', '.join(PROTOCOLS)}", protocols)
     base = path.parent / os.path.expanduser(config)
     if not base.is_file():
         raise FileNotFoundError(f"{base}: no such config, named by 'config' in {path} (relative to that file)")
@@ -140,6 +152,7 @@ def load_study(path: str | os.PathLike[str]) -> Study:
         seeds=tuple(seeds),
         features=tuple(str(path.parent / os.path.expanduser(one)) for one in kept),
         comparisons=tuple((arm, baseline) for arm, baseline in comparisons),
+        protocols=tuple(p for p in dict.fromkeys(protocols) if p != "lvis"),
         tune_on=tune_on,
         file=file.relative_to(repository).as_posix() if file.is_relative_to(repository) else file.name,
         **counts,
@@ -200,7 +213,8 @@ def prepare(study: Study, root: Path, options: Sequence[str]) -> list[Run]:
             reported = load_config(study.config, list(options)).DATASETS
             others = (*reported.TEST, *reported.TRAIN, *cfg.DATASETS.TRAIN)
             check_disjoint(f"study {study.name}: tune_on {study.tune_on}", study.tune_on, others)
-        run = Run(arm, seed, Training(root / f"{arm}-seed{seed}"), run_options, cfg.SOLVER.MAX_ITER)
+        folder = Training(root / f"{arm}-seed{seed}")
+        run = Run(arm, seed, folder, run_options, cfg.SOLVER.MAX_ITER, study.protocols)
         cfg.OUTPUT_DIR = ""
         keep_settings(run.folder.path, cfg.dump())
         runs.append(run)

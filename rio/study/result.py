@@ -16,10 +16,14 @@ from tabulate import tabulate
 
 from rio.analysis.intervals import paired_difference
 from rio.data.files import write_atomically
-from rio.results.evaluation import GROUP_METRICS, IOU_TYPES
+from rio.results.evaluation import GROUP_METRICS
 from rio.study.plan import StudyError, require
 
 IOU_NAMES = {"bbox": "box", "segm": "mask", "boundary": "boundary"}
+_BY_PROTOCOL = {"": "AP", "_lvis_fixed": "AP-fixed", "_coco": "AP (COCO)"}
+KINDS = {f"{iou}{protocol}": f"{name} {ap}" for protocol, ap in _BY_PROTOCOL.items() for iou, name in IOU_NAMES.items()}
+"""Kinds of AP: an IoU type, with another protocol than LVIS's behind it; their names."""
+
 TUNING = "Tuning numbers: for choosing settings, measured on a split of their own. They are no results."
 READING = (
     "Points of AP, arm minus baseline: mean over categories and seeds, 95 % interval (paired bootstrap over "
@@ -45,7 +49,7 @@ class RunResult(msgspec.Struct, frozen=True):
     seed: int
     iterations: int
     seconds: float
-    metrics: dict[str, dict[str, float | None]]  # {"bbox": {"AP": ..., "AP50": ..., ...}, "segm": {...}}
+    metrics: dict[str, dict[str, float | None]]  # {"bbox": {"AP": ..., "AP50": ..., ...}, "segm": {...}}; see `KINDS`
     per_category: dict[str, list[float | None]]  # {"bbox": AP of each of the study's categories, "segm": ...}
     telemetry: dict[str, float] = {}  # scalars of the bank and the RoIs, each the mean over the run's second half
     curve: dict[str, list[float | None]] = {}  # "epoch" and box AP, APr, APc, APf of every evaluation, in order
@@ -109,7 +113,7 @@ class StudyResult(msgspec.Struct, frozen=True, kw_only=True):
                 holds = set(GROUP_METRICS) <= names.keys()
                 require(holds, f"{where}.metrics.{kind}", ", ".join(GROUP_METRICS), sorted(names))
             for kind, ap in run.per_category.items():
-                require(kind in IOU_TYPES, f"{where}.per_category", f"one of {IOU_TYPES}", kind)
+                require(kind in KINDS, f"{where}.per_category", f"one of {tuple(KINDS)}", kind)
                 expected = f"{count} values, one per category"
                 require(len(ap) == count, f"{where}.per_category.{kind}", expected, len(ap))
         return found
@@ -129,7 +133,7 @@ class StudyResult(msgspec.Struct, frozen=True, kw_only=True):
 
         In the order of the study's arms and seeds, boxes first.
         """
-        runs = [(kind, run) for kind in IOU_TYPES for run in self._in_order() if kind in run.metrics]
+        runs = [(kind, run) for kind in KINDS for run in self._in_order() if kind in run.metrics]
         rows = [(run.arm, kind, run.seed, *(run.metrics[kind][m] for m in GROUP_METRICS)) for kind, run in runs]
         frame = pd.DataFrame(rows, columns=["arm", "iou_type", "seed", *GROUP_METRICS])
         return frame.astype(dict.fromkeys(GROUP_METRICS, float))
@@ -164,7 +168,7 @@ class StudyResult(msgspec.Struct, frozen=True, kw_only=True):
         groups = np.array([c.frequency for c in self.categories])
         runs = {(run.arm, run.seed): run.per_category for run in self.runs}
         rows = []
-        for (arm, baseline), kind in ((pair, kind) for pair in self.pairs for kind in IOU_TYPES):
+        for (arm, baseline), kind in ((pair, kind) for pair in self.pairs for kind in KINDS):
             paired = [
                 np.array(runs[arm, seed][kind], float) - np.array(runs[baseline, seed][kind], float)
                 for seed in self.seeds
@@ -214,7 +218,7 @@ class StudyResult(msgspec.Struct, frozen=True, kw_only=True):
             parts += [f"## AP{tuning}", how, _markdown(_ap_lines(table, counts=True))]
         for kind in dict.fromkeys(comparisons["iou_type"]):
             lines = _difference_lines(comparisons, kind, "{} resolved", "{} not resolved")
-            parts += [f"## Differences in {IOU_NAMES[kind]} AP{tuning}", _markdown(lines)]
+            parts += [f"## Differences in {KINDS[kind]}{tuning}", _markdown(lines)]
         if len(comparisons):
             parts.append(READING)
         if len(telemetry.columns) > 1:
@@ -264,16 +268,20 @@ def _ap_lines(table: pd.DataFrame, *, counts: bool = False) -> list[list[str]]:
 
     kinds = list(dict.fromkeys(table["iou_type"]))
     columns = [(kind, metric) for kind in kinds for metric in GROUP_METRICS]
-    lines = [["", *["seeds"] * counts, *(f"{kind} {m}" if m == "AP" else m for kind, m in columns)]]
+    lines = [["", *["seeds"] * counts, *(_head(kind) if m == "AP" else m for kind, m in columns)]]
     for arm, own in table.groupby("arm", sort=False):
         rows = {row["iou_type"]: row for _, row in own.iterrows()}
         lines.append([arm, *[str(own["seeds"].max())] * counts, *(cell(rows.get(kind), m) for kind, m in columns)])
     return lines
 
 
+def _head(kind: str) -> str:
+    return f"{kind} AP" if kind in IOU_NAMES else KINDS[kind]
+
+
 def _difference_lines(comparisons: pd.DataFrame, kind: str, resolved: str, other: str) -> list[list[str]]:
     """A head and one line per comparison of one kind of AP; each difference is put into one of the two patterns."""
-    lines = [["", "seeds", *(f"{IOU_NAMES[kind]} {m}" if m == "AP" else m for m in GROUP_METRICS)]]
+    lines = [["", "seeds", *(KINDS[kind] if m == "AP" else m for m in GROUP_METRICS)]]
     own = comparisons[comparisons["iou_type"] == kind]
     for (arm, baseline), rows in own.groupby(["arm", "baseline"], sort=False):
         cells = [

@@ -252,6 +252,7 @@ class _Runner:
             run.device = min(self._devices, key=[other.device for other in self._running].count)
             environment["CUDA_VISIBLE_DEVICES"] = run.device
         command = train_command(self._study.config, run.folder.path, options=run.options, resume=True)
+        command += [word for protocol in run.protocols for word in ("--protocol", protocol)]
         try:
             run.folder.start(command, environment=environment)
         except LaunchError as error:  # left behind by a study that was killed, for example

@@ -13,9 +13,9 @@ import pandas as pd
 from IPython.display import display
 
 from rio import plots
-from rio.analysis.runs import IOU_NAMES, METRICS, RunsError, latex_table, markdown_table, with_spread
+from rio.analysis.runs import METRICS, RunsError, latex_table, markdown_table, with_spread
 from rio.data.names import find
-from rio.study.result import StudyResult, format_difference
+from rio.study.result import KINDS, StudyResult, format_difference
 from rio.widgets import theme
 from rio.widgets.runs import Copy
 
@@ -57,8 +57,9 @@ def _view(method: Callable) -> Callable:
 class Study:
     """A study's result: what its arms reach, and what each gains over another. Made by `open_study`.
 
-    The views take `iou_type` ("bbox" or "segm") and, where they compare, `pairs`: the (arm, baseline) of each; None:
-    those that the study names. They raise NotebookError if the study has no AP of this kind, or no such arm.
+    The views take `iou_type` ("bbox" or "segm"; "bbox_lvis_fixed" and others where the study names more protocols) and,
+    where they compare, `pairs`: the (arm, baseline) of each; None: those that the study names. They raise NotebookError
+    if the study has no AP of this kind, or no such arm.
 
     Attributes:
         result: the raw values; None: no study was named.
@@ -71,7 +72,7 @@ class Study:
     def iou_types(self) -> list[str]:
         """Kinds of AP that the finished runs have: "bbox", "segm"."""
         runs = self.result.runs if self.result else []
-        return [kind for kind in IOU_NAMES if any(kind in run.metrics for run in runs)]
+        return [kind for kind in KINDS if any(kind in run.metrics for run in runs)]
 
     @_view
     def table(self, iou_type: str = "bbox") -> Table | Page:
@@ -107,7 +108,7 @@ class Study:
     @_view
     def _draw(self, iou_type: str, pairs: Pairs) -> None:
         differences = self._differences(iou_type, pairs)
-        name = IOU_NAMES[iou_type] + (" (tuning)" if self.result.role == "tune" else "")
+        name = KINDS[iou_type] + (" (tuning)" if self.result.role == "tune" else "")
         plots.arm_ap(self._of(iou_type, self.result.per_run()), label=f"{name}, %")
         if len(differences):
             plots.paired_differences(differences, label=f"{name}, difference in points")
@@ -122,7 +123,7 @@ class Study:
         """AP and differences in Markdown and LaTeX, each with a button that copies it."""
         texts = {}
         for kind in self.iou_types:
-            name, bold = IOU_NAMES[kind], functools.partial(format_difference, bold=True)
+            name, bold = KINDS[kind], functools.partial(format_difference, bold=True)
             differences = _difference_cells(self._differences(kind), bold)
             tables = {name: _arm_cells(self._of(kind, self.result.table())), f"{name}, points": differences}
             how = (
@@ -150,7 +151,7 @@ class Study:
         """What a number is of, such as "box AP on shapes_demo_val, 27 of 27 runs"."""
         result = self.result
         tuning = " (for choosing settings, not a result)" if result.role == "tune" else ""
-        return f"{IOU_NAMES[iou_type]} on {', '.join(result.evaluated_on)}{tuning}, {result.progress}"
+        return f"{KINDS[iou_type]} on {', '.join(result.evaluated_on)}{tuning}, {result.progress}"
 
     @_view
     def _page(self) -> Page:
@@ -158,7 +159,7 @@ class Study:
         cells = {kind: {arm: own for arm, *own in _arm_cells(self._of(kind, self.result.table()))} for kind in kinds}
         arms = dict.fromkeys(arm for by_arm in cells.values() for arm in by_arm)
         rows = [[arm, *(c for kind in kinds for c in cells[kind].get(arm, ["–"] * len(METRICS)))] for arm in arms]
-        columns = ["arm", *(IOU_NAMES[kind] if m == "AP" else m for kind in kinds for m in METRICS)]
+        columns = ["arm", *(KINDS[kind] if m == "AP" else m for kind in kinds for m in METRICS)]
         facts = [tuning] if result.role == "tune" else []
         facts += [f"trained on {', '.join(result.trained_on)}"]
         facts += ["mean over seeds ± half the distance between the highest and the lowest"]

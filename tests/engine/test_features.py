@@ -24,6 +24,7 @@ from rio.engine.feature_store import FeatureError, FeatureStore
 from rio.engine.feature_training import FrozenFeatureClassifier
 from rio.engine.inference import evaluate_model, load_model
 from rio.engine.setup import setup_inference
+from rio.results.evaluation import Evaluation
 from tests.support import tiny_shapes
 
 COLUMNS = ("features", "proposal_boxes", "gt_boxes", "gt_classes", "sizes", "counts")
@@ -176,6 +177,16 @@ def test_a_trained_classifier_is_put_back_into_its_detector(trained, detector, w
     before, after = (load_model(detector(), str(p)).state_dict() for p in (weights, path))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"roi_heads.box_predictor.cls_score.weight", "roi_heads.box_predictor.cls_score.bias"}
+
+
+def test_a_run_is_judged_by_another_protocol_too(trained, tmp_path):
+    run = shutil.copytree(trained.cfg.OUTPUT_DIR, tmp_path / "run")
+    words = ["train", "--config-file", f"{run}/config.yaml", "--output-dir", str(run), "--resume"]
+    assert main([*words, "--protocol", "lvis_fixed"]) == 0
+    plain, fixed = (Evaluation.from_json(run / folder / "evaluation.json") for folder in ("", "lvis_fixed"))
+    assert "AP-fixed" in fixed.info["protocol"] and "AP-fixed" not in plain.info["protocol"]
+    assert plain.info["predictions"] == 60 < fixed.info["predictions"], "10 an image, and all"
+    assert not (run / "lvis_fixed" / "instances_results.json").exists(), "they may be large"
 
 
 def test_a_classifier_alone_says_so_where_a_detector_is_needed(trained):

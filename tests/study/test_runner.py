@@ -72,6 +72,26 @@ def test_arms_run_finish_and_are_skipped_the_next_time(stand_in, study, data, ou
         run_study(plan, out, options=[*data, "SOLVER.BASE_LR", "0.5"])
 
 
+def test_a_study_judges_its_runs_by_other_protocols_too(stand_in, study, data, out, evaluation):
+    stand_in()
+    assert len(run_study(study(), out, options=data).result.runs) == 2
+    evaluation(14.0).to_json(out / "fixed.json")
+    judge = (
+        "new = folder / 'lvis_fixed'; new.mkdir(); shutil.copy(folder.parent / 'fixed.json', new / 'evaluation.json')"
+    )
+    stand_in(f"assert sys.argv[-2:] == ['--protocol', 'lvis_fixed']; {judge}")
+    result = run_study(study(protocols=["lvis", "lvis_fixed"]), out, options=data).result
+    table = result.table().set_index(["arm", "iou_type"])["AP"]
+    assert table.to_dict() == {
+        ("a", "bbox"): 12.5, ("b", "bbox"): 12.5, ("a", "bbox_lvis_fixed"): 14.0, ("b", "bbox_lvis_fixed"): 14.0,
+    }  # fmt: skip
+    text = (out / "study.md").read_text()
+    assert "|  | seeds | bbox AP | APr | APc | APf | box AP-fixed | APr | APc | APf |" in text
+    assert "## Differences in box AP-fixed" in text and "| b - a | 1 | +0.0" in text
+    result.to_json(out / "again.json")
+    assert StudyResult.from_json(out / "again.json") == result
+
+
 def test_a_failing_arm_shows_its_end_and_the_result_the_others(stand_in, study, tiny_set, data, out, tmp_path, capsys):
     stand_in("if 'a-seed1' in str(folder): sys.exit('error: no memory for this')")
     plan = study(seeds=[1, 2])
