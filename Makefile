@@ -116,7 +116,7 @@ wheelhouse: $(VENV)/bin/python
 	@echo 'There: make install WHEELHOUSE=$(notdir $(HOUSE)) $(if $(PYTHON),PYTHON=$(PYTHON)) SYSTEM_SITE_PACKAGES=1'
 
 constraints:
-	@$(MAKE) -s install EXTRAS=boundary,browser,demo,lint,notebooks,test
+	@$(MAKE) -s install EXTRAS=boundary,browser,cluster,demo,lint,notebooks,test
 	@mkdir -p build
 	@echo '# Versions known to work together, for Python 3.11 to 3.14; only name==version.' > build/constraints.txt
 	@echo '# Made by `make constraints` from an environment in which the tests passed.' >> build/constraints.txt

@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "check": LIGHT | {"pandas", "PIL", "msgspec", "pycocotools", "rio.data", "rio.results"},
     "plots": LIGHT | {"matplotlib", "seaborn", "pandas", "pycocotools", "cv2", "PIL", "rio.data"},
     "study": LIGHT
-    | {"yaml", "msgspec", "pandas", "psutil", "matplotlib", "tabulate", "filelock"}
+    | {"yaml", "msgspec", "pandas", "psutil", "matplotlib", "tabulate", "filelock", "submitit"}
     | {"rio.config", "rio.data", "rio.engine.info", "rio.results", "rio.analysis", "rio.plots"},
     "report": LIGHT
     | {"pandas", "matplotlib", "jinja2", "markupsafe", "PIL", "cv2", "yaml", "tabulate"}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,20 @@ def test_resuming_a_finished_run_only_evaluates(straight, prepared, tmp_path):
     assert again.start_iter == again.max_iter == 6
     assert set(again.train()) == {"bbox", "segm"}
     assert (run / "model_final.pth").read_bytes() == before
+
+
+def test_a_signal_to_all_processes_of_a_job_stops_none_of_the_loaders(prepared, tmp_path):
+    def signal_all() -> None:
+        for pid in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
+            os.kill(pid, signal.SIGTERM)
+        time.sleep(0.2)  # a loader that dies would be noticed
+
+    run = prepared(tmp_path, "DATALOADER.NUM_WORKERS", 1)
+    do_in(run, 1, signal_all)
+    with pytest.raises(Interrupted, match="after 2 of 6"):
+        run.train()
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+    assert not multiprocessing.active_children()
 
 
 def test_a_second_signal_stops_at_once_without_a_checkpoint(prepared, tmp_path):

@@ -95,14 +95,34 @@ def _sweep(args: argparse.Namespace, tried: list[tuple[str, float]]) -> int:
 
 
 def study(args: argparse.Namespace) -> int:
-    """Train arms x seeds from a study file side by side; resumable."""
-    from rio.study import plan, result, runner
+    """Train arms x seeds from a study file side by side, here or on a cluster; resumable."""
+    from rio.study import cluster, plan, result, runner
 
+    belongs = dict.fromkeys(("processes", "num_gpus"), "local")
+    belongs |= dict.fromkeys(("partition", "gpus_per_task", "max_parallel", "sbatch", "status"), "slurm")
+    for name, where in belongs.items():
+        if getattr(args, name) is not None and where != args.cluster:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag}: expected --cluster {where}, found {args.cluster}. Fix: leave {flag} out")
     planned = plan.load_study(args.file)
     folder = args.output_dir or os.path.join("output", planned.name)
-    given = {"processes": args.processes, "gpus": args.num_gpus, "minutes": args.minutes, "options": args.opts}
-    outcome = runner.run_study(planned, folder, **given)
-    print(result.format_result(outcome.result))
+    if args.status:
+        print(cluster.status(planned, folder, args.opts))
+        return 0
+    if args.cluster == "local":
+        cluster.refuse_if_queued(folder)
+        given = {"processes": args.processes, "gpus": args.num_gpus, "minutes": args.minutes, "options": args.opts}
+        found = runner.run_study(planned, folder, **given).result
+    else:
+        words = [word.partition("=")[::2] for word in args.sbatch or ()]
+        if wrong := [key for key, value in words if not key or not value]:
+            raise UsageError(f"--sbatch: expected KEY=VALUE, found {wrong[0]!r}. Fix: for example --sbatch account=lab")
+        gpus = 1 if args.gpus_per_task is None else args.gpus_per_task
+        asked = cluster.Slurm(args.partition, gpus, args.max_parallel, args.minutes or 240, dict(words))
+        names = cluster.submit(planned, folder, asked, args.opts)
+        print(f"Submitted: {', '.join(names) or 'nothing; all runs are finished or in the queue'}", flush=True)
+        found = cluster.watch(planned, folder, args.opts)
+    print(result.format_result(found))
     print(f"\nRuns: {folder} (study.md has all tables, study_*.svg the figures)")
     return 0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Callable
 
@@ -47,16 +46,16 @@ def _launch(work: Callable[[argparse.Namespace], None], args: argparse.Namespace
     from detectron2.engine import launch
     from torch.multiprocessing import ProcessExitedException
 
+    from rio.engine.hooks import stop_signals_go_to
+
     stopped: list[int] = []
-    # Ctrl-C reaches the children too: they save and end, and this process waits for them.
-    before = signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
-    try:
-        launch(_worker, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url or "auto", (work, args))
-    except ProcessExitedException as error:
-        return error.exit_code or 1
-    finally:
-        signal.signal(signal.SIGINT, before)
-    return 130 if stopped else 0
+    # Ctrl-C and SLURM's SIGTERM reach the children too: they save and end, and this process waits for them.
+    with stop_signals_go_to(stopped.append):
+        try:
+            launch(_worker, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url or "auto", (work, args))
+        except ProcessExitedException as error:
+            return error.exit_code or 1
+    return 128 + stopped[0] if stopped else 0
 
 
 def _under_torchrun(work: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:

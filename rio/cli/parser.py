@@ -159,7 +159,16 @@ def make_parser() -> argparse.ArgumentParser:
     add("--output-dir", metavar="DIR", help="default output/NAME")
     add("--processes", **count, help="trainings side by side (default: the file's)")
     add("--num-gpus", **count, help="GPUs of this machine that the trainings share (default: the file's, else 1)")
-    add("--minutes", type=_above_zero(float), metavar="M", help="save and stop after this time; run it again to resume")
+    more = " (slurm: a job's time limit, default 240; it is queued again and resumes)"
+    what = "save and stop after this time; run it again to resume"
+    add("--minutes", type=_above_zero(float), metavar="M", help=what + more)
+    add("--cluster", choices=("local", "slurm"), default="local", help="slurm: the runs are a job array")
+    add("--partition", metavar="P", help="slurm: default the cluster's")
+    add("--gpus-per-task", type=int, choices=range(17), metavar="N", help="slurm: GPUs of each training (default 1)")
+    add("--max-parallel", **count, help="slurm: at most so many jobs at a time")
+    what = "slurm: an option of sbatch, for example account=lab or mem=64G; can be given several times"
+    add("--sbatch", action="append", metavar="KEY=VALUE", help=what)
+    add("--status", action="store_true", default=None, help="slurm: show how far the runs are, and end")
     add("opts", **words, help="config keys for every arm")
 
     add = command("demo", commands.demo)

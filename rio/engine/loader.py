@@ -142,9 +142,10 @@ def _as_list(batch: list[dict]) -> list[dict]:
 
 
 def _quiet_worker(worker_id: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the run finishes its step and saves, so its workers go on.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Ctrl-C reaches every process of the terminal, SLURM's SIGTERM every process of the job; the run finishes its step
+    # and saves, so its workers go on. They end with the run.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 

@@ -76,19 +76,17 @@ def run_study(
     """
     started, root, options = time.monotonic(), Path(output_dir), list(options)
     root.mkdir(parents=True, exist_ok=True)
-    with _locked(root):
+    with locked(root):
         runs = prepare(study, root, options)
         planned = planned_result(study, options)
         extract_features(study, root, runs, processes or study.processes)
-        runner = _Runner(study, planned, root, runs, processes or study.processes, gpus or study.gpus)
+        runner = Runner(study, planned, root, runs, processes or study.processes, gpus or study.gpus)
         if kept := len(runs) - len(runner.waiting):
             print(f"{kept} of {len(runs)} runs are finished already and are kept.", flush=True)
         try:
             runner.run(None if minutes is None else started + 60 * minutes)
         finally:
-            result = runner.write()
-            write_atomically(root / "study.md", result.to_markdown().encode())
-            draw(result, root)
+            result = publish(planned, root, runs)
     if runner.failed:
         raise StudyError(
             f"{len(runner.failed)} of {len(runs)} runs failed: {', '.join(runner.failed)}. The ends of their logs are "
@@ -106,8 +104,24 @@ def run_study(
     return Outcome(folders, result, time.monotonic() - started, runner.peak_gib)
 
 
+def publish(planned: StudyResult, root: Path, runs: Sequence[Run]) -> StudyResult:
+    """Write study.json, study.md and the figures of the runs finished so far."""
+    result = keep_result(planned, root, runs)
+    write_atomically(root / "study.md", result.to_markdown().encode())
+    draw(result, root)
+    return result
+
+
+def keep_result(planned: StudyResult, root: Path, runs: Sequence[Run]) -> StudyResult:
+    """Write study.json of the runs finished so far."""
+    with FileLock(root / ".result.lock"):  # jobs of a cluster end at the same time: the last to write knows them all
+        result = collect(planned, runs)
+        result.to_json(root / "study.json")
+    return result
+
+
 @contextlib.contextmanager
-def _locked(root: Path) -> Iterator[None]:
+def locked(root: Path) -> Iterator[None]:
     """One study per folder."""
     owner = root / ".lock.pid"
     try:
@@ -150,8 +164,9 @@ def extract_features(study: Study, root: Path, runs: Sequence[Run], processes: i
 
 @contextlib.contextmanager
 def _signals_as_interrupt() -> Iterator[None]:
-    """A closed terminal or a kill stops a study as Ctrl-C does: its trainings save and end."""
+    """A closed terminal or a kill stops a study as Ctrl-C does, unless someone handles it (nohup; a cluster's job)."""
     signals = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
+    signals = [number for number in signals if signal.getsignal(number) is signal.SIG_DFL]
     before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
     try:
         yield
@@ -182,12 +197,31 @@ def devices_for(gpus: int) -> list[str]:
     return (allowed.split(",") if allowed else [str(i) for i in range(found)])[:gpus]
 
 
-class _Runner:
-    """Starts runs, watches them, shows how far they are, and leaves none behind."""
+class Runner:
+    """Starts runs, watches them, shows how far they are, and leaves none behind.
 
-    def __init__(self, study: Study, planned: StudyResult, root: Path, runs: list[Run], processes: int, gpus: int):
+    Args:
+        study, planned, root, runs: from `prepare` and `planned_result`.
+        processes, gpus: trainings side by side, and GPUs that they are dealt over.
+        only: the run to do; "": all.
+        num_gpus: of each training.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        planned: StudyResult,
+        root: Path,
+        runs: list[Run],
+        processes: int,
+        gpus: int,
+        *,
+        only: str = "",
+        num_gpus: int = 1,
+    ):
         self._study, self._planned, self._root, self._runs, self._slots = study, planned, root, runs, processes
-        self.waiting = [run for run in runs if not run.is_finished]
+        self._num_gpus = num_gpus
+        self.waiting = [run for run in runs if not run.is_finished and only in ("", run.name)]
         self._todo = list(self.waiting)
         self._running: list[Run] = []
         self._devices = devices_for(gpus) if self.waiting else []
@@ -231,12 +265,6 @@ class _Runner:
             self._stop_all(STOP_SECONDS if end is None else max(end - time.monotonic(), 1.0) * 2 / 3)
             self._bar.close()
 
-    def write(self) -> StudyResult:
-        """study.json of the runs finished so far."""
-        result = collect(self._planned, self._runs)
-        result.to_json(self._root / "study.json")
-        return result
-
     def _done(self) -> int:
         return sum(run.folder.progress().iteration for run in self._todo)
 
@@ -251,7 +279,8 @@ class _Runner:
         if self._devices:  # the one that fewest of the others are on
             run.device = min(self._devices, key=[other.device for other in self._running].count)
             environment["CUDA_VISIBLE_DEVICES"] = run.device
-        command = train_command(self._study.config, run.folder.path, options=run.options, resume=True)
+        given = {"num_gpus": self._num_gpus, "options": run.options, "resume": True}
+        command = train_command(self._study.config, run.folder.path, **given)
         command += [word for protocol in run.protocols for word in ("--protocol", protocol)]
         try:
             run.folder.start(command, environment=environment)
@@ -292,7 +321,7 @@ class _Runner:
             metrics = run.folder.evaluation().metrics["bbox"]
             values = "  ".join(f"{m} {metrics[m]:.1f}" for m in GROUP_METRICS if metrics[m] == metrics[m])
             _say(f"{run.name}: finished in {tqdm.format_interval(seconds)}, box {values}")
-            self.write()
+            keep_result(self._planned, self._root, self._runs)
         elif not stopped:
             self.failed.append(run.name)
             why = f"killed by signal {-code}" if code < 0 else f"exit code {code}"

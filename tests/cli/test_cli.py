@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -94,7 +95,8 @@ def test_the_loader_works_under_the_start_method_of_python_3_14(tiny_set, tmp_pa
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_the_run_resumes(tiny_set, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_the_run_resumes(tiny_set, tmp_path, number):
     words = train_words(tiny_set, tmp_path / "run", "DATALOADER.NUM_WORKERS", 1, iterations=400)
     process = subprocess.Popen(
         [sys.executable, "-m", "rio", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -104,10 +106,10 @@ def test_ctrl_c_saves_and_the_run_resumes(tiny_set, tmp_path):
     for line in process.stdout:
         lines.append(line)
         if "iter: 9" in line:
-            os.killpg(process.pid, 2)  # as a terminal does: the loader's process gets it as well
+            os.killpg(process.pid, number)  # as a terminal and SLURM do: the loader's process gets it as well
             break
     rest, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, "".join(lines) + rest
+    assert process.returncode == 128 + number, "".join(lines) + rest
     assert "--resume" in rest and "Traceback" not in rest
     assert (tmp_path / "run" / "last_checkpoint").read_text().startswith("model_00000")
 
@@ -314,6 +316,22 @@ def test_study_passes_on_its_flags_and_prints_the_tables(monkeypatch, tmp_path, 
     assert main(["study", str(plan)]) == 0
     assert (said["processes"], said["gpus"], said["minutes"]) == (None, None, None)
     assert said["folder"] == str(Path("output") / "demo")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_on_several_gpus_waits_for_its_processes_to_save(monkeypatch, number):
+    import detectron2.engine
+    import torch
+
+    saved = []
+
+    def launch(*_given):
+        os.kill(os.getpid(), number)  # as a terminal and SLURM do, to all processes
+        saved.append("model_0000009")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(detectron2.engine, "launch", launch)
+    assert main(["train", *CONFIG, "--num-gpus", "2"]) == 128 + number and saved
 
 
 # ---- mistakes

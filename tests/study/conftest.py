@@ -13,8 +13,11 @@ import yaml
 
 from rio.data.load import load_annotations
 from rio.results.evaluation import METRICS, Evaluation
+from rio.study import runner
 from rio.study.plan import Study, load_study
-from tests.support import tiny_shapes
+from tests.support import stub_training, tiny_shapes
+
+EVALUATES = "shutil.copy(folder.parent / 'made.json', folder / 'evaluation.json')"
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +68,28 @@ def evaluation(tiny_set) -> Callable[[float], Evaluation]:
         return Evaluation({"bbox": {**dict.fromkeys(METRICS, ap), "APr": float("nan")}}, pd.DataFrame(columns))
 
     return made
+
+
+@pytest.fixture
+def out(tmp_path, evaluation):
+    """A study's folder, with the evaluation that every run copies."""
+    (tmp_path / "out").mkdir()
+    evaluation(12.5).to_json(tmp_path / "out" / "made.json")
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Runs do `body` in place of a training."""
+    drawn = []
+    monkeypatch.setattr(runner, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(runner, "draw", lambda result, root: drawn.append(result))  # seconds; one test draws
+
+    def use(body: str = "") -> None:
+        def command(config, folder, *, num_gpus, options, resume):
+            words = stub_training.command(folder, 3, 0.05, f"{body}\n{EVALUATES}")  # long enough to be seen at work
+            return [*words, "--config-file", str(config), *["--resume"] * resume, *options]
+
+        monkeypatch.setattr(runner, "train_command", command)
+
+    return use

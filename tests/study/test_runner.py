@@ -20,33 +20,7 @@ from rio.study.result import StudyResult
 from rio.study.runner import devices_for, run_study
 from tests.support import stub_training, tiny_shapes
 
-EVALUATES = "shutil.copy(folder.parent / 'made.json', folder / 'evaluation.json')"
 WAITS = "(folder / 'ready').touch()\nwhile not stopped: time.sleep(0.02)\n(folder / 'saved').touch(); sys.exit(130)"
-
-
-@pytest.fixture
-def out(tmp_path, evaluation):
-    """A study's folder, with the evaluation that every run copies."""
-    (tmp_path / "out").mkdir()
-    evaluation(12.5).to_json(tmp_path / "out" / "made.json")
-    return tmp_path / "out"
-
-
-@pytest.fixture
-def stand_in(monkeypatch):
-    """Runs do `body` in place of a training."""
-    drawn = []
-    monkeypatch.setattr(runner, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(runner, "draw", lambda result, root: drawn.append(result))  # seconds; one test draws
-
-    def use(body: str = "") -> None:
-        def command(config, folder, *, options, resume):
-            words = stub_training.command(folder, 3, 0.05, f"{body}\n{EVALUATES}")  # long enough to be seen at work
-            return [*words, "--config-file", str(config), *["--resume"] * resume, *options]
-
-        monkeypatch.setattr(runner, "train_command", command)
-
-    return use
 
 
 def test_arms_run_finish_and_are_skipped_the_next_time(stand_in, study, data, out, capsys, monkeypatch):
