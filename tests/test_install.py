@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
 import zipfile
@@ -47,6 +51,59 @@ def test_environment_yml_has_what_pyproject_has():
         assert found[name] == WANTED[name].specifier, name
     assert found["python"] == Requirement(f"python{PROJECT['requires-python']}").specifier
     assert environment["channels"][0] == "conda-forge"
+
+
+# What conda-forge's recipe of detectron2 0.6 (build 16) asks of packages that environment.yml lists too.
+DETECTRON2_RECIPE = (
+    "fvcore>=0.1.5,<0.1.6", "iopath>=0.1.7,<0.1.10", "pillow>=7.1", "pycocotools>=2.0.2", "tqdm>4.29.0", "yacs>=0.1.8"
+)  # fmt: skip
+
+
+def test_environment_yml_leaves_versions_that_condas_detectron2_takes():
+    for theirs in map(Requirement, DETECTRON2_RECIPE):
+        lowest = next(s.version for s in WANTED[canonicalize_name(theirs.name)].specifier if s.operator == ">=")
+        assert theirs.specifier.contains(lowest), f"{theirs}: from {lowest} on there may be none"
+
+
+@pytest.mark.slow
+def test_the_pip_part_of_environment_yml_needs_nothing_that_conda_has_not_brought(tmp_path):
+    """Into an environment with all of this one's packages but these and rio, as conda leaves it."""
+    environment = yaml.safe_load((REPOSITORY / "environment.yml").read_text())
+    lines = next(line["pip"] for line in environment["dependencies"] if isinstance(line, dict))
+    ours = {canonicalize_name(Requirement(line).name) for line in lines}
+    left_out = {"pip", "setuptools", "pkg_resources", "_distutils_hack", "distutils-precedence.pth"}
+    for found in importlib.metadata.distributions():
+        if canonicalize_name(found.name) in ours | {"rio-detection", "pip", "setuptools"}:
+            left_out |= {path.parts[0] for path in found.files or ()}
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "env")], check=True)
+    python = tmp_path / "env" / "bin" / "python"
+    (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if entry.name not in left_out and not (site / entry.name).exists():
+            (site / entry.name).symlink_to(entry)
+    for name in ("rio", "pyproject.toml", "README.md", "LICENSE"):
+        copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
+        copy(REPOSITORY / name, tmp_path / name)
+
+    def pip(*words: str) -> str:
+        command = [str(python), "-m", "pip", "--disable-pip-version-check", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=bare, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def listed() -> dict[str, str]:
+        return {canonicalize_name(one["name"]): one["version"] for one in json.loads(pip("list", "--format=json"))}
+
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    before = listed()
+    assert "torch" in before and "detectron2" in before and not ours & before.keys()
+    pip("install", *lines)
+    pip("install", "--no-deps", "-e", ".")
+    changed = before.items() ^ listed().items()
+    assert {name for name, _ in changed} == ours | {"rio-detection"}, "it would change what conda has chosen"
+    words = [str(python), "-m", "rio", "info"]
+    done = subprocess.run(words, cwd=tmp_path / "env", env=bare, capture_output=True, text=True)
+    assert done.returncode == 0 and "hotcoco" in done.stdout, done.stdout + done.stderr
 
 
 def test_constraints_pin_what_is_required_at_versions_that_serve():
