@@ -318,11 +318,11 @@ class Runs:
         return latex_table(IOU_NAMES[iou_type], self._cells(iou_type))
 
     def _cells(self, iou_type: str) -> list[list[str]]:
-        cells = []
-        for row in self.by_group(iou_type).to_dict("records"):
+        cells, table = [], self.by_group(iou_type)
+        for row in table.to_dict("records"):
             halves = {m: (row.get(f"{m}_high", np.nan) - row.get(f"{m}_low", np.nan)) / 2 for m in METRICS}
             cells.append([str(row["arm"]), *(with_spread(row[m], halves[m]) for m in METRICS)])
-        return cells
+        return with_best(cells, table)
 
 
 def find_runs(where: Where) -> dict[tuple[str, str], RunFolder]:
@@ -380,6 +380,19 @@ def with_spread(value: float, spread: float) -> str:
     return ("–" if pd.isna(value) else f"{value:.1f}") + ("" if pd.isna(spread) else f" ± {spread:.1f}")
 
 
+def with_best(cells: list[list[str]], values: pd.DataFrame) -> list[list[str]]:
+    """Rows of a name and the four metrics, the best of each column bold (**12.3**) unless all are equal.
+
+    values: the numbers, a row for each row; equal to one digit is equal.
+    """
+    for column, metric in enumerate(METRICS, 1):
+        own = values[metric].astype(float).round(1).to_numpy()
+        if len(set(own[~np.isnan(own)])) > 1:
+            for row in np.flatnonzero(own == np.nanmax(own)):
+                cells[row][column] = f"**{cells[row][column]}**"
+    return cells
+
+
 def markdown_table(title: str, rows: list[list[str]]) -> str:
     """A Markdown table of the four metrics. rows: name, AP, APr, APc, APf."""
     rows = [[row[0].replace("|", "\\|"), *row[1:]] for row in rows]
@@ -394,5 +407,6 @@ def latex_table(title: str, rows: list[list[str]]) -> str:
     text = tabulate(rows, [title, *METRICS], "latex_booktabs", disable_numparse=True, colalign=align)
     text = re.sub(r"AP([rcf])\b", r"AP$_\1$", text, count=3)  # the heads
     text = re.sub(r"\*\*([+-][\d.]+)\*\*", r"$\\mathbf{\1}$", text)
+    text = re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)
     text = re.sub(r"(?<=[ \[])[+-]\d+\.\d", r"$\g<0>$", text)
     return text.translate(str.maketrans({"−": "$-$", "–": "--", "±": r"$\pm$"}))

@@ -1,4 +1,4 @@
-"""Figures: a table in, a matplotlib `Axes` out. Nothing here reads or writes a file.
+"""Figures: a table in, a matplotlib `Axes` out. Nothing but `save_all` writes a file.
 
 Every function draws into `ax`, or into a new figure of a size that suits it, returns the Axes, and raises PlotError
 for a table that cannot be drawn. Rare, common and frequent have the same three colours everywhere, far apart for
@@ -33,7 +33,7 @@ _LATER = {
     "studies": "arm_ap paired_differences",
     "training": "loss_curves",
     "objects": "draw_objects outlines",
-    "page": "inline_svg",
+    "page": "inline_svg save_all",
 }
 _MODULE_OF = {name: module for module, names in _LATER.items() for name in names.split()}
 __all__ = [

@@ -28,8 +28,9 @@ def balance_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     if absent := sorted(set(LEVEL_NAMES) - set(table["level"])):
         raise parts.PlotError(f"table, column 'level': expected {absent[0]!r}, found {sorted(set(table['level']))}.")
     ax = parts.axes(ax, 6.6, 0.5 + 0.27 * len(LEVEL_NAMES) * (table["arm"].nunique() + 1.3))
-    for at, title in ((1.06, "rare\nshare"), (1.16, "effective\nclasses")):
-        ax.text(at, 0, title, color=ink().quiet, fontsize=8, linespacing=1.1, **parts.CENTRED)
+    beside = {"textcoords": "offset points", "annotation_clip": False, **parts.CENTRED}
+    for at, title in ((22, "rare\nshare"), (60, "effective\nclasses")):
+        ax.annotate(title, (1, 0), (at, 0), color=ink().quiet, fontsize=8, linespacing=1.1, **beside)
     arms, y = {}, 0.0
     for level, name in LEVEL_NAMES.items():
         ax.text(-0.012, y, name, ha="right", va="center", fontweight="bold", fontsize=9)
@@ -38,8 +39,8 @@ def balance_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
             arms[y] = row["arm"]
             words = {group: parts.percent(row[group]) for group in GROUPS}
             parts.stacked_bar(ax, y, {group: row[group] for group in GROUPS}, words, COLORS, least=0.06)
-            ax.text(1.06, y, words["r"], fontsize=8.5, fontweight="bold", **parts.CENTRED)
-            ax.text(1.16, y, f"{row['effective_classes']:.1f}", fontsize=8.5, **parts.CENTRED)
+            ax.annotate(words["r"], (1, y), (22, 0), fontsize=8.5, fontweight="bold", **beside)
+            ax.annotate(f"{row['effective_classes']:.1f}", (1, y), (60, 0), fontsize=8.5, **beside)
         y += 1.3
     parts.bare_bars(ax, arms, 1, y - 0.7, -0.6)
     parts.legend_above(ax, **parts.group_squares())

@@ -1,14 +1,17 @@
-"""A figure inside a page: SVG that follows the page's theme, light or dark, and uses its width."""
+"""Figures inside a page: SVG that follows its theme, light or dark, and uses its width; and in a paper's column."""
 
 from __future__ import annotations
 
 import io
 import itertools
+import os
 import re
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from rio.plots.style import LIGHT, TINTS, style
+from rio.plots.style import DRAWN, LIGHT, TINTS, style
 
 ZOOM = 1.35  # of a figure's own size, as far as the page is that wide
 # JupyterLab's and voila's variables; elsewhere the page is white.
@@ -34,3 +37,24 @@ def inline_svg(figure: Figure) -> str:
     body = re.sub(r"#[0-9a-f]{6}\b", lambda color: theme.get(color[0], color[0]), body)
     look = f"background: {theme[LIGHT.page.lower()]}; width: min(100%, {width:.0f}px); height: auto; display: block"
     return f'<svg style="{look}"{head}>{body}'
+
+
+def save_all(folder: str | os.PathLike[str]) -> list[Path]:
+    """Write the figures of this process as NAME.pdf and NAME.svg, for \\includegraphics[width=\\columnwidth]{NAME}.
+
+    Each is drawn anew for a column of 3.3 inches (wide ones: for \\textwidth), so that its text has 7 points there. The
+    newest of a name counts; figures drawn into an Axes of one's own are left out.
+
+    Args:
+        folder: made if missing; files of these names are replaced.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    files = []
+    for name, draw in list(DRAWN.items()):
+        with style(column=True):
+            figure = draw().figure
+            for kind, date in (("pdf", "CreationDate"), ("svg", "Date")):
+                files.append(Path(folder) / f"{name}.{kind}")
+                figure.savefig(files[-1], metadata={date: None})
+            plt.close(figure)
+    return files

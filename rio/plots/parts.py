@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from rio.plots.page import inline_svg
-from rio.plots.style import COLORS, GROUP_NAMES, GROUPS, ink, ink_on, styled
+from rio.plots.style import COLORS, GROUP_NAMES, GROUPS, in_column, ink, ink_on, size_of, styled
 
 CENTRED = {"ha": "center", "va": "center"}
 ABOVE = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "va": "bottom"}
@@ -79,7 +80,7 @@ def short(name: object, most: int = 24) -> str:
 def axes(ax: Axes | None, width: float, height: float) -> Axes:
     """The Axes given, or that of a new figure (inches)."""
     if ax is None:
-        figure, ax = plt.subplots(figsize=(width, height), layout="constrained")
+        figure, ax = plt.subplots(figsize=size_of(width, height), layout="constrained")
         figure._repr_html_ = functools.partial(inline_svg, figure)  # what a notebook shows
     ax.spines[["top", "right"]].set_visible(False)  # also on an Axes made outside the style
     return ax
@@ -183,7 +184,14 @@ def stacked_bar(
 def legend_above(ax: Axes, handles: Sequence[Any] | None = None, **options: Any) -> None:
     """A legend in rows above the Axes, on the left."""
     spacing = {"columnspacing": 1.2, "handletextpad": 0.5, "borderaxespad": 0.1, "alignment": "left", "ncols": 4}
-    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.01, 1.0), **(spacing | options))
+    options = spacing | options
+    if in_column():  # as many side by side as fit
+        most = int(14 * ax.get_window_extent().width / ax.figure.dpi)  # characters
+        names = [handle.get_label() for handle in handles or ax.get_legend_handles_labels()[0]]
+        options["ncols"] = min(options["ncols"], max(most // (max(map(len, names), default=0) + 5), 1))
+        options["title"] = textwrap.fill(options.get("title") or "", most) or None
+    legend = ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.01, 1.0), **options)
+    legend.set_in_layout(not in_column())  # there it may reach beyond its Axes
 
 
 def squares(colors: Mapping[str, str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -43,12 +44,18 @@ DARK = Ink("#E8EBF0", "#A3ABB8", "#3A414D", "#15181D")
 _active: ContextVar[Ink | None] = ContextVar("ink", default=None)  # None: outside style()
 
 
+_in_column: ContextVar[bool] = ContextVar("in_column", default=False)
+DRAWN: dict[str, Callable[[], Axes]] = {}  # the newest figures of this process by name: draws each anew
+MOST_DRAWN = 40
+
+
 @contextmanager
-def style(*, dark: bool = False) -> Iterator[None]:
+def style(*, dark: bool = False, column: bool = False) -> Iterator[None]:
     """Apply the project's look to everything drawn inside the `with` block, and to nothing else.
 
     Args:
         dark: light ink on a transparent ground, for dark pages. Otherwise dark ink on white.
+        column: new figures suit a paper: text of 7 points when they are set as wide as its column (or its page).
     """
     _load_backend()
     ink, paper = (DARK, "none") if dark else (LIGHT, LIGHT.page)
@@ -65,12 +72,13 @@ def style(*, dark: bool = False) -> Iterator[None]:
         "figure.facecolor": paper, "savefig.facecolor": paper, "savefig.dpi": 200, "savefig.bbox": "tight",
         "svg.fonttype": "path", "svg.hashsalt": "rio", "pdf.fonttype": 42,  # the same figure gives the same file
     }  # fmt: skip
-    token = _active.set(ink)
+    token, narrow = _active.set(ink), _in_column.set(column)
     try:
         with mpl.rc_context(look):
             yield
     finally:
         _active.reset(token)
+        _in_column.reset(narrow)
 
 
 @functools.cache
@@ -91,9 +99,33 @@ def styled(function: Callable[..., Axes]) -> Callable[..., Axes]:
                     _take_literally(given)
             drawn = function(*args, **kwargs)
             _take_literally(drawn)
+        if len(args) == 1 and kwargs.get("ax") is None and not _in_column.get():
+            _remember(function.__name__, functools.partial(wrapper, *args, **kwargs))
         return drawn
 
     return wrapper
+
+
+def _remember(name: str, draw: functools.partial[Axes]) -> None:
+    """Keep what draws a figure, under a name made from its function, kind of AP and options."""
+    kind = getattr(draw.args[0], "attrs", {}).get("kind", "")
+    name = re.sub(r"\W+", "_", "_".join(filter(None, map(str, (name, kind, *draw.keywords.values()))))).strip("_")
+    DRAWN.pop(name, None)
+    DRAWN[name] = draw
+    for oldest in list(DRAWN)[:-MOST_DRAWN]:
+        del DRAWN[oldest]
+
+
+def in_column() -> bool:
+    """Whether new figures are for the column of a paper."""
+    return _in_column.get()
+
+
+def size_of(width: float, height: float) -> tuple[float, float]:
+    """The size of a new figure (inches): the one asked for, or in a paper that of its column or its page."""
+    if not _in_column.get():
+        return width, height
+    return (4.1 if width < 7 else 8.4), height * (0.9 if width < 7 else 1)
 
 
 def _take_literally(ax: Axes) -> None:

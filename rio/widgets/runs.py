@@ -7,11 +7,13 @@ import html
 import anywidget
 import ipywidgets
 import numpy as np
+import pandas as pd
 import traitlets
 
 from rio import plots
 from rio.analysis import runs as analysis
-from rio.analysis.runs import IOU_NAMES, METRICS, NAMES, RunsError, Where, with_spread
+from rio.analysis.runs import IOU_NAMES, METRICS, NAMES, RunsError, Where, with_best, with_spread
+from rio.data import names
 from rio.data.annotations import GROUP_NAMES
 from rio.widgets import theme
 from rio.widgets.balance import Lines
@@ -65,12 +67,21 @@ class Runs(analysis.Runs):
         texts = {f"{form}, {IOU_NAMES[kind]}": of(kind) for kind in self.iou_types for form, of in forms.items()}
         return Copy(texts=texts)
 
+    def save_figures(self, folder: str = "output/figures") -> Figures:
+        """A button that writes all figures drawn so far for a paper: `rio.plots.save_all`."""
+        return Figures(folder)
+
     def _repr_html_(self) -> str:
         kinds, rows = self.iou_types, []
-        for (arm, seed), folder in self.folders.items():
-            metrics = self.evaluations[arm, seed].metrics
-            numbers = [with_spread(metrics[t][m], np.nan) for t in kinds for m in METRICS]
-            rows.append([NAMES.get(arm, arm), seed or "–", *numbers, str(folder.path)])
+        for arm, seed in self.folders:
+            rows.append([NAMES.get(arm, arm), seed or "–"])
+        for t in kinds:
+            values = pd.DataFrame([e.metrics[t] for e in self.evaluations.values()])
+            cells = with_best(
+                [["", *(with_spread(v, np.nan) for v in own)] for own in values[[*METRICS]].to_numpy(float)], values
+            )
+            rows = [[*row, *numbers] for row, (_, *numbers) in zip(rows, cells, strict=True)]
+        rows = [[*row, str(folder.path)] for row, folder in zip(rows, self.folders.values(), strict=True)]
         columns = ["arm", "seed", *(IOU_NAMES[t] if m == "AP" else m for t in kinds for m in METRICS), "folder"]
         table = theme.html_table(columns, rows, caption=f"{len(rows)} finished runs on {self.ground_truth}")
         if str(self.ground_truth).startswith("shapes_"):
@@ -124,6 +135,28 @@ class Curves(ipywidgets.VBox):
         }  # fmt: skip
         objects = f"{plots.counted(int(runs.truth.instance_count[k]), 'object')} to be found"
         self.status.value = theme.status(f"{objects}. {IOU_NAMES[kind]} over all IoU thresholds: {', '.join(ap)}.")
+
+
+class Figures(ipywidgets.HBox):
+    """A button that writes the figures of this notebook as PDF and SVG, in a paper's column."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = ipywidgets.Text(folder, description="folder", layout={"width": "330px"})
+        self.button = ipywidgets.Button(
+            description="Save all figures (PDF, SVG)", icon="save", layout={"width": "230px"}
+        )
+        self.status = ipywidgets.HTML()
+        super().__init__([self.folder, self.button, self.status])
+        self.button.on_click(lambda _: self.save())
+
+    def save(self) -> None:
+        """Write them, and say what was written."""
+        self.status.value = theme.status("drawing ...")
+        try:
+            files = plots.save_all(names.find(self.folder.value))
+            self.status.value = theme.status(f"{len(files)} files, for \\includegraphics[width=\\columnwidth]")
+        except OSError as error:
+            self.status.value = theme.notice(theme.sentence(error))
 
 
 class Copy(anywidget.AnyWidget):

@@ -13,7 +13,7 @@ import pandas as pd
 from IPython.display import display
 
 from rio import plots
-from rio.analysis.runs import METRICS, RunsError, latex_table, markdown_table, with_spread
+from rio.analysis.runs import METRICS, RunsError, latex_table, markdown_table, with_best, with_spread
 from rio.data.names import find
 from rio.study.result import KINDS, StudyResult, format_difference
 from rio.widgets import theme
@@ -221,7 +221,8 @@ def _finding(rows: pd.DataFrame) -> list[object]:
 def _arm_cells(table: pd.DataFrame) -> list[list[str]]:
     """One row per arm of `StudyResult.table`: its name, and AP, APr, APc, APf with their spread."""
     rows = table.to_dict("records")
-    return [[row["arm"], *(with_spread(row[m], row[f"{m}_spread"]) for m in METRICS)] for row in rows]
+    cells = [[row["arm"], *(with_spread(row[m], row[f"{m}_spread"]) for m in METRICS)] for row in rows]
+    return with_best(cells, table)
 
 
 def _difference_cells(table: pd.DataFrame, cell: Callable[[Any], str]) -> list[list[str]]:

@@ -95,6 +95,8 @@ def html_table(columns: list[str], rows: list[list[Any]], *, caption: str = "") 
 
 def _cell(value: Any) -> str:
     kind = "rio-number" if re.match(r"[-–+±<≈]?\d|[–∞-]$", text := _shown(value)) else "rio-text"
+    if text.startswith("**") and text.endswith("**") and len(text) > 4:
+        return f'<td class="rio-number"><b>{html.escape(text[2:-2])}</b></td>'
     return f'<td class="{kind}">{html.escape(text)}</td>'
 
 

@@ -6,11 +6,12 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
 from rio.analysis.intervals import interval_of_mean
-from rio.analysis.runs import Runs, RunsError, latex_table, markdown_table
+from rio.analysis.runs import Runs, RunsError, latex_table, markdown_table, with_best
 from rio.data.load import load_annotations
 from rio.results import breakdown as results
 from rio.results.errors import find_errors
@@ -195,6 +196,11 @@ def test_tables_for_a_paper(runs):
     assert len({line.count("|") for line in lines}) == 1
     assert " $\\pm$ " in runs.latex("segm")
     rows = [["a_b & 50% #1", "**-1.0** [-2.0, +0.5]", "–", "1.0 ± 0.2", "+2.0"], ["a − b | c", "1", "2", "3", "4"]]
+    assert runs.markdown().count("**") >= 2 and r"\textbf{" in runs.latex(), "the best of every column is bold"
+    values = pd.DataFrame({"AP": [1.04, 1.0, 0.5], "APr": [2.0, 2.0, 2.0], "APc": [np.nan, 3.0, 1.0], "APf": np.nan})
+    cells = [[f"arm {i}", *map(str, row)] for i, row in enumerate(values.to_numpy())]
+    bold = [[cell.startswith("**") for cell in row[1:]] for row in with_best(cells, values)]
+    assert bold == [[True, False, False, False], [True, False, True, False], [False] * 4]
     latex = latex_table("box AP", rows)
     words = (r"\toprule", "AP$_r$", r"a\_b \& 50\% \#1", r"$\mathbf{-1.0}$ [$-2.0$, $+0.5$]", "--", r"1.0 $\pm$ 0.2")
     assert all(word in latex for word in (*words, "a $-$ b")), latex

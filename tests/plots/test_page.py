@@ -15,6 +15,7 @@ from rio import plots
 from rio.plots import parts
 from rio.plots.labels import Labels
 from rio.plots.results import KIND_COLORS
+from rio.plots.style import DRAWN
 
 ARMS = pd.DataFrame({"arm": ["a", "b"], "AP": [20.0, 30.0], "APr": [1, 2], "APc": [20.0, 25.0], "APf": [40.0, 41.5]})
 
@@ -112,3 +113,23 @@ def test_shades_of_a_matrix_follow_the_theme():
     assert "<image" not in fixed and not set(re.findall("#[0-9a-f]{6}", fixed)) - {
         c.lower() for c in plots.COLORS.values()
     }
+
+
+def test_the_figures_of_a_notebook_are_written_for_a_paper(tmp_path):
+    DRAWN.clear()
+    plots.ap_by_group(ARMS.rename_axis(None))
+    mask = ARMS.copy()
+    mask.attrs["kind"] = "mask AP"
+    plots.ap_by_group(mask)
+    plots.ap_by_group(mask)  # run again
+    wide = plots.sorted_tail(TAIL, by="image_count")
+    plots.sorted_tail(TAIL, plt.figure().add_subplot())  # in an Axes of one's own
+    before = plt.get_fignums()
+    files = plots.save_all(tmp_path / "new")
+    names = ["ap_by_group", "ap_by_group_mask_AP", "sorted_tail_image_count"]
+    assert [file.name for file in files] == [f"{name}.{kind}" for name in names for kind in ("pdf", "svg")]
+    assert sorted(tmp_path.joinpath("new").iterdir()) == sorted(files) and plt.get_fignums() == before
+    assert files[0].read_bytes().startswith(b"%PDF")
+    width = float(re.search(r'width="([\d.]+)pt"', files[-1].read_text())[1]) / 72
+    assert 3 < width < 4.5 < wide.figure.get_figwidth()
+    assert plots.save_all(tmp_path)[0].read_bytes() == files[0].read_bytes(), "and again the same"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import numpy as np
@@ -12,6 +13,7 @@ pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `
 
 import rio
 from rio import plots
+from rio.plots.style import DRAWN
 from tests.support.refused import refused
 
 
@@ -54,6 +56,27 @@ def test_tables_to_copy(runs):
     texts = runs.copy_table().texts
     assert list(texts) == ["Markdown, box AP", "LaTeX, box AP", "Markdown, mask AP", "LaTeX, mask AP"]
     assert texts["LaTeX, mask AP"] == runs.latex("segm")
+
+
+def test_one_button_saves_all_figures(runs, tmp_path):
+    DRAWN.clear()
+    plots.ap_by_group(runs.by_group("segm"))
+    saving = runs.save_figures(str(tmp_path / "figures"))
+    saving.button.click()
+    assert {file.name for file in (tmp_path / "figures").iterdir()} == {
+        f"ap_by_group_mask_AP.{k}" for k in ("pdf", "svg")
+    }
+    assert "2 files" in saving.status.value
+    (tmp_path / "file").touch()
+    saving.folder.value = str(tmp_path / "file")
+    saving.save()
+    assert "rio-notice" in saving.status.value
+
+
+def test_the_best_run_of_a_column_is_bold(runs):
+    cells = re.findall(r"<b>([\d.]+)</b>", runs._repr_html_())
+    best, worst = (of(e.metrics["bbox"]["AP"] for e in runs.evaluations.values()) for of in (max, min))
+    assert f"{best:.1f}" in cells and f"{worst:.1f}" not in cells
 
 
 def test_figures(runs):

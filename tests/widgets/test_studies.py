@@ -69,7 +69,7 @@ def test_a_studys_arms_by_hand(opened):
     # rare: 10..15 + 2 + seed, seeds 1 and 2: 12.5 + 2 + 1.5
     assert (row["APr"], row["APr_spread"], row["APf"]) == (16.0, 0.5, 64.0) and np.isnan(row["APc"])
     page = table._repr_html_()
-    assert '<td class="rio-number">16.0 ± 0.5</td>' in page and '<td class="rio-number">–</td>' in page
+    assert '<td class="rio-number"><b>16.0 ± 0.5</b></td>' in page and '<td class="rio-number">–</td>' in page
     assert "box AP on b, 8 of 8 runs" in page
 
 
@@ -151,11 +151,11 @@ def test_a_studys_tables_for_a_paper(opened):
     texts = opened.copy_table().texts
     assert list(texts) == ["Markdown, box AP", "LaTeX, box AP", "Markdown, mask AP", "LaTeX, mask AP"]
     arms, differences, how = (" ".join(text.split()) for text in texts["Markdown, box AP"].split("\n\n"))
-    assert "| plus | 40.0 ± 0.5 | 16.0 ± 0.5 | – | 64.0 ± 0.5 |" in arms
+    assert "| plus | **40.0 ± 0.5** | **16.0 ± 0.5** | – | **64.0 ± 0.5** |" in arms
     assert "| plus − base | **+1.0** [+1.0, +1.0] | **+2.0** [+2.0, +2.0] | – | +0.0 [+0.0" in differences
     assert "bold where resolved" in how
     latex = " ".join(texts["LaTeX, box AP"].split())
-    assert r"plus & 40.0 $\pm$ 0.5 & 16.0 $\pm$ 0.5 & -- & 64.0 $\pm$ 0.5 \\" in latex
+    assert r"mixed & 39.0 $\pm$ 1.5 & 14.0 $\pm$ 3.5 & -- & \textbf{64.0 $\pm$ 0.5} \\" in latex
     assert r"worse $-$ base & $\mathbf{-0.5}$ [$-0.5$, $-0.5$] & $+0.0$" in latex
 
 
