@@ -24,8 +24,10 @@ def evaluate(args: argparse.Namespace) -> int:
         if args.calibration or args.tune_on:
             raise UsageError("--calibration: expected --weights, found --results, whose scores are final")
         from rio.results.evaluation import evaluate
+        from rio.results.records import carries_masks
 
-        evaluation = evaluate(ground_truth(args), args.results, **how)
+        masks = carries_masks(args.results) if args.iou_type is None else args.iou_type != ["bbox"]
+        evaluation = evaluate(ground_truth(args, segmentations=masks), args.results, **how)
         print(evaluation.table())
         if args.output_dir:
             os.makedirs(args.output_dir, exist_ok=True)

@@ -60,7 +60,7 @@ def config(args: argparse.Namespace) -> Any:
     return load_config(path, [*opts, *args.opts])
 
 
-def ground_truth(args: argparse.Namespace) -> Any:
+def ground_truth(args: argparse.Namespace, *, segmentations: bool = True) -> Any:
     """The Annotations that a results file belongs to, grouped by the image counts of --train-json if given."""
     from rio.data.load import load_annotations
     from rio.data.names import split_options
@@ -68,10 +68,19 @@ def ground_truth(args: argparse.Namespace) -> Any:
     if not args.gt:
         raise UsageError("--results: expected --gt JSON, the ground truth that the results belong to")
     path, on_error, borders = split_options(args.gt)
-    truth = load_annotations(path, image_root=getattr(args, "gt_images", None), on_error=on_error)
+    root = getattr(args, "gt_images", None)
+    truth = load_annotations(path, image_root=root, on_error=on_error, segmentations=segmentations)
+    report_left_out(truth)
     truth = truth.with_borders(borders)
     if args.train_json:
         path, on_error, borders = split_options(args.train_json)
         train = load_annotations(path, segmentations=False, on_error=on_error)
         truth = truth.with_frequency_of(train.with_borders(borders))
     return truth
+
+
+def report_left_out(truth: Any) -> None:
+    """Say what `?skip` left out."""
+    if truth.skipped:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in truth.skipped_counts().items())
+        print(f"{truth.path}: left out {len(truth.skipped)} records ({kinds}); the first: {truth.skipped[0].record}")

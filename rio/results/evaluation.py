@@ -34,10 +34,12 @@ from rio.results.matching import (
     MaskOverlaps,
     mask_precision,
     precision_without_predictions,
+    segmentation_of,
 )
 from rio.results.official import coco_precision, lvis_precision
 from rio.results.protocols import PROTOCOLS
 from rio.results.reading import Results, load_results, results_error
+from rio.results.records import carries_masks
 
 IOU_TYPES = ("bbox", "segm", "boundary")
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
@@ -82,7 +84,8 @@ def evaluate(
         ValueError: an unknown IoU type, protocol or backend.
     """
     if not isinstance(annotations, Annotations):
-        annotations = load_annotations(annotations, segmentations=iou_types is None or bool(_OF_MASKS & {*iou_types}))
+        masks = carries_masks(results) if iou_types is None else bool(_OF_MASKS & {*iou_types})
+        annotations = load_annotations(annotations, segmentations=masks)
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, found {protocol!r}.")
     rules = PROTOCOLS[protocol]
@@ -111,15 +114,23 @@ def evaluate(
         annotations = replace(annotations, areas=beyond)
     judged = JudgedPairs.of(annotations)
     by_packages = protocol == "coco" or backend == "lvis"  # they compare the masks by themselves
-    overlaps = None if by_packages else MaskOverlaps(annotations, judged, iou_types or ("bbox", "segm"))
+    without = np.flatnonzero(judged.ground_truth & (annotations.mask_length == 0))
+    if len(without) and iou_types is not None and _OF_MASKS & {*iou_types}:
+        segmentation_of(annotations, int(without[0]))  # raises
+    wanted = iou_types or (("bbox",) if len(without) else ("bbox", "segm"))
+    overlaps = None if by_packages else MaskOverlaps(annotations, judged, wanted)
     loaded = load_results(results, annotations, taker=overlaps)
     has_masks = loaded.mask_areas is not None
     if not len(loaded) and not allow_empty:
         fix = "check that the model is trained and MODEL.ROI_HEADS.SCORE_THRESH_TEST low enough; allow_empty=True "
         fix += "evaluates it as 0"
-        raise results_error(loaded.source, "top level", "at least one prediction", "an empty list", fix)
+        found = f"{loaded.left_out} of other categories or images" if loaded.left_out else "an empty list"
+        raise results_error(loaded.source, "top level", "at least one prediction", found, fix)
+    notes = _notes(annotations, judged, protocol, loaded)
     if iou_types is None:
-        iou_types = [t for t, there in (("bbox", True), ("segm", has_masks)) if there]
+        iou_types = [t for t, there in (("bbox", True), ("segm", has_masks and not len(without))) if there]
+        if has_masks and len(without):
+            notes.append("the ground truth has boxes only, so the masks of the results were not judged")
     if _OF_MASKS & {*iou_types} and len(loaded) and not has_masks:
         fix = "evaluate boxes only with iou_types=('bbox',), or write masks"
         raise results_error(loaded.source, "record 0, key 'segmentation'", "an RLE mask", "nothing", fix)
@@ -165,9 +176,33 @@ def evaluate(
     ap50 = min((_mean(array[[0], :, :, 0]) for array in precision.values()), default=math.nan)
     cap = max_dets if protocol != "coco" else -1
     findings = diagnose(annotations, loaded, judged.ground_truth, ap50=ap50, max_dets=cap, masks=masks)
-    info["diagnosis"] = [finding.text for finding in findings]
+    info |= {"diagnosis": [finding.text for finding in findings], "notes": notes}
     del loaded, overlaps, results  # room for the summary
     return _summary(annotations, precision, info)
+
+
+def _notes(annotations: Annotations, judged: JudgedPairs, protocol: str, results: Results) -> list[str]:
+    """What AP leaves unsaid: where its groups come from, and what has no part in it."""
+    notes, declared = [], annotations.declared_frequency
+    objects = int((~annotations.iscrowd).sum())
+    empty = int(((annotations.areas <= 0) & ~annotations.iscrowd).sum()) if protocol != "coco" else 0
+    if not judged.ground_truth.any():
+        notes.append(f"{annotations.path} has no object to judge by{f' (all {empty} have area 0)' if empty else ''}")
+    elif empty:
+        notes.append(
+            f"{empty} of {objects} objects have an area of 0 and are left out, by LVIS's rule. Fix: write their area, "
+            "or leave the key out"
+        )
+    if declared is None or (declared == "").any():
+        notes.append(
+            f"the groups of APr, APc and APf are by the image counts of {annotations.path} itself. Fix: give the "
+            "training set (--train-json, or Annotations.with_frequency_of)"
+        )
+    if results.left_out:
+        notes.append(
+            f"{results.left_out} predictions of categories or images that the ground truth lacks were left out"
+        )
+    return notes
 
 
 def box_evaluator(
@@ -222,7 +257,8 @@ class Evaluation:
             of the ground truth evaluated on), AP_bbox, AP_segm (percent, NaN if absent or not evaluated), and
             AP_boundary if evaluated.
         info: annotations, results (paths), images, predictions, max_dets, backend, protocol, per IoU type how many
-            predictions were judged and why the others were not, and the diagnosis (`rio.results.diagnosis`): sentences.
+            predictions were judged and why the others were not; as sentences the diagnosis (`rio.results.diagnosis`)
+            and notes of what AP leaves unsaid.
         precision: {"bbox": (10 IoU thresholds, 101 recalls, K, 4 area ranges) float64 in 0..1, -1 absent};
             axes in IOU_THRESHOLDS, RECALL_THRESHOLDS, class_id, AREA_LABELS. Empty after `from_json`: it is
             not stored.
@@ -234,13 +270,14 @@ class Evaluation:
     precision: dict[str, np.ndarray] = field(default_factory=dict)
 
     def table(self) -> str:
-        """The nine metrics of each IoU type as aligned text, "-" where there is nothing to judge by; the diagnosis."""
+        """The nine metrics of each IoU type as text, "-" where there is nothing to judge by; the diagnosis; notes."""
         rows = [["", *METRICS]]
         for iou_type, values in self.metrics.items():
             rows.append([iou_type, *("-" if math.isnan(values[m]) else f"{values[m]:.2f}" for m in METRICS)])
         width = max(6, *(len(row[0]) + 1 for row in rows))
         lines = [row[0].ljust(width) + "".join(cell.rjust(7) for cell in row[1:]) for row in rows]
         notes = [f"Diagnosis (nothing was changed): {text}." for text in self.info.get("diagnosis", ())]
+        notes += [f"Note: {text}." for text in self.info.get("notes", ())]
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *notes])
 
     def precision_recall(self, category_id: int, *, iou_type: str = "bbox", iou_threshold: float = 0.5) -> pd.DataFrame:

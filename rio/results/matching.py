@@ -13,6 +13,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from rio.data.annotations import Annotations
+from rio.data.errors import AnnotationError
 from rio.data.masks import rle_of
 from rio.results.boundary import boundary_of
 from rio.results.federated import JudgedPairs, Prepared, is_in
@@ -112,14 +113,13 @@ class MaskOverlaps:
 
 
 def segmentation_of(annotations: Annotations, index: int) -> Any:
-    """An annotation's mask as in the file; a ValueError where there is none."""
+    """An annotation's mask as in the file; an AnnotationError where there is none."""
     segmentation = annotations.segmentation(index)
     if segmentation is None:
-        raise ValueError(
-            f"{annotations.path}: annotation {int(annotations.annotation_ids[index])}, key 'segmentation': expected "
-            "polygons or an RLE, found nothing. Fix: evaluate boxes only with iou_types=('bbox',), or load the "
-            "annotations with segmentations=True."
-        )
+        record = f"annotation {int(annotations.annotation_ids[index])}"
+        fix = "evaluate boxes only with iou_types=('bbox',) (--iou-type bbox), or load the annotations with "
+        expected, fix = "polygons or an RLE", fix + "segmentations=True"
+        raise AnnotationError(annotations.path, record, "segmentation", expected, "nothing", fix, "no_segmentation")
     return segmentation
 
 

@@ -7,27 +7,25 @@ millions of boxes need little more memory than their columns.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
-import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Protocol, TypedDict
+from typing import Any, NoReturn, Protocol
 
 import hotcoco
-import msgspec
 import numpy as np
 
 from rio.data.annotations import Annotations, index_of
 from rio.data.masks import RLE, fault_of
-from rio.data.reading import explain_json, reject_type, without_collection
+from rio.data.names import split_options
+from rio.data.reading import without_collection
+from rio.results.records import EXPECTED_LIST, NotJSONError, Record, pieces, records_of, records_of_json
 from rio.results.rles import Rles, rle_totals
 
 PIECE_BYTES = 1 << 19  # its Python objects stay in the processor's cache until they are columns
@@ -42,11 +40,12 @@ def results_error(source: str, where: str, expected: str, found: str, fix: str) 
     return ResultsError(f"{source}: {where}: expected {expected}, found {found}. Fix: {fix}.")
 
 
-_LIST = "a list of records"
 _FIXES = {
     "": "give a list of {image_id, category_id, score, bbox and/or segmentation}, not a ground-truth file",
-    "image_id": "write ids of the ground truth that is evaluated on; these results may belong to another data set",
-    "category_id": "write ids of the ground truth that is evaluated on, not 0-based class ids",
+    "image_id": "write ids of the ground truth that is evaluated on; these results may belong to another data set "
+    "(?skip at the end of the file's name leaves predictions of other images out)",
+    "category_id": "write ids of the ground truth that is evaluated on, not 0-based class ids "
+    "(?skip at the end of the file's name leaves predictions of other categories out)",
     "score": "leave such predictions out; a NaN score comes from a diverged model",
     "bbox": "write boxes as [x, y, width, height] in pixels, not as corners, and leave those that are not finite out",
     "segmentation": "encode masks by pycocotools.mask.encode at the size of their image, and decode the counts to str",
@@ -70,6 +69,7 @@ class Results:
         rles: N masks, or None where the records carry no `segmentation`.
         mask_areas: (N,) float64 pixels, or None.
         num_images: number of images of the ground truth.
+        left_out: predictions of categories or images that the ground truth lacks, which were left out.
     """
 
     source: str
@@ -81,6 +81,7 @@ class Results:
     rles: Rles | None
     mask_areas: np.ndarray | None
     num_images: int
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -131,6 +132,7 @@ def load_results(
     annotations: Annotations,
     *,
     taker: MaskTaker | None = None,
+    on_error: str = "raise",
 ) -> Results:
     """Reads results and checks them against their ground truth.
 
@@ -139,6 +141,8 @@ def load_results(
             bytes, too), or `Results` (returned as they are).
         annotations: the ground truth; gives the known image and category ids.
         taker: is given the masks, which are then not kept (`Results.rles` is None).
+        on_error: "raise", or "skip" (also as "?skip" at the end of a path): leave predictions of categories and images
+            that the ground truth lacks out, counted in `Results.left_out`.
 
     Returns:
         Results; may be empty.
@@ -154,37 +158,16 @@ def load_results(
             raise results_error(results.source, "results", expected, found, "load them again with load_results")
         return results
     if isinstance(results, (str, os.PathLike)):
-        columns = _Columns(annotations, str(results), taker)
-        _read_file(Path(results), columns)
+        path, of_name, _ = split_options(os.fspath(results))
+        columns = _Columns(annotations, path, taker, "skip" in (on_error, of_name))
+        _read_file(Path(path), columns)
     else:
-        columns = _Columns(annotations, "results", taker)
+        columns = _Columns(annotations, "results", taker, on_error == "skip")
         if not isinstance(results, Sequence):
-            raise columns.error(None, _LIST, type(results).__name__)
+            raise columns.error(None, EXPECTED_LIST, type(results).__name__)
         for start in range(0, len(results), PIECE_RECORDS):
-            columns.add(_records(results[start : start + PIECE_RECORDS], columns))
+            columns.add(records_of(results[start : start + PIECE_RECORDS], columns))
     return columns.results()
-
-
-_Id = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-_Side = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
-_Run = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
-
-
-class _Rle(TypedDict):
-    size: tuple[_Side, _Side]
-    counts: str | list[_Run]
-
-
-class _Record(msgspec.Struct, gc=False):
-    image_id: _Id
-    category_id: _Id
-    score: float
-    bbox: tuple[float, float, float, float] | None = None
-    segmentation: _Rle | None = None
-
-
-_decode = msgspec.json.Decoder(list[_Record]).decode
-_FAULTS = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError)  # UnicodeDecodeError is a ValueError
 
 
 def _read_file(path: Path, columns: _Columns) -> None:
@@ -194,87 +177,34 @@ def _read_file(path: Path, columns: _Columns) -> None:
             "detectron2's evaluator wrote."
         )
     with path.open("rb") as file:
-        for start, piece in _pieces(file):
+        for start, piece in pieces(file, PIECE_BYTES):
             try:
-                columns.add(_records_of_json(piece, columns))
-            except _NotJSON:  # a string that holds "},{" fools `_pieces`: try the rest in one piece
+                columns.add(records_of_json(piece, columns))
+            except NotJSONError:  # a string that holds "},{" fools `pieces`: try the rest in one piece
                 file.seek(start)
                 try:
-                    columns.add(_records_of_json((b"[" if start else b"") + file.read(), columns))
-                except _NotJSON as error:
+                    columns.add(records_of_json((b"[" if columns.count else b"") + file.read(), columns))
+                except NotJSONError as error:
                     raise columns.error(None, *error.args) from None
                 return
-
-
-class _NotJSON(Exception):
-    """Expected, found, fix."""
-
-
-def _pieces(file: io.BufferedIOBase) -> Iterator[tuple[int, bytes]]:
-    """A JSON list of objects as shorter lists of the same objects, with where each begins in the file."""
-    start, buffer = 0, b""
-    while block := file.read(PIECE_BYTES):
-        buffer += block
-        end = len(buffer)
-        while (end := buffer.rfind(b"{", 0, end)) > 0:
-            before = max(0, end - 64)
-            boundary = re.search(rb"\}\s*,\s*$", buffer[before:end])
-            if boundary is not None:
-                yield start, (b"[" if start else b"") + buffer[: before + boundary.start() + 1] + b"]"
-                start, buffer = start + end, buffer[end:]
-                break
-    yield start, (b"[" if start else b"") + buffer
-
-
-def _records_of_json(text: bytes, columns: _Columns) -> list[_Record]:
-    with contextlib.suppress(*_FAULTS):
-        return _decode(text)
-    try:
-        records = json.loads(text)  # reads NaN and Infinity, which Python's own json.dump writes and which are not JSON
-    except (ValueError, RecursionError):
-        try:
-            records = msgspec.json.decode(text)
-        except _FAULTS as error:
-            raise _NotJSON(*explain_json(text, error)) from None
-    if not isinstance(records, list):
-        is_object = isinstance(records, dict)
-        found = f"an object with the keys {sorted(records)[:5]}" if is_object else type(records).__name__
-        raise columns.error(None, _LIST, found)
-    return _records(records, columns)
-
-
-def _records(records: Sequence[Any], columns: _Columns) -> list[_Record]:
-    with contextlib.suppress(*_FAULTS):
-        return msgspec.convert(records, list[_Record])
-    found = []  # a real fault, or merely NumPy's numbers and bytes: look at each record
-    for row, record in enumerate(records):
-        try:
-            found.append(msgspec.convert(_plain(record), _Record))
-        except _FAULTS as error:
-            reject_type(error, str(row), columns.reject)
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """NumPy's numbers and arrays, tuples and bytes as JSON has them."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, bytes):
-        return value.decode("latin-1")
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
 _DTYPES = {"image_index": np.int32, "class_id": np.int32, "scores": np.float64, "boxes": np.float64}
 _DTYPES |= {"areas": np.float64, "lengths": np.int64, "sizes": np.int32, "counts": np.uint8}
 
 
+def _indices(known: np.ndarray, key: str, records: list[Record]) -> np.ndarray:
+    """(n,) int64: where each record's id is among the known ones, -1 where it is not."""
+    return index_of(known, np.fromiter(map(attrgetter(key), records), np.int64, len(records)))
+
+
 class _Columns:
     """What the records read so far hold; checked."""
 
-    def __init__(self, annotations: Annotations, source: str, taker: MaskTaker | None) -> None:
-        self.annotations, self.source, self.taker = annotations, source, taker
+    def __init__(self, annotations: Annotations, source: str, taker: MaskTaker | None, skip: bool) -> None:
+        self.annotations, self.source, self.taker, self.skip = annotations, source, taker, skip
+        self.seen, self.left_out = 0, 0  # records before the piece that is being read, and those left out
+        self.position: np.ndarray | None = None  # of the rest of the piece, where records were left out of it
         self.sizes = np.stack([annotations.image_height, annotations.image_width], axis=1).astype(np.int32)
         self.count, self.has_boxes, self.has_masks = 0, True, False
         self.bytes: defaultdict[str, bytearray] = defaultdict(bytearray)  # which grow in place; arrays would be copied
@@ -285,7 +215,8 @@ class _Columns:
             where, key = f"after record {self.count - 1}" if self.count else "top level", ""
         else:
             key, *words = words
-            where = f"record {self.count + row}, key '{key}'"
+            row = row if self.position is None else int(self.position[row])
+            where = f"record {self.seen + row}, key '{key}'"
         expected, found, fix = (*words, _FIXES.get(re.split(r"\W", key)[0], _FIXES[""]))[:3]
         return results_error(self.source, where, expected, found, fix)
 
@@ -298,8 +229,20 @@ class _Columns:
             row = int(np.argmin(good))
             raise self.error(row, key, expected, repr(values[row].tolist()))
 
-    def add(self, records: list[_Record]) -> None:
+    def add(self, records: list[Record]) -> None:
         """Checks the next n records and takes them over."""
+        self.position, total = None, len(records)
+        if self.skip:
+            a = self.annotations
+            known = _indices(a.image_ids, "image_id", records) >= 0
+            known &= _indices(a.category_ids, "category_id", records) >= 0
+            self.position = np.flatnonzero(known)
+            records = [records[row] for row in self.position.tolist()]
+            self.left_out += total - len(records)
+        self._add(records)
+        self.seen += total
+
+    def _add(self, records: list[Record]) -> None:
         if not records:
             return
         n = len(records)
@@ -349,7 +292,9 @@ class _Columns:
         if (sizes != self.sizes[image_index]).any():
             row = int((sizes != self.sizes[image_index]).any(1).argmax())
             expected = f"{self.sizes[image_index[row]].tolist()} [height, width]"
-            raise self.error(row, "segmentation.size", expected, str(sizes[row].tolist()))
+            found, turned = str(sizes[row].tolist()), sizes[row].tolist()[::-1] == self.sizes[image_index[row]].tolist()
+            fix = ["the mask may be transposed: encode a (height, width) array in Fortran order"] if turned else []
+            raise self.error(row, "segmentation.size", expected, found, *fix)
         rows = np.arange(n)
         if self.taker is not None and self.has_boxes:  # else a mask says where a prediction is, wanted or not
             rows = np.flatnonzero(self.taker.wants(image_index, class_id))
@@ -395,5 +340,5 @@ class _Columns:
             rles = Rles(counts, np.concatenate([[0], np.cumsum(lengths)]), sizes.reshape(-1, 2))
         return Results(
             self.source, image_index, class_id, scores, boxes.reshape(-1, 4), self.has_boxes,
-            rles, areas if self.has_masks else None, len(self.sizes),
+            rles, areas if self.has_masks else None, len(self.sizes), self.left_out,
         )  # fmt: skip

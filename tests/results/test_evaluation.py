@@ -293,8 +293,9 @@ def test_boxes_alone_leave_the_masks_of_the_ground_truth_unread(lvis_file):
     path = lvis_file([image(5)], [category(8)], [broken])
     results = [prediction(5, 8, 0.5, [10, 10, 20, 20])]
     assert evaluate(path, results, iou_types=("bbox",)).metrics["bbox"]["AP"] == pytest.approx(100)
+    assert evaluate(path, results, iou_types=None).metrics["bbox"]["AP"] == pytest.approx(100)
     with pytest.raises(ValueError, match="segmentation"):
-        evaluate(path, results, iou_types=None)
+        evaluate(path, results)
 
 
 @pytest.fixture

@@ -51,7 +51,10 @@ BAD = {
     "no counts": ([{**MASK, "segmentation": {"size": [HEIGHT, WIDTH]}}], r"key 'segmentation.counts'.*no such key"),
     "counts a number": ([mask_of(5)], r"counts'.*`str . array`.*`int`"),
     "bad size": ([{**MASK, "segmentation": {**MASK["segmentation"], "size": [HEIGHT]}}], r"size'.*length 2.*found 1"),
-    "size swapped": ([mask_of("0", (WIDTH, HEIGHT))], r"record 0, key 'segmentation.size'.*\[90, 120\].*\[120, 90\]"),
+    "size swapped": (
+        [mask_of("0", (WIDTH, HEIGHT))],
+        r"record 0, key 'segmentation.size'.*\[90, 120\].*\[120, 90\].*transposed",
+    ),
     "score of 400 digits": ([{**GOOD, "score": 10**400}], r"record 0, key 'score'.*out of range"),
     "box of 400 digits": ([{**GOOD, "bbox": [1, 2, 10**400, 4]}], r"record 0, key 'bbox.2.'.*out of range"),
     "size of 400 digits": ([mask_of("0", (10**400, 4))], r"size\[0\]'.*2147483647"),
