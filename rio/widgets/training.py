@@ -25,6 +25,7 @@ from rio import plots
 from rio.data import names
 from rio.study.process import ALIVE, LaunchError, Training, train_command
 from rio.widgets import theme
+from rio.widgets.watch import Watch
 
 REFRESH_SECONDS = 2.0
 STYLE = (theme.FOLDER / "training.css").read_text(encoding="utf-8")
@@ -198,6 +199,14 @@ class TrainingPanel(ipywidgets.VBox):
             self._try(self._start)
         self.refresh()
         return self.run.state()
+
+    def beside(self, *folders: str | os.PathLike[str]) -> Watch:
+        """Curves of this run and others over their iterations, kept up to date while any of them trains.
+
+        Args:
+            folders: of the other runs.
+        """
+        return Watch(list(dict.fromkeys([self.run.path, *map(names.find, folders)])))
 
     def wait(self, seconds: float) -> str:
         """Wait until the training has ended, at most `seconds`, and return its state; the figure is kept up to date."""
