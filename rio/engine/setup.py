@@ -20,6 +20,7 @@ from rio.data.files import write_atomically
 from rio.data.names import annotations_of
 from rio.engine.errors import TrainingError
 from rio.engine.feature_store import FeatureStore
+from rio.engine.preflight import check_sides, check_test_set
 from rio.engine.records import fractal_dimensions, rarer_half, resolve, target_class_ids
 from rio.engine.weights import CheckpointError
 
@@ -38,7 +39,8 @@ def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
         A frozen copy, which describes the run completely.
 
     Raises:
-        TrainingError: OUTPUT_DIR holds a run and `resume` is False, or it is not writable.
+        TrainingError: OUTPUT_DIR holds a run and `resume` is False, it is not writable, or a validation picture cannot
+            be read or has another size than its record.
         ConfigError: Not exactly one training set, something that does not fit the data, or see `rio.config.validate`.
     """
     has_run = os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
@@ -64,6 +66,9 @@ def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
     _resolve_num_classes(cfg, train, cfg.DATASETS.TRAIN[0])
     for name in cfg.DATASETS.TEST:
         check_same_categories(train, annotations_of(name))
+        check_test_set(cfg, name, annotations_of(name))
+    if not cfg.MODEL.RIO.FEATURES:
+        check_sides(train, min(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN, "TRAIN")
     _resolve_features(cfg, train)
     _resolve_masks(cfg, train)
     _resolve_bank(cfg, train)

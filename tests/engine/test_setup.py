@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from detectron2.utils import comm
+from PIL import Image
 
 from rio.config import ConfigError, load_config
 from rio.data.names import annotations_of
@@ -118,3 +121,70 @@ def test_inference_needs_no_training_set(tiny_config, tmp_path):
     with pytest.raises(FileNotFoundError, match="gone/train.json"):
         setup_inference(tiny_config(tmp_path, *neither))
     assert len(setup_inference(tiny_config(tmp_path, *neither), need_test_sets=False).DATASETS.TEST) == 0
+
+
+# ---- before the first iteration
+
+
+@pytest.fixture
+def val_copy(tiny_set, tmp_path):
+    """A copy of the validation set, to spoil: its records, and a function that gives its name once they are written."""
+    shutil.copytree(tiny_set / "val", tmp_path / "pictures")
+    data = json.loads((tiny_set / "val.json").read_text())
+
+    def name(options: str = "") -> str:
+        (tmp_path / "val.json").write_text(json.dumps(data))
+        return repr((f"{tmp_path}/val.json@{tmp_path}/pictures{options}",))
+
+    return data, tmp_path / "pictures", name
+
+
+def test_a_set_without_images_is_found_before_training(tiny_config, tmp_path, val_copy):
+    data, _, name = val_copy
+    for image in data["images"]:
+        image["width"] = 32.5
+    with pytest.raises(ConfigError, match=r"val\.json.*no image to evaluate on \(.* records were left out: .*type 6"):
+        setup_training(tiny_config(tmp_path / "run", "DATASETS.TEST", name("?skip")))
+    data["images"], data["annotations"] = [], []
+    with pytest.raises(ConfigError, match=r"no image to evaluate on\. Fix"):
+        setup_training(tiny_config(tmp_path / "run", "DATASETS.TEST", name()))
+
+
+def test_a_set_without_objects_is_said_before_training(tiny_config, tmp_path, val_copy):
+    data, _, name = val_copy
+    data["annotations"] = []
+    setup_training(tiny_config(tmp_path / "run", "DATASETS.TEST", name()))
+    assert "has no object: every AP will be '-'" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_spoilt_validation_pictures_are_found_before_training(tiny_config, tmp_path, val_copy):
+    data, folder, name = val_copy
+    first, second = (folder / data["images"][i]["file_name"] for i in (0, 1))
+    whole, other = first.read_bytes(), second.read_bytes()
+    first.write_bytes(whole[:-300])
+    with pytest.raises(TrainingError, match=rf"validation picture .*{first.name}: expected a picture, found: .*Fix: "):
+        setup_training(tiny_config(tmp_path / "run", "DATASETS.TEST", name()))
+    second.write_bytes(other[:50])
+    with pytest.raises(TrainingError, match=r"\(1 more pictures with a fault\)"):
+        setup_training(tiny_config(tmp_path / "run", "DATASETS.TEST", name()))
+    second.write_bytes(other)
+    with Image.open(io.BytesIO(whole)) as picture:
+        width, height = picture.size
+        exif = picture.getexif()
+        exif[0x112] = 6
+        picture.crop((0, 0, width, height // 2)).save(first, exif=exif)
+    words = (
+        rf"expected {width} x {height} px as in .*val\.json, found {height // 2} x {width} px, turned by its EXIF data"
+    )
+    with pytest.raises(TrainingError, match=words):
+        setup_training(tiny_config(tmp_path / "run", "DATASETS.TEST", name()))
+
+
+@pytest.mark.parametrize("split", ["TRAIN", "TEST"])
+def test_a_picture_too_thin_to_resize_is_found_before_training(split, tiny_config, tmp_path, val_copy):
+    data, folder, name = val_copy
+    data["images"][0] |= {"width": 3000, "height": 2}
+    data["annotations"] = [a for a in data["annotations"] if a["image_id"] != data["images"][0]["id"]]
+    Image.new("RGB", (3000, 2)).save(folder / data["images"][0]["file_name"])
+    with pytest.raises(TrainingError, match=rf"sides of 1 px or more .*MAX_SIZE_{split}.* found none of 3000 x 2 px"):
+        setup_training(tiny_config(tmp_path / "run", f"DATASETS.{split}", name()))
