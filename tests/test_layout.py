@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"pandas", "matplotlib", "ipywidgets", "anywidget", "traitlets", "IPython", "cv2", "PIL", "yaml", "psutil"}
     | {"pycocotools", "rio.data", "rio.results", "rio.analysis", "rio.plots", "rio.study"},
     "cli": LIGHT
-    | {"torch", "detectron2", "matplotlib"}
+    | {"torch", "detectron2", "matplotlib", "hotcoco", "yaml"}
     | {"rio.config", "rio.trainer", "rio.data", "rio.shapes", "rio.engine", "rio.results", "rio.plots", "rio.study"}
     | {"rio.report", "rio.check"},
     "install": {"rio.data.files"},  # which is standard library only

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rio.cli import check, commands, launch, pictures
+from rio.cli import check, commands, convert, launch, pictures
 from rio.cli.common import drop_known_warnings, is_ours
 from rio.results.protocols import PROTOCOLS
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = make_parser()
     args, extra = parser.parse_known_args(argv)
-    words = {"predict": "inputs", "info": None, "demo": None, "check": None}.get(args.command, "opts")
+    words = {"predict": "inputs", "info": None, "demo": None, "check": None, "convert": None}.get(args.command, "opts")
     if flags := [word for word in extra if word.startswith("-") or words is None]:
         parser.error(f"unknown argument {flags[0]!r}; see `python -m rio {args.command} --help`")
     if extra:  # argparse takes free words in one place only; ours may stand on both sides of a flag
@@ -99,6 +99,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--train-images", metavar="DIR", help="the training set's image folder")
     add("--results", metavar="JSON", help="a results file of these images: read, and evaluated for its diagnosis")
     add("--write", metavar="FIXED", help="write a repaired copy: what has one right answer; every change is listed")
+
+    add = command("convert", convert.convert)
+    add("format", choices=sorted(convert.FORMATS), help="; ".join(f"{k}: {v}" for k, v in convert.FORMATS.items()))
+    add("source", metavar="SOURCE", help="the folder or file that the tool has exported")
+    add("output", metavar="JSON", help="the COCO-format file to write")
+    add("--images", required=True, metavar="DIR", help="the folder of the images")
 
     add = command("train", launch.train)
     config(add)
