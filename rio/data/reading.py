@@ -218,11 +218,13 @@ def read_whole(path: str, problems: Problems, segmentations: bool) -> Contents:
         except msgspec.ValidationError:
             raws = lists_of(data, msgspec.Raw, msgspec.Raw, msgspec.Raw)
             ids, kinds = ids_of(raws), (Image, Category, kind)
-            images, categories, boxes = (
-                part and _decode_each(part, kind, noun, problems, ids)
+            decoded = [
+                None if part is None else _decode_each(part, kind, noun, problems, ids)
                 for part, kind, noun in zip(raws, kinds, NOUNS, strict=True)
-            )
+            ]
+            images, categories = ([record for portion in part or () for record in portion] for part in decoded[:2])
             problems.ids = ids.of
+            return images, categories, None if decoded[2] is None else rows_of(decoded[2])
     except msgspec.ValidationError as error:
         reject_type(error, "file", problems.fatal)
         raise
@@ -268,12 +270,15 @@ def content_of(path: str) -> memoryview:
         raise AnnotationError(path, "file", "-", "a JSON file", "a folder", fix, "json") from None
 
 
-def _decode_each(raws: list[msgspec.Raw], kind: type, noun: str, problems: Problems, ids: Ids) -> list[Any]:
-    """Records of the right types; what can be repaired is, others are rejected, a category always as an error."""
+def _decode_each(raws: list[msgspec.Raw], kind: type, noun: str, problems: Problems, ids: Ids) -> Iterator[list[Any]]:
+    """Portions of records of the right types; what can be repaired is, others are rejected, categories as an error."""
     decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
     reject = problems.refuse if noun == "category" else problems.reject
-    records = []
+    records: list[Any] = []
     for position, raw in enumerate(raws):
+        if len(records) == 4096:
+            yield records
+            records = []
         try:
             records.append(decoder.decode(raw))
             continue
@@ -293,7 +298,7 @@ def _decode_each(raws: list[msgspec.Raw], kind: type, noun: str, problems: Probl
                         problems.repair(change.kind, name, change.key, change.found, change.taken)
                     continue
         reject_type(fault, name, reject)
-    return records
+    yield records
 
 
 def reject_type(error: Exception, record: str, reject: Callable[..., None], within: str = "") -> None:

@@ -37,17 +37,17 @@ class Change(NamedTuple):
 
 _NOT_FINITE = re.compile(rb'"(?:[^"\\]|\\.)*"|(-?(?:NaN|Infinity|nan|inf)\b)')
 
+_MAYBE = re.compile(rb"NaN|Infinity|nan|inf")
 
-def without_nan(data: bytes | memoryview) -> tuple[bytes, int]:
+
+def without_nan(data: bytes | memoryview) -> tuple[bytes | memoryview, int]:
     """A JSON text with null in place of NaN and infinity, which Python writes and JSON does not have; how many."""
-    count = 0
-
-    def finite(match: re.Match[bytes]) -> bytes:
-        nonlocal count
-        count += match[1] is not None
-        return match[0] if match[1] is None else b"null"
-
-    return _NOT_FINITE.sub(finite, data), count
+    # Strings are stepped over: "NaN" may be a name.
+    spans = [m.span() for m in _NOT_FINITE.finditer(data) if m[1]] if _MAYBE.search(data) else []
+    ends = [0, *(end for _, end in spans)]
+    starts = [*(start for start, _ in spans), len(data)]
+    pieces = [data[a:b] for a, b in zip(ends, starts, strict=True)]
+    return b"null".join(pieces) if spans else data, len(spans)
 
 
 def short(value: Any) -> str:
