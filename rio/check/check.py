@@ -20,7 +20,7 @@ PathLike = str | os.PathLike[str]
 
 
 def check(
-    annotations: PathLike,
+    annotations: PathLike | Annotations,
     *,
     images: PathLike | None = None,
     train: PathLike | None = None,
@@ -31,7 +31,7 @@ def check(
     """Everything that is wrong with an annotation file, what it means for training and AP, and the fix.
 
     Args:
-        annotations: An LVIS- or COCO-format JSON; or "file.json@images".
+        annotations: An LVIS- or COCO-format JSON; or "file.json@images"; or columns, whose file is read again.
         images: Its image folder; pictures are looked for, and their headers read.
         train: The training set's file, if this one is to evaluate on: categories and pictures are compared.
         train_images: The training set's image folder.
@@ -87,8 +87,10 @@ def _results(path: str, data: Annotations) -> list[Finding]:
     return [found] if said else []
 
 
-def _split(name: PathLike, images: PathLike | None) -> tuple[str, str | None]:
-    """File and image folder, from "file.json@images" too."""
+def _split(name: PathLike | Annotations, images: PathLike | None) -> tuple[str, str | None]:
+    """File and image folder, from "file.json@images" and from columns too."""
+    if isinstance(name, Annotations):
+        return name.path, name.image_root if images is None else os.path.expanduser(os.fspath(images))
     path = split_options(os.path.expanduser(os.fspath(name)))[0]
     file, suffix, folder = [*re.split(r"(\.json)@", path, maxsplit=1, flags=re.I), "", ""][:3]
     if folder and images is None and not os.path.exists(path):

@@ -87,6 +87,7 @@ class ResultsCollector(DatasetEvaluator):
     def __init__(self, annotations: Annotations):
         self._order = {int(image_id): i for i, image_id in enumerate(annotations.image_ids)}
         self._category_ids = annotations.category_ids.tolist()
+        self._texts = {f"{noun}_id": texts for noun, texts in annotations.text_ids.items() if texts}
         self.reset()
 
     def reset(self) -> None:
@@ -100,7 +101,11 @@ class ResultsCollector(DatasetEvaluator):
 
     def evaluate(self) -> dict[str, list[dict]]:
         results = [result for part in comm.gather(self._results) for result in part]
-        return {"results": sorted(results, key=lambda result: self._order[result["image_id"]])}
+        results.sort(key=lambda result: self._order[result["image_id"]])
+        for key, texts in self._texts.items():  # ids that are text in the annotation file are in results too
+            for result in results:
+                result[key] = texts.get(result[key], result[key])
+        return {"results": results}
 
 
 def evaluate_model(
