@@ -16,7 +16,6 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads, FastRCNNOutputLayers, StandardROIHeads
-from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
@@ -147,7 +146,7 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
         logits, deltas = predictions
         classes, boxes, gt_boxes = _columns(proposals, deltas.device)
         softmax = isinstance(self.cls_loss, Softmax)
-        _log_classification_stats(logits if softmax else self.cls_loss.scores(logits.detach()), classes)
+        telemetry.log_accuracy(logits if softmax else self.cls_loss.scores(logits.detach()), classes, self.num_classes)
         bank, replay, features = self.memory_bank, None, getattr(predictions, "features", None)
         if bank is not None and features is not None:  # sample what was there before, then write this step's RoIs
             if bank.iteration >= self.bank_start_iter:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, hooks
+from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -34,6 +34,7 @@ import rio.roi_heads  # noqa: F401  both register their modules with detectron2
 from rio.engine.checkpoints import Checkpointer
 from rio.engine.errors import Interrupted, TrainingError, is_out_of_memory, not_finite, out_of_memory, own_words
 from rio.engine.feature_training import FeatureLoader, build_feature_loader
+from rio.engine.fewer_waits import AMPStep, Step, wait_less
 from rio.engine.hooks import EvaluateAndKeepBest, PeriodicCheckpoints, Writers, forget_lines_from, stop_signals_go_to
 from rio.engine.inference import evaluate_model, load_initial_weights, share_first_ranks_statistics
 from rio.engine.loader import INIT, STEP, TrainingLoader, build_training_loader, derived_seed, seed_libraries
@@ -65,7 +66,7 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
         if comm.get_world_size() > 1:
             device_ids = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
             model = DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
-        self._trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(model, self._loader, optimizer)
+        self._trainer = (AMPStep if cfg.SOLVER.AMP.ENABLED else Step)(model, self._loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         own_banks = cfg.MODEL.RIO.BANK_ENABLED and not cfg.MODEL.RIO.BANK_SYNC
         self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, own_banks=own_banks, trainer=weakref.proxy(self))
@@ -76,7 +77,7 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
-        model: torch.nn.Module = build_model(cfg)
+        model: torch.nn.Module = wait_less(build_model(cfg))
         parameters = [(p.numel() / 1e6, p.requires_grad) for p in model.parameters()]
         logger.info(
             "Model: %s with %s, %.1f M parameters, %.1f M trained, on %s",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.benchmarks import bench_evaluation, gpu, gpu_arms
+from tests.benchmarks import bench_evaluation, bench_waits, gpu, gpu_arms
 from tests.support import tiny_shapes
 
 
@@ -33,6 +33,12 @@ def test_rows_without_a_peer_or_with_other_numbers(monkeypatch):
     assert row["peer_cpu_s"] is row["cpu_ratio"] is None and row["met"] and row["ours_cpu_s"] == 20.0
     row = bench_evaluation.row("boxes", 1.0)
     assert row["what"].endswith("NOT THE SAME NUMBERS") and not row["met"]
+
+
+def test_the_waits_row_counts_what_the_parts_save():
+    ours, theirs = (bench_waits.waits("Mask", ours=ours) for ours in (True, False))
+    assert ours["bank"] == 2 and theirs["bank"] == theirs["rio"] == 0
+    assert sum(ours.values()) <= 40 < 80 < sum(theirs.values())
 
 
 # The GPU's, in small on a CPU

@@ -16,7 +16,9 @@ K: classes, T: target classes, S: slots, R: RoIs of a step, N: replayed rows, D:
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable, Iterator
 
 import torch
 from detectron2.utils.events import get_event_storage
@@ -45,6 +47,65 @@ def frequency_groups(letters: str, num_classes: int) -> Tensor | None:
     return torch.tensor([3, *map(FREQUENCY_GROUPS.index, letters), 3]) if letters else None
 
 
+Later = tuple[Tensor, Callable[[list[float]], None]]  # values on the device, and what writes them
+_later: list[Later] | None = None  # what the step has put off; None: nobody collects
+
+
+@contextlib.contextmanager
+def collected() -> Iterator[list[Later]]:
+    """Collect what the block gives to `put_later`; whoever opened it moves the values to the host at once."""
+    global _later
+    before, _later = _later, []
+    try:
+        yield _later
+    finally:
+        _later = before
+
+
+def put_later(values: Tensor, named: Callable[[list[float]], dict[str, float]], *, smoothing_hint: bool = True) -> None:
+    """Write scalars with the step's losses, or now, which waits for the device.
+
+    Args:
+        values: (n,) on the device.
+        named: the values on the host -> {name: scalar}.
+        smoothing_hint: of detectron2's ``put_scalar``.
+    """
+    storage = get_event_storage()
+    scope = "" if _later is None else storage._current_prefix  # of a cascade's stage, which is over by then
+
+    def put(host: list[float]) -> None:
+        scalars = {f"{scope}{name}": value for name, value in named(host).items()}
+        storage.put_scalars(smoothing_hint=smoothing_hint, **scalars)
+
+    if _later is None:
+        put(values.tolist())
+    else:
+        _later.append((values, put))
+
+
+def log_accuracy(logits: Tensor, gt_classes: Tensor, num_classes: int) -> None:
+    """detectron2's fast_rcnn/cls_accuracy, fg_cls_accuracy and false_negative, without its 6 waits.
+
+    Args:
+        logits: (R, C), or scores.
+        gt_classes: (R,) int64 class ids.
+        num_classes: K.
+    """
+    found, foreground = logits.argmax(dim=1), (gt_classes >= 0) & (gt_classes < num_classes)
+    right = found == gt_classes
+    counts = torch.stack([right, foreground, foreground & right, foreground & (found == num_classes)]).sum(dim=1)
+
+    def named(counts: list[float]) -> dict[str, float]:
+        right, number, right_foreground, missed = counts
+        shares = {"cls_accuracy": right / len(gt_classes)}
+        if number:
+            shares |= {"fg_cls_accuracy": right_foreground / number, "false_negative": missed / number}
+        return {f"fast_rcnn/{name}": share for name, share in shares.items()}
+
+    if len(gt_classes):
+        put_later(counts, named)
+
+
 def is_log_step() -> bool:
     """Whether the writers take this step's scalars."""
     return bool((get_event_storage().iter + 1) % LOG_PERIOD == 0)
@@ -58,7 +119,7 @@ def log(
     features: Tensor | None = None,
     replay: Replay | None = None,
 ) -> None:
-    """Write the telemetry of a step; waits for the device once.
+    """Write the telemetry of a step, with its losses.
 
     Args:
         gt_classes: (R,) int64 of the step's own RoIs.
@@ -80,11 +141,14 @@ def log(
         replayed = gt_classes[:0] if replay is None else replay.gt_classes
         found |= _shares("rois/share_{}_with_replay", frequency_group, gt_classes, replayed)
     if found:
-        storage = get_event_storage()
-        for name, value in zip(found, torch.stack(list(found.values())).tolist(), strict=True):
-            if math.isfinite(value):  # else there was nothing to compute it from, as a mean of no rows
-                # As it is: detectron2 would write the median of the last 20, which a resumed run lacks.
-                storage.put_scalar(name, value, smoothing_hint=False)
+        # Smoothed, detectron2 would write the median of the last 20, which a resumed run lacks. What is not finite
+        # had nothing to be computed from, as a mean of no rows.
+        values, names = torch.stack(list(found.values())), list(found)
+        put_later(
+            values,
+            lambda host: {n: v for n, v in zip(names, host, strict=True) if math.isfinite(v)},
+            smoothing_hint=False,
+        )
 
 
 def _shares(name: str, frequency_group: Tensor | None, *classes: Tensor) -> dict[str, Tensor]:
