@@ -17,6 +17,8 @@ from rio.data import names
 from rio.data.annotations import GROUP_NAMES
 from rio.widgets import theme
 from rio.widgets.balance import Lines
+from rio.widgets.inspector import Inspector
+from rio.widgets.source import open_predictions
 
 
 @theme.sentences
@@ -67,6 +69,23 @@ class Runs(analysis.Runs):
         texts = {f"{form}, {IOU_NAMES[kind]}": of(kind) for kind in self.iou_types for form, of in forms.items()}
         return Copy(texts=texts)
 
+    @theme.sentences
+    def inspect(self, category: str = "") -> Inspector:
+        """Notebook 05's view of the last arm's first seed, in step with the arm before it.
+
+        Args:
+            category: name of the one to begin with; "": all.
+
+        Raises:
+            NotebookError: results that are not there, or of another data set.
+        """
+        paths = [next(f.path for (a, _), f in self.folders.items() if a == arm) for arm in self.arms[-2:]]
+        sets = {"dataset": str(self.ground_truth), "train": self.training_set}
+        *before, last = (open_predictions(path, **sets) for path in paths)
+        view = Inspector(last, other=before[0] if before else None)
+        view.category.value = category
+        return view
+
     def save_figures(self, folder: str = "output/figures") -> Figures:
         """A button that writes all figures drawn so far for a paper: `rio.plots.save_all`."""
         return Figures(folder)
@@ -114,9 +133,20 @@ class Curves(ipywidgets.VBox):
         value, layout = order[0] if category is None else by_name[category], {"width": "520px"}
         self.choice = ipywidgets.Dropdown(options=options, value=value, description="category", layout=layout)
         self.chart, self.status = Lines(), ipywidgets.HTML()
-        super().__init__([self.choice, self.chart, self.status], layout={"max_width": "860px"})
+        look = ipywidgets.Button(description="Look at them", tooltip="as in notebook 05", icon="eye")
+        look.on_click(lambda _: self.look())
+        head = ipywidgets.HBox([self.choice, look])
+        super().__init__([head, self.chart, self.status])
         self.choice.observe(self._update, "value")
         self._update()
+
+    def look(self) -> None:
+        """Open the category's objects and predictions below the chart."""
+        try:
+            below = self._runs.inspect(self._runs.truth.category_names[self.choice.value])
+        except theme.NotebookError as error:
+            below = ipywidgets.HTML(theme.notice(str(error)))
+        self.children = (*self.children[:3], below)
 
     def _update(self, _change: object = None) -> None:
         runs, k, kind = self._runs, self.choice.value, self._kind

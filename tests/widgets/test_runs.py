@@ -52,6 +52,23 @@ def test_curves_follow_the_choice_of_category(runs):
     assert runs.curves(runs.truth.category_names[1]).choice.value == 1
 
 
+def test_a_category_of_the_curves_opens_its_objects(runs, finished_study, tmp_path):
+    curves = runs.curves()
+    curves.look()
+    view, name = curves.children[-1], runs.truth.category_names[curves.choice.value]
+    assert view.category.value == name and view.other is not None
+    assert view.source.title.endswith("rio-seed1") and view.other.title.endswith("rfs-seed1")
+    classes = view.source.entries.loc[view.rows, ["class_id", "gt_class"]]
+    assert (classes == curves.choice.value).any(axis=1).all()
+    curves.look()
+    assert len(curves.children) == 4, "in place of the first"
+    alone = rio.open_runs(finished_study / "rio-seed1").inspect()
+    assert alone.other is None and alone.category.value == ""
+    copy = rio.open_runs(shutil.copytree(finished_study / "rio-seed1", tmp_path / "rio-seed1"))
+    (tmp_path / "rio-seed1" / "instances_results.json").unlink()
+    assert "instances_results.json" in refused(copy.inspect)
+
+
 def test_tables_to_copy(runs):
     texts = runs.copy_table().texts
     assert list(texts) == ["Markdown, box AP", "LaTeX, box AP", "Markdown, mask AP", "LaTeX, mask AP"]
