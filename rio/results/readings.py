@@ -69,22 +69,36 @@ class Sample:
         names = ("image_index", "class_id", "scores", "boxes")
         columns = {name: getattr(results, name)[rows] for name in names}
         self.rows = dataclasses.replace(results, **columns, rles=None, mask_areas=None)
-        self.now = self.match(self.rows)
+        pairs = self._pairs(self.rows.image_index)
+        self.own = self._of_class(pairs, self.rows.class_id)
+        self.now = self._close(pairs, self.rows.boxes)  # whatever the class
         self.share = self.found(self.now, self.rows.class_id)
 
     def match(self, rows: Results, chosen: np.ndarray | None = None) -> Match:
-        """The best predictions of each image, as many as it has objects, against its objects, whatever the class."""
-        image = rows.image_index
-        objects = np.diff(self.first, append=self.first[-1])[image] * (image >= 0)
+        """The best predictions of each image, as many as it has objects, against its objects of their class."""
+        if chosen is None and rows.image_index is self.rows.image_index and rows.class_id is self.rows.class_id:
+            pairs = self.own  # other boxes alone
+        else:
+            pairs = self._of_class(self._pairs(rows.image_index, chosen), rows.class_id)
+        return self._close(pairs, rows.boxes)
+
+    def _pairs(self, image: np.ndarray, chosen: np.ndarray | None = None) -> Match:
+        objects = np.diff(self.first, append=self.first[-1])[image]  # 0 of image -1
         chosen = self.is_best & (self.rank < objects) if chosen is None else chosen & (objects > 0)
         at = np.flatnonzero(chosen)
         row, place = _each(at, objects[at])
-        target = self.first[image[row]] + place
-        close = pair_iou(rows.boxes[row], self.boxes[target]) >= FOUND_IOU
         wanted = np.zeros(len(self.classes), bool)
-        for one in np.unique(image[image >= 0]).tolist():
-            wanted[self.first[one] : self.first[one + 1]] = True
-        return Match(row[close], target[close], wanted)
+        for one in np.unique(image).tolist():
+            wanted[self.first[one] : self.first[one + 1] if one >= 0 else 0] = True
+        return Match(row, self.first[image[row]] + place, wanted)
+
+    def _of_class(self, pairs: Match, class_id: np.ndarray) -> Match:
+        same = class_id[pairs.row] == self.classes[pairs.object]
+        return Match(pairs.row[same], pairs.object[same], pairs.wanted)
+
+    def _close(self, pairs: Match, boxes: np.ndarray) -> Match:
+        close = pair_iou(boxes[pairs.row], self.boxes[pairs.object]) >= FOUND_IOU
+        return Match(pairs.row[close], pairs.object[close], pairs.wanted)
 
     def found(self, match: Match, class_id: np.ndarray, which: np.ndarray | None = None) -> tuple[float, int, int]:
         """Mean over classes of the share of objects found; how many objects are found, and of how many."""
