@@ -58,7 +58,7 @@ class Sample:
         objects = np.flatnonzero(ground_truth)
         self.boxes, self.classes = a.boxes[objects], a.annotation_class[objects]
         self.first = np.searchsorted(a.annotation_image[objects], np.arange(a.num_images + 1))
-        images = np.unique(results.image_index)
+        images = np.flatnonzero(np.bincount(results.image_index))
         count = min(int(share * np.clip(len(images) / 25, *_IMAGES)), 200)
         images = images[np.unique(np.linspace(0, len(images) - 1, count).astype(int))]
         ranked = [results.of_image(image) for image in images.tolist()]
@@ -88,7 +88,7 @@ class Sample:
         at = np.flatnonzero(chosen)
         row, place = _each(at, objects[at])
         wanted = np.zeros(len(self.classes), bool)
-        for one in np.unique(image).tolist():
+        for one in (np.flatnonzero(np.bincount(image + 1)) - 1).tolist():  # in a tenth of the time of np.unique
             wanted[self.first[one] : self.first[one + 1] if one >= 0 else 0] = True
         return Match(row, self.first[image[row]] + place, wanted)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from tests.benchmarks import bench_evaluation, process
 
-IMAGES = {"evaluation": 5_000, "small evaluation": 500}
+IMAGES = {"an evaluation": 5_000, "a small evaluation": 500}
 KINDS = ("sound", "every reading tried")
 MOST = 0.02
 
@@ -58,7 +58,7 @@ def row(what: str, kind: str, scale: float) -> dict[str, Any]:
     answer = measured["answer"]
     share = answer["diagnosis"] / answer["evaluation"]
     sizes = f"{images:,} images x {bench_evaluation.PREDICTIONS_AN_IMAGE} boxes"
-    text = f"diagnosis in an {what} of {sizes}, {kind} (AP50 {answer['ap50']:.0f}): {100 * share:.2f} % of it"
+    text = f"diagnosis in {what} of {sizes}, {kind} (AP50 {answer['ap50']:.0f}): {100 * share:.2f} % of it"
     found = process.row(text, measured | {"cpu_s": answer["diagnosis"]}, "2 % of it", most=(np.inf, None))
     ratio = answer["evaluation"] / answer["diagnosis"]
     return found | {
