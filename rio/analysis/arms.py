@@ -154,7 +154,7 @@ class Arms:
 
         Args:
             arm: one of `ARMS`.
-            epochs: epochs counted; None: as many as show about 10,000 images, 1..20.
+            epochs: epochs counted; None: as many as show about 10,000 images, 1..2,000.
             seed: of the sampler.
 
         Returns:
@@ -163,7 +163,7 @@ class Arms:
         """
         factors, table, a = self.factors(arm), self.table(arm), self.annotations
         if epochs is None:
-            epochs = int(np.clip(round(10_000 / max(float(factors.sum()), 1.0)), 1, 20))
+            epochs = int(np.clip(round(10_000 / max(float(factors.sum()), 1.0)), 1, 2_000))
         stream = [epoch_indices(factors, seed, epoch) for epoch in range(epochs + 1)]
         shown = np.bincount(np.concatenate(stream[:epochs]), minlength=a.num_images)
         counted = balance.exposures(a, shown / epochs)
@@ -193,7 +193,7 @@ class Arms:
         kept = np.flatnonzero(~a.iscrowd)
         offsets = np.searchsorted(a.annotation_image[kept], np.arange(a.num_images + 1))
         classes_of = np.split(a.annotation_class[kept].astype(np.int64), offsets[1:-1])
-        first, images = len(stream[0]) // s.batch_size, np.concatenate(stream)
+        first, images = max(len(stream[0]) // s.batch_size, 1), np.concatenate(stream)  # from the first full bank on
         for step in range(len(images) // s.batch_size):
             batch = images[step * s.batch_size : (step + 1) * s.batch_size]
             classes = np.concatenate([classes_of[i] for i in batch])

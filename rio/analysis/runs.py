@@ -204,15 +204,17 @@ class Runs:
 
         Returns:
             category_id, name, frequency, image_count, difference (percentage points; NaN without ground truth); its
-            `attrs` name the arms.
+            `attrs` name the arms. Of one arm all differences are NaN, and `attrs` say why as `note`.
 
         Raises:
-            RunsError: fewer than two arms, or no arm of that name.
+            RunsError: no arm of that name.
         """
         if len(self.arms) < 2:
-            raise RunsError(
-                f"a difference needs two arms, found one: {self.arms[0]}. Fix: add the folder of another run"
-            )
+            self._require_arms(*(name for name in (arm, baseline) if name))
+            table = self.per_category(iou_type).drop(columns=["arm", "AP"]).assign(difference=np.nan)
+            note = f"A difference needs two arms; there is one: {self.arms[0]}. Add the folder of another run."
+            table.attrs.update(note=note)
+            return table
         arm, baseline = arm or self.arms[-1], baseline or self.arms[-2]
         self._require_arms(arm, baseline)
         table = self.per_category(iou_type)

@@ -122,9 +122,14 @@ def ap_difference(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Args:
         table: one row per category: name, frequency, image_count, difference (percentage points, NaN is left
-            out); `attrs` may name arm, baseline and kind.
+            out); `attrs` may name arm, baseline and kind, and say as `note` why there is nothing to draw.
     """
     rows = table[table["difference"].notna()].sort_values("image_count", ascending=False, kind="stable")
+    if len(rows) == 0 and "note" in table.attrs:
+        ax = parts.axes(ax, 6.4, 0.5)
+        ax.text(0, 0.5, table.attrs["note"], va="center", color=ink().quiet)
+        ax.set_axis_off()
+        return ax
     if len(rows) == 0:
         expected = "expected a category that both arms were judged on"
         raise parts.PlotError(f"table, column 'difference': {expected}, found none.")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
@@ -49,6 +52,18 @@ def test_sampler_and_bank_do_what_the_arithmetic_expects(arms, arm):
     assert set(totals.index) == ({"images", "instances"} if arm == NONE else {"images", "instances", "replayed"})
     # Without resampling every image is shown once: nothing is left to chance.
     assert (totals["difference"].abs() <= (0 if arm == NONE else 0.05)).all(), totals
+
+
+def test_check_of_a_few_pictures(tiny_set, tmp_path):
+    """One batch shows all of them many times: enough batches for the bank to fill and be counted."""
+    content = json.loads((tiny_set / "train.json").read_text())
+    held = {a["image_id"] for a in content["annotations"]}
+    content["images"] = [image for image in content["images"] if image["id"] in held][:3]
+    held = {image["id"] for image in content["images"]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in held]
+    (tmp_path / "few.json").write_text(json.dumps(content))
+    totals = disagreement(Arms(load_annotations(tmp_path / "few.json")).check())
+    assert (totals["difference"].abs() < 0.05).all() and (totals["expected"] > 0).all(), totals
 
 
 def test_check_without_target_classes(data):

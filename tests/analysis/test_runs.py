@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from rio import plots
 from rio.analysis.intervals import interval_of_mean
 from rio.analysis.runs import Runs, RunsError, latex_table, markdown_table, with_best
 from rio.data.load import load_annotations
@@ -121,8 +122,13 @@ def test_differences_by_hand(runs):
     assert runs.difference().attrs["baseline"] == "RFS"
     with pytest.raises(RunsError, match="'rios'"):
         runs.difference("rios")
-    with pytest.raises(RunsError, match="needs two arms"):
-        Runs(runs.folders["rio", "1"].path).difference()
+    one = Runs(runs.folders["rio", "1"].path)
+    assert one.difference()["difference"].isna().all()
+    ax = plots.ap_difference(one.difference())
+    assert [text.get_text() for text in ax.texts] == [one.difference().attrs["note"]]
+    assert "needs two arms; there is one: rio" in ax.texts[0].get_text()
+    with pytest.raises(RunsError, match="'rfs'"):
+        one.difference("rio", "rfs")
 
 
 def test_computed_again_it_is_the_same(runs):

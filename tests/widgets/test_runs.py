@@ -30,7 +30,7 @@ def test_runs_show_themselves(runs):
 
 def test_errors_are_sentences(runs, finished_study, tmp_path):
     assert "make demo" in refused(rio.open_runs, tmp_path)
-    assert "needs two arms" in refused(rio.open_runs(finished_study / "rio-seed1").difference)
+    assert "'rios'" in refused(rio.open_runs(finished_study / "rio-seed1").difference, "rios")
     for call in (runs.by_group, runs.per_category, runs.markdown, runs.latex):
         assert "'segment'" in refused(call, "segment")
     copy = shutil.copytree(finished_study / "rio-seed1", tmp_path / "rio-seed1")
