@@ -173,7 +173,7 @@ def watch(study: Study, output_dir: str | os.PathLike[str], options: Sequence[st
                 print(said := line, flush=True)
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        arrays = " ".join(sorted({ids[run.name].split("_")[0] for run in left}))
+        arrays = " ".join(sorted({ids[run.name].split("_")[0] for run in runs if not run.is_finished}))
         raise KeyboardInterrupt(
             "The jobs go on. The same command waits for them again and shows the result, --status shows how far they "
             f"are; scancel {arrays} ends them."

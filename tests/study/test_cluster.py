@@ -167,15 +167,16 @@ def test_watching_ends_with_the_result_and_names_what_failed(slurm, stand_in, st
     assert [run.arm for run in StudyResult.from_json(out / "study.json").runs] == ["a"] and (out / "study.md").exists()
 
 
-def test_ctrl_c_leaves_the_jobs_and_says_how_to_come_back(slurm, study, data, out, monkeypatch):
+@pytest.mark.parametrize(("where", "name"), [(time, "sleep"), (cluster, "queued")], ids=["waiting", "asking"])
+def test_ctrl_c_leaves_the_jobs_and_says_how_to_come_back(slurm, study, data, out, monkeypatch, where, name):
     plan = study()
     submit(plan, out, Slurm(), data)
     (slurm / "queue").write_text("1_0 RUNNING n1\n1_1 PENDING (None)\n")
 
-    def interrupt(seconds):
+    def interrupt(*_seconds):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(time, "sleep", interrupt)
+    monkeypatch.setattr(where, name, interrupt)
     with pytest.raises(
         KeyboardInterrupt, match=r"The jobs go on\. The same command .*--status .*; scancel 1 ends them"
     ):
