@@ -101,6 +101,8 @@ def _draw_results(args: argparse.Namespace) -> _Drawn:
 
     truth, drawn = ground_truth(args), _Drawn(args.score_threshold)
     results = load_results(args.results, truth)
+    if truth.declared_frequency is None:
+        print(f"Colours: groups by the image counts of {truth.path} itself; --train-json gives the training set's")
     # Images with rare objects first; among equals the file's order.
     is_rare = truth.frequency[truth.annotation_class] == "r"
     rare = np.bincount(truth.annotation_image, is_rare, minlength=truth.num_images)

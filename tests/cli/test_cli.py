@@ -257,7 +257,7 @@ def test_predict_does_the_rest_where_some_pictures_cannot_be_read(run, tiny_set,
 @pytest.mark.parametrize(
     ("size", "expected"), [((600, 60), (640, 128)), ((40, 80), (640, 640)), ((1400, 3), (1400, 6))]
 )
-def test_predicts_panels_leave_no_margins(size, expected, tmp_path):
+def test_predicts_panels_leave_no_margins(size, expected, tmp_path, capsys):
     """Side by side, wide pictures one above the other; names are no markup."""
     width, height = size
     image = {"id": 1, "width": width, "height": height, "file_name": "a.png"}
@@ -269,6 +269,7 @@ def test_predicts_panels_leave_no_margins(size, expected, tmp_path):
     Image.new("RGB", size, (200, 20, 20)).save(tmp_path / "a.png")
     words = ["predict", "--results", tmp_path / "dt.json", "--gt", tmp_path / "gt.json", "--gt-images", tmp_path]
     assert main([*map(str, words), "--output", str(tmp_path / "out")]) == 0
+    assert "groups by the image counts of" in capsys.readouterr().out
     with Image.open(tmp_path / "out" / "0000_a.jpg") as picture:
         assert picture.size == expected
         white = (np.array(picture).min(2) > 240).mean()
