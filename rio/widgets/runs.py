@@ -103,6 +103,9 @@ class Runs(analysis.Runs):
         rows = [[*row, str(folder.path)] for row, folder in zip(rows, self.folders.values(), strict=True)]
         columns = ["arm", "seed", *(IOU_NAMES[t] if m == "AP" else m for t in kinds for m in METRICS), "folder"]
         table = theme.html_table(columns, rows, caption=f"{len(rows)} finished runs on {self.ground_truth}")
+        for key, evaluation in self.evaluations.items():
+            for text in evaluation.info.get("diagnosis", ()):  # of runs evaluated since there is one
+                table += theme.view(html.escape(f"{self.folders[key].path.name}: {text}."), "rio-quiet")
         if str(self.ground_truth).startswith("shapes_"):
             note = "Evaluated on the embedded, synthetic set: what you see here holds for this set only."
         elif self.reported(kinds[0] if kinds else "bbox").empty:

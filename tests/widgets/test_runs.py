@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import json
 import shutil
 
 import numpy as np
@@ -26,6 +27,14 @@ def test_runs_show_themselves(runs):
     assert "6 finished runs" in runs._repr_html_()
     assert "no published numbers" in runs._repr_html_()
     assert "rio-seed2" in repr(runs)
+
+
+def test_what_was_found_wrong_with_the_results_is_shown(finished_study, tmp_path):
+    copy = shutil.copytree(finished_study / "rio-seed1", tmp_path / "rio-seed1")
+    stored = json.loads((copy / "evaluation.json").read_text())
+    stored["info"]["diagnosis"] = ["every category_id seems <one> too low"]
+    (copy / "evaluation.json").write_text(json.dumps(stored))
+    assert "rio-seed1: every category_id seems &lt;one&gt; too low." in rio.open_runs(copy)._repr_html_()
 
 
 def test_errors_are_sentences(runs, finished_study, tmp_path):
