@@ -16,6 +16,10 @@ from rio.data.load import columns_of
 from rio.data.names import split_options
 from rio.data.reading import without_collection
 
+_OF_BOXES = {"corner_boxes", "normalised_boxes"}
+_FOLLOW = {"box_clipped", "box_unlike_mask", "box_outside", "empty_box", "area_too_large", "size_swapped"}
+"""What follows from boxes in another form, and is no fault of its own."""
+
 PathLike = str | os.PathLike[str]
 
 
@@ -59,6 +63,8 @@ def check(
             finding.add(first.examples[0][0], first.examples[0][1], f"{first.kind}: {first.examples[0][2]}")
             found.append(finding)
     found += findings(Context(data, reference), [*KINDS.items(), *PICTURES.items()])
+    if _OF_BOXES & {finding.kind for finding in found}:
+        found = [finding for finding in found if finding.kind not in _FOLLOW]
     if results is not None:
         found += _results(os.fspath(results), data)
     summary = f"{data.num_images:,} images, {data.num_annotations:,} annotations, {data.num_classes:,} categories"
@@ -76,15 +82,17 @@ def _results(path: str, data: Annotations) -> list[Finding]:
     from rio.results.reading import ResultsError
 
     try:
-        said = evaluate(data, path, iou_types=None, allow_empty=True).info["diagnosis"]
+        said = evaluate(data, path, iou_types=None, allow_empty=True).info
     except (ResultsError, FileNotFoundError) as error:
         finding = Finding("results", "error", means="These results cannot be evaluated.")
         finding.add("results", "-", str(error))
         return [finding]
-    found = Finding("results_diagnosis", "warning", means="AP is probably lower than the detector deserves.")
-    for text in said:
-        found.add("results", "-", text)
-    return [found] if said else []
+    diagnosis = Finding("results_diagnosis", "warning", means="AP is probably lower than the detector deserves.")
+    notes = Finding("results_notes", "note", means="What AP leaves unsaid.")
+    for finding, key in ((diagnosis, "diagnosis"), (notes, "notes")):
+        for text in said.get(key, ()):
+            finding.add("results", "-", text)
+    return [finding for finding in (diagnosis, notes) if finding.count]
 
 
 def _split(name: PathLike | Annotations, images: PathLike | None) -> tuple[str, str | None]:

@@ -179,6 +179,13 @@ def box_unlike_mask(c: Context) -> Hits:
     return count * step, examples
 
 
+def mostly_crowd(c: Context) -> Hits:
+    """Crowd regions, where they are half of the annotations: labelling tools mark every brush mask so."""
+    rows = np.flatnonzero(c.data.iscrowd)
+    words = f"1, as {len(rows):,} of {c.data.num_annotations:,} annotations"
+    return hits(rows, of_object(c.data), "iscrowd", lambda row: words) if 2 * len(rows) >= len(c.data.iscrowd) else NONE
+
+
 def ignored(c: Context) -> Hits:
     how = "LVIS's evaluation leaves it out, training does not" if c.data.federated else "read by no COCO tool"
     return hits(np.flatnonzero(c.data.ignored), of_object(c.data), "ignore", lambda row: how)
@@ -240,6 +247,10 @@ KINDS: dict[str, Kind] = {
     "box_unlike_mask": Kind(
         box_unlike_mask, "warning", "Box and mask teach different things; one of the two is wrong.",
         "compute the boxes from the masks, or find what wrote them",
+    ),
+    "mostly_crowd": Kind(
+        mostly_crowd, "warning", "Crowd regions are left out of training, and of what AP asks to be found.",
+        "set iscrowd to 0 where a mask shows one object",
     ),
     "area_zero": Kind(
         area_zero, "warning", "LVIS's evaluation leaves them out; if all are, every AP is '-'. Training uses them.",

@@ -215,7 +215,7 @@ def test_boxes_of_a_real_file_that_belong_to_other_objects(shared_dir):
 
 CASES = {
     "float_ids.json": {"integral_float"},
-    "normalised_boxes.json": {"normalised_boxes", "area_too_large"},
+    "normalised_boxes.json": {"normalised_boxes"},
     "one_bad_polygon_of_two.json": {"polygon_part"},
     "off_by_one_results.json": {"not_annotations"},
     "02-one-rectangle-among-polygons-boxes-only-eval/gt.json": {"no_segmentation"},
