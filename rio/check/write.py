@@ -133,7 +133,8 @@ class _Copy:
         if found.fault or found.turned or size != (found.height, found.width) or size[0] == size[1]:
             return []
         record["width"], record["height"] = found.width, found.height
-        self.sizes[record.get("id")] = found.height, found.width
+        if type(record.get("id")) is int:
+            self.sizes[record["id"]] = found.height, found.width
         text = "{} x {} px".format
         return [Change("picture_size", "width, height", text(*size), text(found.width, found.height))]
 
@@ -143,7 +144,8 @@ class _Copy:
             typed = [msgspec.convert(record, Category) for record, _ in found]
         except msgspec.ValidationError:
             typed = []
-        used = {one.category_id for one in map(_reference, self.raws.get("annotations", ()))}
+        used = {one.category_id for one in map(_reference, self.raws.get("annotations", ())) if _is_id(one.category_id)}
+        used |= {self.ids.number("category", text) for text in used if isinstance(text, str)}
         root = root_category(typed, used)
         if root is not None:
             self.lines.append((f"category {root.id}", Change("root_category", "-", root.name, "removed")))
@@ -154,14 +156,17 @@ class _Copy:
 
     def annotations(self, raws: list[msgspec.Raw]) -> list[bytes | msgspec.Raw]:
         kept: list[bytes | msgspec.Raw] = []
-        seen, first = set[Any](), dict[int, int]()
+        seen, first = set[int](), dict[int, int]()
         highest = max((int(one.id) for one in map(_reference, raws) if isinstance(one.id, (int, float))), default=0)
         for place, raw in enumerate(raws):
             record, changes = self._fields("annotation", raw)
             if not isinstance(record, dict):
                 kept.append(raw)
                 continue
-            size, box = self.sizes.get(record.get("image_id")), record.get("bbox")
+            if not all(type(record.get(key)) is int for key in ("id", "image_id", "category_id")):
+                kept.append(self._took("annotation", record, changes, raw))
+                continue
+            size, box = self.sizes.get(record["image_id"]), record.get("bbox")
             if record.get("segmentation") is not None:
                 mask, more = repair_mask(record["segmentation"], size, box if _is_box(box) else None)
                 if more:
@@ -169,16 +174,16 @@ class _Copy:
             if "area" in record and record["area"] in (0, None) and (area := _area(record, size)):
                 changes.append(Change("area_zero", "area", short(record["area"]), short(area)))
                 record["area"] = area
-            key = hash((record.get("image_id"), record.get("category_id"), str(box)))
+            key = hash((record["image_id"], record["category_id"], str(box)))
             if first.setdefault(key, place) != place and _equal(raws[first[key]], raw):
-                name = f"annotation {record.get('id')} (image {record.get('image_id')})"
+                name = f"annotation {record['id']} (image {record['image_id']})"
                 self.lines.append((name, Change("box_twice", "-", "equal to another in all but its id", "removed")))
                 continue
-            if (number := record.get("id")) in seen:
+            if (number := record["id"]) in seen:
                 highest += 1
                 changes.append(Change("duplicate_annotation_id", "id", f"{number} again", str(highest)))
                 record["id"] = highest
-            seen.add(record.get("id"))
+            seen.add(record["id"])
             kept.append(self._took("annotation", record, changes, raw))
         return kept
 
@@ -209,6 +214,10 @@ def _equal(raw: msgspec.Raw, other: msgspec.Raw) -> bool:
     """Whether two records are equal in all but their id."""
     mine, others = _decoded(raw), _decoded(other)
     return {**mine, "id": None} == {**others, "id": None}
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (int, float, str))
 
 
 def _is_box(box: Any) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from rio.check.check import check
 from rio.data.errors import AnnotationError
 from rio.data.load import load_annotations
 from rio.results.evaluation import evaluate
@@ -28,7 +29,12 @@ from rio.results.reading import ResultsError, load_results
 from tests.support.annotation_files import coco, lvis
 
 SECONDS_EACH = 5.0  # of processor time: other programs on the machine do not count
-MEMORY = {"annotation files": 256 << 20, "results": 256 << 20, "images": 3 << 30}  # bytes more than before
+MEMORY = {
+    "annotation files": 256 << 20,
+    "checks": 256 << 20,
+    "results": 256 << 20,
+    "images": 3 << 30,
+}  # bytes more than before
 # Images: PIL refuses what unpacks to more than 179 Mpx; below that a few copies of 3 bytes a pixel are as it should be.
 
 VALUES: list[Any] = [
@@ -95,6 +101,24 @@ def annotation_file(path: Path, rng: np.random.Generator) -> None:
             found.segmentation(row)
 
 
+def checked_file(path: Path, rng: np.random.Generator) -> None:
+    """One annotation file under the doctor, whose verdict is the loader's, and whose copy reads as the file does."""
+    path.write_bytes(_mutate(lvis() if rng.integers(2) else coco(), rng))
+    target = path.with_name("copy.json")
+    target.unlink(missing_ok=True)
+    report = check(path, write=target)
+    assert str(report) and len(report.table) == len(report.findings)
+    try:
+        found = load_annotations(path)
+    except AnnotationError as error:
+        assert report.exit_code == 2, error
+        return
+    assert not {f.kind for f in report.findings if f.level == "error"} - {"no_image"}
+    copied, twins = load_annotations(target), sum(change.kind == "box_twice" for _, change in report.changes)
+    assert found.num_annotations - twins <= copied.num_annotations <= found.num_annotations
+    assert {finding.kind for finding in copied.repaired} <= {"box_clipped", "no_segmentation"}
+
+
 def results_file(path: Path, rng: np.random.Generator) -> None:
     """One results file, evaluated where it is taken."""
     path.write_text(json.dumps(coco()))
@@ -122,7 +146,7 @@ def image_file(path: Path, rng: np.random.Generator) -> None:
         read_image(str(path))
 
 
-KINDS = {"annotation files": annotation_file, "results": results_file, "images": image_file}
+KINDS = {"annotation files": annotation_file, "checks": checked_file, "results": results_file, "images": image_file}
 
 
 class FuzzError(AssertionError):
