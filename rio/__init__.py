@@ -20,7 +20,7 @@ _MODULE_OF = {
     "Inspector": "rio.widgets.inspector",
     "plots": "rio.plots",
     # Scripts: the parts of the method.
-    "check": "rio.check.check",
+    "check": "rio.checks.check",
     "load_annotations": "rio.data.load",
     "category_repeat_factors": "rio.sampler",
     "MemoryBank": "rio.memory_bank",

@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "analysis": LIGHT
     | {"pandas", "tabulate", "yaml", "torch"}
     | {"rio.data", "rio.results", "rio.sampler", "rio.memory_bank", "rio.losses"},
-    "check": LIGHT | {"pandas", "PIL", "msgspec", "pycocotools", "rio.data", "rio.results"},
+    "checks": LIGHT | {"pandas", "PIL", "msgspec", "pycocotools", "rio.data", "rio.results"},
     "plots": LIGHT | {"matplotlib", "seaborn", "pandas", "pycocotools", "cv2", "PIL", "rio.data"},
     "study": LIGHT
     | {"yaml", "msgspec", "pandas", "psutil", "matplotlib", "tabulate", "filelock", "submitit"}
@@ -55,13 +55,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": LIGHT
     | {"torch", "detectron2", "matplotlib", "hotcoco", "yaml"}
     | {"rio.config", "rio.trainer", "rio.data", "rio.shapes", "rio.engine", "rio.results", "rio.plots", "rio.study"}
-    | {"rio.report", "rio.check"},
+    | {"rio.report", "rio.checks"},
     "install": {"rio.data.files"},  # which is standard library only
 }
 TOP = {"rio.trainer", "rio.widgets", "rio.cli"}  # nothing imports these but the command line the trainer
 
 # Notebooks on a laptop open in a second with these.
-LAPTOP = ("data", "results", "check", "analysis", "plots", "widgets")
+LAPTOP = ("data", "results", "checks", "analysis", "plots", "widgets")
 TEXT = {".py", ".md", ".toml", ".txt", ".yml", ".yaml", ".ipynb", ".json", ".html", ".css", ".js", ".cfg", ""}
 
 

@@ -25,7 +25,7 @@ def convert(args: argparse.Namespace) -> int:
     """Other tools' annotations to COCO format, then what `rio check` says of them."""
     from hotcoco import COCO
 
-    from rio.check.check import check
+    from rio.checks.check import check
 
     source, images = Path(args.source), Path(args.images)
     if not images.is_dir():

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from rio.check.check import check
+from rio.checks.check import check
 from rio.data.errors import AnnotationError
 from rio.data.load import load_annotations
 from rio.results.evaluation import evaluate

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +184,13 @@ def test_against_the_training_set(found, tmp_path, change, kind, count):
     assert found(coco(), train=train)[kind][1] == count
     same = found(coco(), train=write(tmp_path / "train.json", coco()))
     assert same == UNUSED | {"name_in_train": ("note", 2)}
+
+
+def test_the_name_is_the_function_whatever_was_imported_before():
+    code = (
+        "import rio.checks.check, rio; assert callable(rio.check); import rio.checks.kinds; assert callable(rio.check)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_no_file(tmp_path):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 
-from rio.check.documents import what_it_is
-from rio.check.kinds import KINDS, Context, findings
-from rio.check.pictures import PICTURES
-from rio.check.report import Report
-from rio.check.write import write as repaired_copy
+from rio.checks.documents import what_it_is
+from rio.checks.kinds import KINDS, Context, findings
+from rio.checks.pictures import PICTURES
+from rio.checks.report import Report
+from rio.checks.write import write as repaired_copy
 from rio.data.annotations import Annotations
 from rio.data.errors import AnnotationError, Finding, Problems
 from rio.data.load import columns_of

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import pandas as pd
 
-from rio.check.meanings import MEANINGS
+from rio.checks.meanings import MEANINGS
 from rio.data.errors import Finding
 from rio.data.repairs import Change
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from rio.check.kinds import NONE, Context, Hits, Kind, hits, of_image
+from rio.checks.kinds import NONE, Context, Hits, Kind, hits, of_image
 from rio.data.annotations import Annotations
 from rio.data.images import UNREADABLE, Header, read_header
 
