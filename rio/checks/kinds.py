@@ -173,7 +173,7 @@ def box_unlike_mask(c: Context) -> Hits:
         x, y, w, h = box
         reading = "; x1, y1, x2, y2 would fit" if overlap(mask, [x, y, w - x, h - y]) >= 0.9 else ""
         reading = reading or ("; with x and y swapped it fits" if overlap(mask, [y, x, h, w]) >= 0.9 else "")
-        found.append((row, f"{box}, where the mask's is {[round(v, 1) for v in mask]}{reading}"))
+        found.append((row, f"{[round(v, 2) for v in box]}, where the mask's is {[round(v, 1) for v in mask]}{reading}"))
     words = dict(found)
     count, examples = hits(list(words), of_object(a), "bbox", words.__getitem__)
     return count * step, examples

@@ -104,8 +104,8 @@ def annotation_columns(
     apply_rules(_BOX_RULES, table, ANNOTATION, problems, keep)
     out = np.flatnonzero(_sticks_out(table) & keep)
     for row in out[:EXAMPLES].tolist():
-        box, size = rows.boxes[row].tolist(), (int(width[row]), int(height[row]))
-        taken = "as it is in evaluation, clipped in training"
+        box, size = rows.boxes[row].round(2).tolist(), (int(width[row]), int(height[row]))
+        taken = "a box that training clips and evaluation does not"
         problems.repair("box_clipped", rows.name_of(row), "bbox", f"{box} in {size[0]} x {size[1]} px", taken)
     if len(out) > EXAMPLES:
         problems.repaired["box_clipped"].count += len(out) - EXAMPLES
