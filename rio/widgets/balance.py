@@ -110,7 +110,7 @@ class Panel(ipywidgets.VBox):
 
     def _spec(self, settings: Settings, level: str) -> dict:
         a, replayed = self._balance.annotations, ["replayed"] if level == "rois" else []
-        order = np.argsort(-a.image_count, kind="stable")
+        order = np.argsort(-a.image_count, kind="stable")[: (a.image_count > 0).sum()]
         shown = [arm for arm in arms.ARMS if level == "rois" or arm not in arms.WITH_BANK]
         tables = {arm: self._balance.table(arm, settings) for arm in shown}
         seen = pd.DataFrame({arm: of[[level, *replayed]].sum(axis=1) for arm, of in tables.items()})
@@ -129,7 +129,7 @@ class Panel(ipywidgets.VBox):
             series.append({"name": arm, "kind": "line", "x": middle} | own | look)
         if not binned:
             series[0] |= {"name": f"{NONE} (bars)", "kind": "bars", "dim": True, "groups": a.frequency[order].tolist()}
-        label, size = f"{number:,} categories, from most to least frequent", round(number / BINS)
+        label, size = f"{number:,} categories with images, from most to least frequent", round(number / BINS)
         label += f"; lines: the median of {size} each, bands: eight tenths of them" if binned else ""
         several = f"{size:,} categories around "
         limits = [0.6 * seen.min(axis=None), 1.5 * seen.max(axis=None)]
