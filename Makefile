@@ -84,7 +84,8 @@ lines:
 
 # Loopback only, each with a token of its own in the address that it prints.
 lab: install
-	@cd notebooks && '$(abspath $(VENV))/bin/python' -m jupyter lab --ServerApp.ip=127.0.0.1 $(LAB_ARGS)
+	@cd notebooks && '$(abspath $(VENV))/bin/python' -m jupyter lab --ServerApp.ip=127.0.0.1 \
+		$(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS)
 
 app: install
 	@$(PY) -m rio.widgets.app $(if $(RUN),--run '$(RUN)') $(if $(PORT),--port $(PORT)) $(APP_ARGS)

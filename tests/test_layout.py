@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": LIGHT
     | {"torch", "detectron2", "matplotlib", "hotcoco", "yaml"}
     | {"rio.config", "rio.trainer", "rio.data", "rio.shapes", "rio.engine", "rio.results", "rio.plots", "rio.study"}
-    | {"rio.report", "rio.checks"},
+    | {"rio.report", "rio.checks", "rio.analysis"},
     "install": {"rio.data.files"},  # which is standard library only
 }
 TOP = {"rio.trainer", "rio.widgets", "rio.cli"}  # nothing imports these but the command line the trainer

@@ -6,42 +6,31 @@ are seeds of one arm.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
+from rio.analysis.find_runs import RunsError, Where, find_runs, settings_that_differ
 from rio.analysis.intervals import interval_of_mean
 from rio.analysis.reported import REPORTED
-from rio.analysis.run_folder import RunFolder
 from rio.data.annotations import GROUP_NAMES, Annotations
-from rio.data.names import browse, find
+from rio.data.names import browse
 from rio.results.breakdown import breakdown, confusions
-from rio.results.errors import find_errors
+from rio.results.errors import OUTCOMES, find_errors, outcomes
 from rio.results.evaluation import GROUP_METRICS as METRICS
 from rio.results.evaluation import Evaluation, evaluate
 from rio.results.federated import JudgedPairs
 from rio.results.reading import Results, load_results
+from rio.results.thresholds import best_threshold
 
 NAMES = {"none": "no resampling", "rfs": "RFS", "rio": "RIO (RFS + bank)"}
 IOU_NAMES = {"bbox": "box AP", "segm": "mask AP", "boundary": "boundary AP"}
-OUTCOMES = ("correct", "classification", "localisation", "missed")  # of an object
 WRONG = ("classification", "localisation", "both", "duplicate", "background")  # kinds of a wrong prediction
-
-Where = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Mapping[str, str | os.PathLike[str]]
-
-
-class RunsError(ValueError):
-    """Runs that are not there or cannot be compared; the message says which and what to do."""
 
 
 class Runs:
@@ -210,23 +199,54 @@ class Runs:
             RunsError: no arm of that name.
         """
         if len(self.arms) < 2:
-            self._require_arms(*(name for name in (arm, baseline) if name))
+            for name in filter(None, (arm, baseline)):
+                self.arm(name)
             table = self.per_category(iou_type).drop(columns=["arm", "AP"]).assign(difference=np.nan)
             note = f"A difference needs two arms; there is one: {self.arms[0]}. Add the folder of another run."
             table.attrs.update(note=note)
             return table
-        arm, baseline = arm or self.arms[-1], baseline or self.arms[-2]
-        self._require_arms(arm, baseline)
+        arm, baseline = self.arm(arm or self.arms[-1]), self.arm(baseline or self.arms[-2])
         table = self.per_category(iou_type)
         first, second = (table[table["arm"] == self.title(a)].reset_index(drop=True) for a in (arm, baseline))
         table = first.drop(columns=["arm", "AP"]).assign(difference=first["AP"] - second["AP"])
         table.attrs.update(arm=NAMES.get(arm, arm), baseline=NAMES.get(baseline, baseline), kind=IOU_NAMES[iou_type])
         return table
 
-    def _require_arms(self, *names: str) -> None:
-        for name in names:
-            if name not in self.arms:
-                raise RunsError(f"arm: expected one of {', '.join(self.arms)}, found {name!r}")
+    def arm(self, name: str) -> str:
+        """The arm of a name as its folder has it, or as the figures and tables do."""
+        for arm in self.arms:
+            if name in (arm, NAMES.get(arm, arm), self.title(arm)):
+                return arm
+        raise RunsError(f"arm: expected one of {', '.join(self.arms)}, found {name!r}")
+
+    def settings(self) -> pd.DataFrame:
+        """`rio.analysis.find_runs.settings_that_differ` of these runs."""
+        return settings_that_differ(self.folders)
+
+    def remarks(self) -> list[str]:
+        """What is to be known before these runs are compared: unlike lengths, categories never seen in training."""
+        length = {arm: folder.setting("SOLVER.MAX_ITER") for (arm, _), folder in self.folders.items()}
+        said = []
+        if len(set(length.values())) > 1:
+            text = ", ".join(f"{self.title(arm)} {steps or 'unknown'}" for arm, steps in length.items())
+            said.append(f"Trained for unlike numbers of iterations, which alone moves AP: {text}.")
+        ids = np.array(self.category_ids)[self.image_count == 0] if self.training_set is not None else np.array([])
+        if len(ids):
+            first = next(iter(self.evaluations.values())).per_category.set_index("category_id").loc[ids]
+            names = ", ".join(first["name"][:5]) + (", ..." if len(ids) > 5 else "")
+            apart = f"{len(ids)} categories were never seen in training ({names}) and count as rare, as LVIS has it."
+            if "bbox" in self.iou_types:
+                ap = {arm: self._unseen(arm, ids) for arm in self.arms}
+                apart += " Box AP of them, and APr without them: "
+                apart += ", ".join(f"{self.title(arm)} {own:.1f}, {rest:.1f}" for arm, (own, rest) in ap.items()) + "."
+            said.append(apart)
+        return said
+
+    def _unseen(self, arm: str, category_ids: np.ndarray) -> tuple[float, float]:
+        """Mean box AP of these categories, and of the other rare ones; over seeds."""
+        table = self.per_category().query("arm == @self.title(@arm)")
+        is_unseen = table["category_id"].isin(category_ids)
+        return table.loc[is_unseen, "AP"].mean(), table.loc[~is_unseen & (table["frequency"] == "r"), "AP"].mean()
 
     def results(self, key: tuple[str, str]) -> Results:
         """A run's predictions."""
@@ -248,33 +268,40 @@ class Runs:
         ]  # fmt: skip
         return pd.DataFrame(rows)
 
-    def errors(self, *, score_threshold: float = 0.05) -> pd.DataFrame:
+    @cached_property
+    def thresholds(self) -> dict[tuple[str, str], float]:
+        """Of every run the score from which a prediction counts: `rio.results.thresholds.best_threshold`."""
+        return {key: best_threshold(self.truth, self.results(key)) for key in self.folders}
+
+    def errors(self, *, score_threshold: float | None = None) -> pd.DataFrame:
         """What became of the objects of each frequency group, and which kinds of wrong predictions there are.
 
         An object counts once, under the best that happened to it. A wrong prediction counts under the group of the
         predicted category; those of categories that are not verified in their image are left out, as in LVIS.
 
         Args:
-            score_threshold: lowest score of a prediction that counts, 0..1.
+            score_threshold: lowest score of a prediction that counts, 0..1; None: each run's own, see `thresholds`.
 
         Returns:
             arm, frequency, part ("objects" or "predictions"), kind, count (mean over seeds), objects (of the group),
-            per_100 (count per 100 objects of the group).
+            per_100 (count per 100 objects of the group), score_threshold (mean over seeds).
         """
         truth, used = self.truth, JudgedPairs.of(self.truth).ground_truth
         groups = truth.frequency[truth.annotation_class]
         parts = []
         for key in self.folders:
-            rows = find_errors(truth, self.results(key), score_threshold=score_threshold)
-            outcome = np.full(len(used), "missed", dtype="<U14")
-            for kind in ("localisation", "classification", "correct"):  # the best comes last and stays
-                outcome[rows.loc[rows["kind"] == kind, "annotation_index"]] = kind
-            objects = pd.DataFrame({"frequency": groups[used], "kind": outcome[used]})
+            threshold = self.thresholds[key] if score_threshold is None else score_threshold
+            rows = find_errors(truth, self.results(key), score_threshold=threshold)
+            objects = pd.DataFrame({"frequency": groups[used], "kind": outcomes(truth, rows).to_numpy()})
             for part, table, kinds in (("objects", objects, OUTCOMES), ("predictions", rows, WRONG)):
                 index = pd.MultiIndex.from_product([GROUP_NAMES, kinds], names=["frequency", "kind"])
                 counts = table[["frequency", "kind"]].astype(str).value_counts().reindex(index, fill_value=0)
-                parts.append(counts.reset_index(name="count").assign(arm=self.title(key[0]), part=part))
-        table = pd.concat(parts).groupby(["arm", "frequency", "part", "kind"], sort=False)["count"].mean().reset_index()
+                parts.append(
+                    counts.reset_index(name="count").assign(
+                        arm=self.title(key[0]), part=part, score_threshold=threshold
+                    )
+                )
+        table = pd.concat(parts).groupby(["arm", "frequency", "part", "kind"], sort=False).mean().reset_index()
         table["objects"] = table["frequency"].map(pd.Series(groups[used]).value_counts()).fillna(0).astype(int)
         table = table[table["objects"] > 0]
         return table.assign(per_100=100 * table["count"] / table["objects"]).reset_index(drop=True)
@@ -284,21 +311,21 @@ class Runs:
         tables = [breakdown(self.truth, self.results(key)).assign(arm=self.title(key[0])) for key in self.folders]
         return pd.concat(tables).groupby(["arm", "group"], sort=False).mean().reset_index()
 
-    def confusions(self, arm: str | None = None, *, score_threshold: float = 0.05) -> pd.DataFrame:
+    def confusions(self, arm: str | None = None, *, score_threshold: float | None = None) -> pd.DataFrame:
         """Of 100 objects of each category, what they are taken for, from frequent to rare categories.
 
         Args:
             arm: of `arms`; None: the last.
-            score_threshold: lowest score of a prediction that counts, 0..1.
+            score_threshold: lowest score of a prediction that counts, 0..1; None: each run's own, see `thresholds`.
 
         Returns:
             index: names of the categories that have objects, by falling image_count; columns: the same names, "others"
             (categories without objects) and "missed"; `attrs` name the arm and each category's frequency group.
         """
-        truth, arm = self.truth, arm or self.arms[-1]
-        self._require_arms(arm)
-        own = [self.results(key) for key in self.folders if key[0] == arm]
-        matrix = np.mean([confusions(truth, results, score_threshold=score_threshold) for results in own], axis=0)[:-1]
+        truth, arm = self.truth, self.arm(arm or self.arms[-1])
+        keys = [key for key in self.folders if key[0] == arm]
+        lowest = {key: self.thresholds[key] if score_threshold is None else score_threshold for key in keys}
+        matrix = np.mean([confusions(truth, self.results(k), score_threshold=lowest[k]) for k in keys], axis=0)[:-1]
         there = np.flatnonzero(matrix.sum(axis=1))
         order = there[np.argsort(-self.image_count[there], kind="stable")]
         names = [truth.category_names[k] for k in order]
@@ -325,56 +352,6 @@ class Runs:
             halves = {m: (row.get(f"{m}_high", np.nan) - row.get(f"{m}_low", np.nan)) / 2 for m in METRICS}
             cells.append([str(row["arm"]), *(with_spread(row[m], halves[m]) for m in METRICS)])
         return with_best(cells, table)
-
-
-def find_runs(where: Where) -> dict[tuple[str, str], RunFolder]:
-    """(arm, seed) -> folder of every finished run; `where` as for `Runs`.
-
-    Raises:
-        RunsError: no finished run, or two of one name.
-    """
-    if isinstance(where, (str, os.PathLike)):
-        where = [where]
-    named = isinstance(where, Mapping)
-    runs: dict[tuple[str, str], RunFolder] = {}
-    begun, looked = [], []
-    for given in where:
-        root = find(where[given] if named else given)
-        looked.append(str(root))
-        folders = [root] if _is_run(root) else _runs_in(root)
-        for folder in map(RunFolder, folders):
-            if not folder.is_finished:
-                begun.append(str(folder.path))
-                continue
-            name = given if named and len(folders) == 1 else folder.path.name
-            arm, _, seed = name.rpartition("-seed")
-            key = (arm, seed) if arm and seed.isdigit() else (name, "")
-            if key in runs:
-                raise RunsError(
-                    f"two runs are called {name!r}: {runs[key].path} and {folder.path}. Fix: name them: "
-                    "open_runs({'a': ..., 'b': ...})"
-                )
-            runs[key] = folder
-    if not runs:
-        raise RunsError(
-            f"No finished run found (looked for evaluation.json in {', '.join(looked) or 'no folder at all'} and the "
-            f"folders in it).{' Started but not finished: ' + ', '.join(begun) + '.' if begun else ''} Fix: "
-            "`make demo` trains some on an embedded data set, on a CPU; `python -m rio train` trains one."
-        )
-    return runs
-
-
-def _runs_in(root: Path) -> list[Path]:
-    """The runs in a folder, in the order of its study's arms, the baseline first."""
-    order = {"none": 0, "rfs": 1, "rio": 99}
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        order = {arm: place for place, arm in enumerate(json.loads((root / "study.json").read_bytes())["arms"])}
-    found = (path for path in root.glob("*") if path.is_dir() and _is_run(path))
-    return sorted(found, key=lambda path: (order.get(path.name.rpartition("-seed")[0] or path.name, 50), path.name))
-
-
-def _is_run(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("evaluation.json", "metrics.json", "instances_results.json"))
 
 
 def with_spread(value: float, spread: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from rio.cli.common import UsageError, config, ground_truth, pairs
+from rio.cli.common import UsageError, config, ground_truth, pairs, require_file
 from rio.results.protocols import PROTOCOLS
 
 
@@ -36,6 +36,7 @@ def evaluate(args: argparse.Namespace) -> int:
         return 0
     if not args.weights:
         raise UsageError("eval: expected --weights CHECKPOINT, or --results JSON with --gt JSON")
+    require_file("--weights", args.weights)
     from rio.engine.inference import evaluate_model, load_model
     from rio.engine.setup import setup_inference, start_logging
 

@@ -33,6 +33,12 @@ def pairs(words: Sequence[str]) -> list[tuple[str, str]]:
     return list(zip(words[0::2], words[1::2], strict=True))
 
 
+def require_file(flag: str, path: str) -> None:
+    """Raise UsageError unless a checkpoint is there; some weights are named by addresses."""
+    if "://" not in path and not os.path.isfile(path):
+        raise UsageError(f"{flag} {path}: expected a checkpoint, found no such file. Fix: a run writes model_final.pth")
+
+
 def config(args: argparse.Namespace) -> Any:
     """The config (CfgNode) that a command's flags describe."""
     from rio.config import load_config

@@ -148,7 +148,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("opts", **words, help="config keys, for example TEST.AUG.ENABLED True")
 
     add = command("predict", pictures.predict)
-    add("inputs", nargs="*", metavar="INPUT", help="images and folders of images")
+    add("inputs", nargs="*", metavar="INPUT", help="images and folders of images; then KEY VALUE ...")
     config(add)
     add("--weights", metavar="PTH", help="a checkpoint")
     add("--results", metavar="JSON", help="draw these results beside their ground truth instead")
@@ -157,8 +157,9 @@ def make_parser() -> argparse.ArgumentParser:
     limit = "with --results: at most N pictures, images with rare objects first (default 50, 0 all)"
     add("--limit", type=int, default=50, metavar="N", help=limit)
     add("--output", required=True, metavar="DIR", help="folder for the pictures")
-    add("--score-threshold", type=float, default=0.5, metavar="S", help="draw detections from here (default 0.5)")
-    add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys")
+    what = "draw detections from here (default: chosen by F1, from --results or those beside --weights; else 0.5)"
+    add("--score-threshold", type=float, metavar="S", help=what)
+    add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys; they may also follow without --opts")
 
     add = command("study", commands.study)
     add("file", metavar="YAML", help="see configs/studies/")

@@ -5,18 +5,23 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from rio.cli.common import UsageError, config, ground_truth
+from rio.cli.common import UsageError, config, ground_truth, require_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def predict(args: argparse.Namespace) -> int:
     """Pictures with detections; rare classes are highlighted."""
+    words = args.inputs  # the first that is a key, and no file, begins the options
+    keys = (i for i, word in enumerate(words) if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*", word))
+    at = next((i for i in keys if not os.path.exists(words[i])), len(words))
+    args.inputs, args.opts = words[:at], words[at:] + args.opts
     os.makedirs(args.output, exist_ok=True)
     drawn = _draw_results(args) if args.results else _draw_images(args)
     print(f"{drawn.count} picture{'s' * (drawn.count != 1)} in {args.output}")
@@ -65,20 +70,22 @@ def _draw_images(args: argparse.Namespace) -> _Drawn:
     from rio.engine.inference import Predictor
     from rio.engine.setup import setup_inference, start_logging, training_annotations
 
-    targets, drawn = _targets(_image_files(args.inputs), args.output), _Drawn(args.score_threshold)
+    targets = _targets(_image_files(args.inputs), args.output)
+    require_file("--weights", args.weights)
     start_logging(None)
     cfg = setup_inference(config(args), need_test_sets=False)
     known = training_annotations(cfg)
     if known is None and len(cfg.DATASETS.TEST):  # with neither, objects are labelled "class 12"
         known = annotations_of(cfg.DATASETS.TEST[0])
     predictor = Predictor(cfg, args.weights)
+    drawn = _Drawn(_threshold_beside(args.weights) if args.score_threshold is None else args.score_threshold)
 
     def draw(one: tuple[str, str]) -> None:
         target, file = one
         image = read_image(file)
         found = predictor(image, file)
         title = drawn.title(found.scores.numpy())
-        found = found[found.scores >= args.score_threshold]
+        found = found[found.scores >= drawn.threshold]
         classes = found.pred_classes.numpy()
         boxes = found.pred_boxes.tensor.numpy().copy()
         boxes[:, 2:] -= boxes[:, :2]
@@ -90,6 +97,23 @@ def _draw_images(args: argparse.Namespace) -> _Drawn:
     return drawn.each(targets.items(), draw)
 
 
+def _threshold_beside(weights: str) -> float:
+    """Chosen from the results that the weights' run was evaluated by; says which, and why if there are none."""
+    from rio.analysis.runs import Runs
+    from rio.results.thresholds import FALLBACK, RULE
+
+    folder = os.path.dirname(weights) or "."
+    try:
+        if not os.path.isfile(os.path.join(folder, "instances_results.json")):
+            raise FileNotFoundError(f"{folder} holds no instances_results.json to choose by")
+        (lowest,) = Runs(folder).thresholds.values()
+        print(f"Drawn from score {lowest:g} on: {RULE} on {folder}/instances_results.json")
+    except (OSError, ValueError) as error:
+        lowest, why = FALLBACK, " ".join(str(error).split())
+        print(f"Drawn from score {lowest:g} on; --score-threshold sets another ({why})")
+    return lowest
+
+
 def _draw_results(args: argparse.Namespace) -> _Drawn:
     if not args.gt_images:
         raise UsageError("predict --results: expected --gt-images FOLDER, where the ground truth's images are")
@@ -98,11 +122,17 @@ def _draw_results(args: argparse.Namespace) -> _Drawn:
     from rio.data.images import read_image
     from rio.results.objects import objects_of, predictions_of
     from rio.results.reading import load_results
+    from rio.results.thresholds import RULE, best_threshold
 
-    truth, drawn = ground_truth(args), _Drawn(args.score_threshold)
+    truth = ground_truth(args)
     results = load_results(args.results, truth)
     if truth.declared_frequency is None:
         print(f"Colours: groups by the image counts of {truth.path} itself; --train-json gives the training set's")
+    lowest = args.score_threshold
+    if lowest is None:
+        lowest = best_threshold(truth, results)
+        print(f"Drawn from score {lowest:g} on: {RULE} on these results")
+    drawn = _Drawn(lowest)
     # Images with rare objects first; among equals the file's order.
     is_rare = truth.frequency[truth.annotation_class] == "r"
     rare = np.bincount(truth.annotation_image, is_rare, minlength=truth.num_images)
@@ -112,7 +142,7 @@ def _draw_results(args: argparse.Namespace) -> _Drawn:
         place, i = one
         image = read_image(truth.image_path(i))
         title = drawn.title(results.scores[results.of_image(i)])
-        found = predictions_of(results, truth, i, score_threshold=args.score_threshold)
+        found = predictions_of(results, truth, i, score_threshold=lowest)
         panels = {
             title: (o.boxes, o.segmentations, o.names, o.groups.tolist(), o.scores)
             for title, o in (("ground truth", objects_of(truth, i)), (title, found))

@@ -163,12 +163,13 @@ def errors_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Args:
         table: arm, frequency, part ("objects", "predictions"), kind, per_100 (for 100 objects of the group),
-            objects (of the group).
+            objects (of the group), optionally score_threshold (from which predictions count).
     """
     kinds = {kind: color for kind, color in KIND_COLORS.items() if kind in set(table["kind"])}
     wide = table.pivot_table("per_100", ["frequency", "arm", "part"], "kind", "sum", observed=True)
     wide = wide.reindex(columns=list(kinds)).fillna(0.0)
     arms, sizes = list(dict.fromkeys(table["arm"])), table.groupby("frequency", observed=True)["objects"].first()
+    lowest = table.groupby("arm")["score_threshold"].first() if "score_threshold" in table else {}
     groups = [g for g in GROUPS if g in sizes.index]
     ax = parts.axes(ax, 8.6, 0.9 + 0.27 * len(groups) * (len(arms) + 1.2))
     start, width = 108.0, 72.0  # of the right half
@@ -179,7 +180,7 @@ def errors_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.annotate(heading, (-0.012, y), xycoords=ax.get_yaxis_transform(), ha="right", va="center", fontweight="bold")
         for arm in arms:
             y += 1
-            names[y] = arm
+            names[y] = f"{arm}, score ≥ {lowest[arm]:.2f}" if arm in lowest else arm
             total = 0.0
             for part, left, wide_as in (("objects", 0.0, 100.0), ("predictions", start, width)):
                 if (group, arm, part) in wide.index:

@@ -34,11 +34,11 @@ from rio.plots.parts import counted
 from rio.report.runs import Run, load_runs, rois_per_instance
 from rio.results.evaluation import GROUP_METRICS
 from rio.results.objects import Objects, objects_of, predictions_of, ranked_examples
+from rio.results.thresholds import RULE, best_threshold
 from rio.study.result import StudyResult
 
 PACKAGES = ("torch", "torchvision", "detectron2", "numpy", "hotcoco", "matplotlib")
 PICTURES = 6
-PICTURE_SCORE = 0.2  # after minutes of training rare classes are ranked well long before they are confident
 PICTURE_PIXELS = 640
 
 
@@ -80,7 +80,7 @@ def write_report(
     )  # fmt: skip
     environment.filters["number"] = _number
     page = environment.get_template("page.html.j2").render(
-        **{"title": title, "runs": loaded, "train": train, "val": val, "picture_score": f"{PICTURE_SCORE:.0%}"},
+        **{"title": title, "runs": loaded, "train": train, "val": val, "rule": RULE},
         **{"colors": plots.COLORS, "group_names": GROUP_NAMES, "level_names": plots.LEVEL_NAMES},
         **_data(train),
         synthetic=bool(trained_on) and all(name.startswith("shapes_") for name in trained_on),
@@ -201,7 +201,7 @@ def _curves(study: StudyResult | None) -> dict[str, Any] | None:
 
 
 def _pictures(runs: list[Run], val: Annotations) -> list[dict[str, Any]]:
-    pictures = []
+    pictures, lowest = [], {run.name: best_threshold(val, run.results) for run in runs}
     for index in ranked_examples(val, count=PICTURES):
         truth = objects_of(val, index)
         order = sorted(range(len(truth)), key=lambda i, groups=truth.groups: plots.GROUPS.index(groups[i]))
@@ -213,9 +213,11 @@ def _pictures(runs: list[Run], val: Annotations) -> list[dict[str, Any]]:
         except (OSError, ValueError) as error:
             picture["missing"] = type(error.__cause__ or error).__name__
             continue
-        found = [(run.name, predictions_of(run.results, val, index, score_threshold=PICTURE_SCORE)) for run in runs]
-        for title, objects in [("Ground truth", truth), *found]:
-            note = counted(len(objects), "object" if objects is truth else "prediction")
+        found = [(run, predictions_of(run.results, val, index, score_threshold=lowest[run.name])) for run in runs]
+        for run, objects in [(None, truth), *found]:
+            note = counted(len(objects), "object" if run is None else "prediction")
+            note += "" if run is None else f" from {lowest[run.name]:.2f} on"
+            title = "Ground truth" if run is None else run.name
             picture["panels"].append({"title": title, "note": note, "uri": _panel(pixels, objects)})
     return pictures
 

@@ -16,9 +16,10 @@ from rio.analysis.runs import IOU_NAMES
 from rio.data.annotations import Annotations
 from rio.data.files import write_atomically
 from rio.data.images import read_image
-from rio.report.page import PICTURE_SCORE, draw_on
+from rio.report.page import draw_on
 from rio.report.runs import load_runs
 from rio.results.objects import objects_of, predictions_of, ranked_examples
+from rio.results.thresholds import best_threshold
 from rio.study.result import StudyResult
 
 
@@ -46,12 +47,12 @@ def write_summary(
         ReportError, FileNotFoundError, rio.results.reading.ResultsError: as `write_report`.
     """
     path, loaded = Path(path), load_runs(runs, val)
-    panels = []
+    panels, lowest = [], {run.name: best_threshold(val, run.results) for run in loaded[:1] + loaded[1:][-1:]}
     for index in ranked_examples(val, count=2):  # chosen on ground truth only, as the report's are
         pixels = read_image(val.image_path(index))
         panels.append(("ground truth", pixels, objects_of(val, index)))
         for run in loaded[:1] + loaded[1:][-1:]:
-            found = predictions_of(run.results, val, index, score_threshold=PICTURE_SCORE)
+            found = predictions_of(run.results, val, index, score_threshold=lowest[run.name])
             panels.append((run.name, pixels, found))
     with plots.style():
         figure = plt.figure(figsize=(15 if study else 14, 5.6), layout="constrained")

@@ -19,6 +19,7 @@ from rio.results.federated import JudgedPairs
 from rio.results.reading import Results, load_results
 
 KINDS = ("correct", "classification", "localisation", "both", "duplicate", "background", "missed", "unverified")
+OUTCOMES = ("correct", "classification", "localisation", "missed")  # of an object
 _CODE = {kind: code for code, kind in enumerate(KINDS)}
 
 
@@ -178,6 +179,20 @@ def find_errors(
     )
     # Predictions are sorted by image and score, missed objects by image: a stable sort joins them.
     return frame.iloc[np.argsort(image_index, kind="stable")].reset_index(drop=True)
+
+
+def outcomes(annotations: Annotations, errors: pd.DataFrame) -> pd.Series:
+    """What became of every object: the best that happened to it, of `OUTCOMES`; indexed by row of `annotations`.
+
+    Args:
+        annotations: the ground truth.
+        errors: rows of `find_errors`, those of predictions that count.
+    """
+    rows = np.flatnonzero(JudgedPairs.of(annotations).ground_truth)
+    outcome = np.full(annotations.num_annotations, len(OUTCOMES) - 1)
+    for code in (2, 1, 0):  # the best comes last and stays
+        outcome[errors.loc[errors["kind"] == OUTCOMES[code], "annotation_index"]] = code
+    return pd.Series(pd.Categorical.from_codes(outcome[rows], OUTCOMES), rows)
 
 
 def _claims(iou: np.ndarray, candidates: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", metavar="JSON@DIR", help="its ground truth and image folder")
     parser.add_argument("--train", metavar="JSON@DIR", help="the training set: frequency groups and crops")
     parser.add_argument("--other", metavar="DIR", help="a second run, shown beside the first")
-    parser.add_argument("--threshold", type=float, default=0.3, metavar="S", help="score to begin with (default 0.3)")
+    parser.add_argument("--threshold", type=float, metavar="S", help="score to begin with (default: chosen by F1)")
     parser.add_argument("--port", type=int, default=8866, metavar="N", help="default 8866")
     parser.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
     args = parser.parse_args(argv)

@@ -36,12 +36,12 @@ def explain_object(source: PredictionSource, annotation_index: int, threshold: f
     truth, row = source.truth, annotation_index
     image, class_id = int(truth.annotation_image[row]), int(truth.annotation_class[row])
     name, found = truth.category_names[class_id], predictions_of(source.results, truth, image)
-    total, names, scores = len(found), found.names, found.scores
+    total, names, scores, named = len(found), found.names, found.scores, []
     iou, same = box_iou(found.boxes, truth.boxes[row][None])[:, 0], found.class_ids == class_id
     right, overlapping = np.flatnonzero(same & (iou >= FOUND_IOU)), np.flatnonzero(iou >= FOUND_IOU)
     near = np.flatnonzero(same & (iou >= 0.1))
     if len(right):
-        first, best = right[0], overlapping[0]
+        first, best = named = right[0], overlapping[0]
         if scores[first] >= threshold:
             sentence = f"Found: {name} with score {scores[first]:.2f}, box overlap (IoU) {iou[first]:.2f}."
             other = f" A higher score, {scores[best]:.2f}, calls it {names[best]}."
@@ -53,17 +53,17 @@ def explain_object(source: PredictionSource, annotation_index: int, threshold: f
             other = f" At the same place {names[best]} has {scores[best]:.2f}."
         sentence += other if best != first else ""
     elif len(overlapping):
-        first = overlapping[0]
+        first, *_ = named = overlapping[:1]
         sentence = (
             f"The place is right (IoU {iou[first]:.2f}), the name is not: it is called {names[first]} with score "
-            f"{scores[first]:.2f}, and no box there is called {name}."
+            f"{scores[first]:.2f}, and no box there is called {name}." + _elsewhere(source, found.indices[first], row)
         )
     elif len(near):
-        first = near[iou[near].argmax()]
+        first, *_ = named = [near[iou[near].argmax()]]
         overlap = f"the best {name} overlaps it by only IoU {iou[first]:.2f} (score {scores[first]:.2f})"
         sentence = f"The name is right, the box is not: {overlap}."
     elif total and iou.max() > 0.1:
-        first = iou.argmax()
+        first, *_ = named = [iou.argmax()]
         called = f"is called {names[first]} (score {scores[first]:.2f})"
         sentence = f"No box fits: the closest of {total} overlaps by IoU {iou[first]:.2f} and {called}."
     elif total:
@@ -71,9 +71,21 @@ def explain_object(source: PredictionSource, annotation_index: int, threshold: f
     else:
         sentence = "Nothing at all was predicted in this image."
     touching = np.flatnonzero(iou > 0.05)
-    rows = touching[np.argsort(-iou[touching], kind="stable")][:6].tolist()
-    rows = list(dict.fromkeys([*rows, *right[:1].tolist(), *np.flatnonzero(same)[:1].tolist()]))
+    rows = [*touching[np.argsort(-iou[touching], kind="stable")][:6], *named, *np.flatnonzero(same)[:1]]
+    rows = list(dict.fromkeys(map(int, rows)))  # all that the sentence names
     return Explanation(sentence, _table(found, rows, iou, same, threshold))
+
+
+def _elsewhere(source: PredictionSource, result_index: int, annotation_index: int) -> str:
+    """Why an object is missed although a box of another class covers it; "" where that box is its wrong class."""
+    own = source.entries[source.entries["result_index"] == result_index]
+    if own.empty or own["annotation_index"].iloc[0] == annotation_index:
+        return ""
+    kind, at = own["kind"].iloc[0], own["gt_class"].iloc[0]
+    if kind == "unverified":
+        return " LVIS does not judge that class in this image, so the object counts as missed, not as misclassified."
+    what = "is the right answer for" if kind == "correct" else "is counted at"
+    return f" But that box {what} another object, a {source.truth.category_names[at]}: this one counts as missed."
 
 
 def explain_prediction(source: PredictionSource, entry: int, threshold: float) -> Explanation:

@@ -20,11 +20,11 @@ from rio import plots
 from rio.data.annotations import GROUP_NAMES, Annotations
 from rio.data.images import read_image
 from rio.results.objects import Objects, objects_of, predictions_of
-from rio.widgets import theme
+from rio.widgets import scores, theme
 from rio.widgets.explain import Explanation, explain_object, explain_prediction
 from rio.widgets.explorer import largest_objects, open_image
 from rio.widgets.selection import Selection
-from rio.widgets.source import LOWEST_SCORE, ORDERS, SHOWN_KINDS, PredictionSource, banner
+from rio.widgets.source import GROUPS, ORDERS, SHOWN_KINDS, PredictionSource, banner
 
 MAX_SIDE = 1600  # px; larger pictures are made smaller for the page
 CROPS = 9
@@ -62,25 +62,32 @@ class Inspector(ipywidgets.VBox):
 
     Args:
         source: from `open_predictions`.
-        threshold: score from which a prediction counts.
+        threshold: score from which a prediction counts; None: `source.threshold`.
         kind: one of `SHOWN_KINDS`.
         other: a second run's predictions on the same ground truth, shown in step: B beside A.
         tags: what the keys 1, 2, ... tag an entry with.
 
     Attributes:
         selection: what is tagged; `selection.table()`, `.save(path)`, `.load(path)`.
+        summary: `source.summary` at the slider's score, as a widget that follows it.
 
     Raises:
-        NotebookError: an unknown kind, or another ground truth.
+        NotebookError: an unknown kind, a threshold below `source.lowest`, or another ground truth.
     """
 
     @theme.sentences
     def __init__(
-        self, source: PredictionSource, *, threshold: float = 0.3, kind: str = "missed",
+        self, source: PredictionSource, *, threshold: float | None = None, kind: str = "missed",
         other: PredictionSource | None = None, tags: Sequence[str] = TAGS,
     ):  # fmt: skip
         if kind not in SHOWN_KINDS:
             raise ValueError(f"kind: expected one of {', '.join(SHOWN_KINDS)}, found {kind!r}")
+        threshold = source.threshold if threshold is None else threshold
+        if threshold < source.lowest:
+            raise ValueError(
+                f"threshold: expected {source.lowest} or more, from where {source.title} is sorted into kinds, found "
+                f"{threshold}. Fix: open_predictions(..., threshold={threshold})"
+            )
         if other is not None and not np.array_equal(source.truth.annotation_ids, other.truth.annotation_ids):
             raise ValueError(
                 f"other: expected predictions on {source.truth.path}, found some on {other.truth.path}. Fix: compare "
@@ -94,7 +101,7 @@ class Inspector(ipywidgets.VBox):
         self._crops: dict[int, list[tuple[str, str]]] = {}
         self._quiet = False  # while this object, not the user, sets a control
         auto = {"button_width": "auto"}
-        groups = [("all groups", ""), *((name, g) for g, name in GROUP_NAMES.items())]
+        groups = [("all groups", ""), *((name, g) for g, name in source.group_names.items())]
         self._kinds = (*SHOWN_KINDS, *((ONLY_A, ONLY_B) if other is not None else ()), "tagged")
         self.kind = ipywidgets.ToggleButtons(options=[(k, k) for k in self._kinds], value=kind, style=auto)
         self.group = ipywidgets.ToggleButtons(options=groups, style=auto)
@@ -102,14 +109,17 @@ class Inspector(ipywidgets.VBox):
         self.category = ipywidgets.Combobox(options=options, placeholder="any category", layout={"width": "190px"})
         self.order = ipywidgets.Dropdown(options=list(ORDERS), value="rarest class first", layout={"width": "170px"})
         self.threshold = ipywidgets.FloatSlider(
-            value=max(threshold, LOWEST_SCORE), min=LOWEST_SCORE, max=0.95, step=0.01, description="score ≥",
-            readout_format=".2f", layout={"width": "280px"}, style={"description_width": "52px"},
+            value=threshold, min=source.lowest, max=max(threshold, 0.99), step=0.01, description="score ≥",
+            readout_format=".2f" if source.lowest >= 0.01 else ".3g", layout={"width": "280px"},
+            style={"description_width": "52px"},
         )  # fmt: skip
         buttons = []
         for arrow, name, by in (("←", "previous", -1), ("→", "next", 1)):
             buttons.append(ipywidgets.Button(description=arrow, tooltip=name, layout={"width": "44px"}))
             buttons[-1].on_click(lambda _, by=by: self.step(by))
+        self.at = ipywidgets.BoundedIntText(1, min=1, layout={"width": "76px"}, tooltip="go to this entry")
         self.viewer, self.item, self.why = Viewer(), ipywidgets.HTML(), ipywidgets.HTML()
+        self.scores, self.summary = ipywidgets.HTML(), ipywidgets.HTML()
         self.grid = ipywidgets.ToggleButton(description="grid", icon="th", layout={"width": "80px"})
         self.file = ipywidgets.Text("output/selection.csv", layout={"width": "220px"})
         files = []
@@ -124,12 +134,15 @@ class Inspector(ipywidgets.VBox):
         controls = [self.kind, self.group, self.category, self.order, self.threshold, self.grid]
         head, bar = ipywidgets.HTML(theme.view(banner(source.note))), ipywidgets.HBox(controls[:1]).add_class("rio-bar")
         bar2 = ipywidgets.HBox(controls[1:]).add_class("rio-bar2")
-        line = ipywidgets.HBox([*buttons, self.item], layout={"align_items": "center"})
+        line = ipywidgets.HBox([*buttons, self.at, self.item], layout={"align_items": "center"})
         last = ipywidgets.HBox([self.file, *files, self.saved]).add_class("rio-bar2")
-        super().__init__([head, bar, bar2, line, self.viewer, last, self.why])
+        super().__init__([head, bar, bar2, self.scores, line, self.viewer, last, self.why])
         self.add_class("rio-inspector")
         for control in controls:
             control.observe(self._on_control, "value")
+        self.at.observe(lambda change: self._quiet or self.show(change["new"] - 1), "value")
+        self.threshold.observe(lambda _: self._count(), "value")
+        self._count()
         self.viewer.on_msg(self.on_message)
         self._filter()
 
@@ -140,6 +153,8 @@ class Inspector(ipywidgets.VBox):
     def show(self, position: int) -> None:
         """Show the entry at a position of the list, 0 the first."""
         self.position = int(np.clip(position, 0, max(len(self.rows) - 1, 0)))
+        self._quiet = True
+        self.at.max, self.at.value, self._quiet = max(len(self.rows), 1), self.position + 1, False
         if len(self.rows) and self.grid.value:
             self._draw_grid()
         elif len(self.rows):
@@ -174,6 +189,11 @@ class Inspector(ipywidgets.VBox):
             self.show(int(at[0]))
         else:
             self._draw(row, "asked about" if row.is_object else "")
+
+    def _count(self) -> None:
+        """What changes with the slider only."""
+        self.scores.value = scores.histograms(self.source, self.threshold.value)
+        self.summary.value = scores.tables(self.source, self.threshold.value)
 
     def _save(self) -> None:
         try:
@@ -313,7 +333,7 @@ class Inspector(ipywidgets.VBox):
 
     def _item_html(self, row: pd.Series, kind: str) -> str:
         truth, hint = self.source.truth, html.escape(KIND_HINTS.get(kind, ""), quote=True)
-        group, score = truth.frequency[row.class_id], "" if row.is_object else f" · score {row.score:.2f}"
+        group, score = self.source.groups[row.class_id], "" if row.is_object else f" · score {row.score:.2f}"
         tag = html.escape(self.selection.tags.get(row.name, ""))
         tag = f'<span class="rio-chip rio-tagged">{tag}</span>' if tag else ""
         return theme.view(
@@ -322,7 +342,7 @@ class Inspector(ipywidgets.VBox):
             f'<span class="rio-name"><span class="rio-dot {group}"></span>'
             f"{html.escape(truth.category_names[row.class_id])}</span>"
             f"{tag}"
-            f'<span class="rio-quiet">{GROUP_NAMES[group]}{score} · image {truth.image_ids[row.image]} · '
+            f'<span class="rio-quiet">{GROUPS[group]}{score} · image {truth.image_ids[row.image]} · '
             f"{html.escape(truth.file_names[row.image])}</span>",
             "rio-item",
         )
@@ -371,4 +391,4 @@ def _picture(annotations: Annotations, image: int) -> tuple[bytes, str]:
     try:
         return theme.jpeg(read_image(annotations.image_path(image), max_side=MAX_SIDE), 95), ""
     except (OSError, ValueError) as error:
-        return b"", f" · image cannot be opened: {type(error).__name__}"
+        return b"", f" · no picture: {theme.sentence(error)}"

@@ -20,6 +20,8 @@ from rio.widgets.balance import Lines
 from rio.widgets.inspector import Inspector
 from rio.widgets.source import open_predictions
 
+MOST_SETTINGS = 30  # columns; runs that differ in more are not of one kind
+
 
 @theme.sentences
 def open_runs(
@@ -53,7 +55,7 @@ class Runs(analysis.Runs):
         """Precision against recall of a category at IoU 0.5, all arms; the category can be chosen.
 
         Args:
-            category: name of the first one; None: the rarest that has objects in the ground truth.
+            category: name of the first one; None: the rarest that some run finds.
             iou_type: "bbox" or "segm".
 
         Raises:
@@ -106,6 +108,15 @@ class Runs(analysis.Runs):
         for key, evaluation in self.evaluations.items():
             for text in evaluation.info.get("diagnosis", ()):  # of runs evaluated since there is one
                 table += theme.view(html.escape(f"{self.folders[key].path.name}: {text}."), "rio-quiet")
+        differ = self.settings()
+        if 0 < len(differ.columns) <= MOST_SETTINGS:
+            shown = differ.drop_duplicates() if len(self.arms) < len(differ) else differ
+            cells = [
+                [NAMES.get(arm, arm), *map(str, row)]
+                for (arm, _), row in zip(shown.index, shown.to_numpy(), strict=True)
+            ]
+            table += theme.html_table(["", *differ.columns], cells, caption="Settings that differ")
+        table += "".join(theme.notice(text) for text in self.remarks())
         if str(self.ground_truth).startswith("shapes_"):
             note = "Evaluated on the embedded, synthetic set: what you see here holds for this set only."
         elif self.reported(kinds[0] if kinds else "bbox").empty:
@@ -126,6 +137,8 @@ class Curves(ipywidgets.VBox):
         runs.evaluated_again  # noqa: B018  bad results files fail here
         judged = np.flatnonzero(truth.instance_count > 0)
         order = judged[np.argsort(runs.image_count[judged], kind="stable")].tolist()
+        best = np.nanmax([e.per_category[f"AP_{iou_type}"] for e in runs.evaluations.values()], axis=0)
+        rarest = next((k for k in order if best[k] > 0), order[0])  # the rarest that some run finds
         by_name = {truth.category_names[k]: k for k in order}
         if category is not None and category not in by_name:
             raise RunsError(f"category {category!r}: the ground truth has no object of a category of that name")
@@ -133,7 +146,7 @@ class Curves(ipywidgets.VBox):
             (f"{name}   ({GROUP_NAMES[truth.frequency[k]]}, {runs.image_count[k]:,} training images)", k)
             for name, k in by_name.items()
         ]
-        value, layout = order[0] if category is None else by_name[category], {"width": "520px"}
+        value, layout = rarest if category is None else by_name[category], {"width": "520px"}
         self.choice = ipywidgets.Dropdown(options=options, value=value, description="category", layout=layout)
         self.chart, self.status = Lines(), ipywidgets.HTML()
         look = ipywidgets.Button(description="Look at them", tooltip="as in notebook 05", icon="eye")

@@ -16,17 +16,15 @@ from rio.analysis.run_folder import RunFolder
 from rio.data import names
 from rio.data.annotations import GROUP_NAMES, Annotations, category_id_to_class_id, check_same_categories
 from rio.data.masks import rle_of
-from rio.results.errors import find_errors
+from rio.results.errors import OUTCOMES, find_errors, outcomes
 from rio.results.federated import JudgedPairs
 from rio.results.reading import Results, ResultsError, load_results
+from rio.results.thresholds import LOWEST_SCORE, best_threshold
 from rio.widgets import theme
-
-# Predictions below are not sorted into kinds (an LVIS run keeps 300 per image, most near 0). The explanation of a
-# missed object still shows them.
-LOWEST_SCORE = 0.05
 
 FOUND_IOU = 0.5
 SHOWN_KINDS = ("missed", "classification", "localisation", "background", "duplicate", "both", "correct", "unverified")
+PREDICTED = ("correct", "classification", "localisation", "both", "duplicate", "background", "unverified")
 POINTING = ("correct", "classification", "localisation")  # kinds of predictions that leave their object not missed
 # The columns of `PredictionSource.entries` to sort by. Missed objects have no score: the largest come first.
 ORDERS = {
@@ -35,6 +33,9 @@ ORDERS = {
     "rarest class first": ("rarity", "falling_score", "falling_area"),
     "by image": ("image", "is_object", "falling_score", "falling_area"),
 }
+UNSEEN = "u"  # group of categories that the training set has no object of; LVIS counts them as rare
+GROUPS = GROUP_NAMES | {UNSEEN: "unseen"}
+PREDICTIONS, OBJECTS = "predictions, by the predicted class's group", "objects, by their own class's group"
 DEMO_RUN = "output/demo/rfs+bank-cosine-seed1"
 MADE_UP = (
     "No trained run was found, so these predictions are MADE UP from the ground truth, to show what this page does: "
@@ -52,6 +53,7 @@ class PredictionSource:
         train: training set, for crops and counts; None: not at hand.
         title: what this is, for a reader.
         note: what the reader must know about it; "" if nothing.
+        asked: score from which a prediction counts; None: `best`.
     """
 
     truth: Annotations
@@ -59,11 +61,49 @@ class PredictionSource:
     train: Annotations | None
     title: str
     note: str = ""
+    asked: float | None = None
+
+    @property
+    def lowest(self) -> float:
+        """Predictions below this score are not sorted into kinds; "Why?" still shows them."""
+        return LOWEST_SCORE if self.asked is None else min(self.asked, LOWEST_SCORE)
+
+    @property
+    def threshold(self) -> float:
+        """The score from which a prediction counts, unless another is asked for."""
+        return self.best if self.asked is None else self.asked
+
+    @cached_property
+    def best(self) -> float:
+        """`rio.results.thresholds.best_threshold` of these predictions."""
+        return best_threshold(self.truth, self.results, errors=self.matches)
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """(K,) "r", "c", "f", or `UNSEEN`."""
+        unseen = self.train is not None and self.train.image_count == 0
+        return np.where(unseen, UNSEEN, self.truth.frequency)
+
+    @cached_property
+    def group_names(self) -> dict[str, str]:
+        """The groups' names; "unseen" where there are such categories only."""
+        return {group: name for group, name in GROUPS.items() if group != UNSEEN or (self.groups == UNSEEN).any()}
+
+    @cached_property
+    def scores_by_group(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Name of a group -> ascending scores of its judged predictions, and of the right ones among them."""
+        rows, names = (
+            self.entries[~self.entries["is_object"] & (self.entries["kind"] != "unverified")],
+            self.group_names,
+        )
+        own = {name: rows[rows["own_group"] == group] for group, name in names.items()}
+        parts = {name: (of["score"], of.loc[of["kind"] == "correct", "score"]) for name, of in own.items()}
+        return {name: (np.sort(every), np.sort(right)) for name, (every, right) in parts.items()}
 
     @cached_property
     def matches(self) -> pd.DataFrame:
-        """`rio.results.errors.find_errors` of all predictions from `LOWEST_SCORE` on."""
-        return find_errors(self.truth, self.results, iou_threshold=FOUND_IOU, score_threshold=LOWEST_SCORE)
+        """`rio.results.errors.find_errors` of all predictions from `lowest` on."""
+        return find_errors(self.truth, self.results, iou_threshold=FOUND_IOU, score_threshold=self.lowest)
 
     @cached_property
     def entries(self) -> pd.DataFrame:
@@ -86,9 +126,10 @@ class PredictionSource:
         class_id = np.append(predicted, truth.annotation_class[rows])
         gt_class = np.append(truth.annotation_class, -1)[table["annotation_index"]]  # annotation -1 has no class
         other, is_object = np.where(gt_class >= 0, gt_class, class_id), table["result_index"] < 0
-        group = pd.Categorical(truth.frequency, list(GROUP_NAMES))
+        group = pd.Categorical(self.groups, list(GROUPS))
+        in_group = pd.Categorical(truth.frequency, list(GROUP_NAMES))
         # The group is the training set's, and comes first.
-        rank = np.argsort(np.lexsort((truth.image_count, group.codes)))
+        rank = np.argsort(np.lexsort((truth.image_count, in_group.codes)))
         falling_area = np.append(np.zeros(len(found)), -truth.areas[rows])
         return table.rename(columns={"image_index": "image"}).assign(
             class_id=class_id, gt_class=gt_class, own_group=group[class_id], other_group=group[other],
@@ -110,7 +151,7 @@ class PredictionSource:
 
     @cached_property
     def verdicts(self) -> np.ndarray:
-        """(predictions,) "right", "wrong", or "open": not judged, or below `LOWEST_SCORE`."""
+        """(predictions,) "right", "wrong", or "open": not judged, or below `lowest`."""
         verdicts, found = np.full(len(self.results), "open", object), self.matches[self.matches["result_index"] >= 0]
         words = {"correct": "right", "unverified": "open"}
         verdicts[found["result_index"]] = [words.get(kind, "wrong") for kind in found["kind"]]
@@ -120,7 +161,7 @@ class PredictionSource:
         """Which entries involve a frequency group or a class, as the predicted class's or the object's.
 
         Args:
-            group: "r", "c" or "f"; "": all.
+            group: "r", "c", "f" or `UNSEEN`; "": all.
             class_id: -1: all.
         """
         table = self.entries
@@ -131,14 +172,34 @@ class PredictionSource:
             chosen &= (table["class_id"] == class_id) | (table["gt_class"] == class_id)
         return chosen
 
-    def summary(self, threshold: float = 0.3) -> pd.DataFrame:
-        """Predictions and missed objects of each kind: one row per kind; columns rare, common, frequent, all."""
-        table = self.entries[self.active(threshold)].groupby(["kind", "own_group"], observed=False).size().unstack()
-        table = table.loc[list(SHOWN_KINDS)].set_axis(list(GROUP_NAMES.values()), axis=1)
+    def summary(self, threshold: float | None = None) -> pd.DataFrame:
+        """Two tables, each by one rule: predictions from a score on, by kind and the predicted class's group; objects,
+        by the best that happened to them and their own group, so that a column adds up to the group's objects.
+
+        Args:
+            threshold: None: `threshold`.
+
+        Returns:
+            Rows (`PREDICTIONS` or `OBJECTS`, kind); columns rare, common, frequent (and unseen, if any), all.
+        """
+        rows = self.matches[self.matches["score"] >= (self.threshold if threshold is None else threshold)]
+        outcome = outcomes(self.truth, rows)
+        classes = category_id_to_class_id(self.truth.category_ids, rows["category_id"].to_numpy())
+        parts = {}
+        for name, kind, class_id, kinds in (
+            (PREDICTIONS, rows["kind"].astype(str).to_numpy(), classes, PREDICTED),
+            (OBJECTS, outcome.astype(str).to_numpy(), self.truth.annotation_class[outcome.index], OUTCOMES),
+        ):
+            table = pd.crosstab(kind, self.groups[class_id]).reindex(
+                index=kinds, columns=self.group_names, fill_value=0
+            )
+            parts[name] = table.set_axis(list(self.group_names.values()), axis=1).rename_axis(index=None, columns=None)
+        table = pd.concat(parts)
         return table.assign(all=table.sum(axis=1))
 
-    def accounts_for_all(self, threshold: float = 0.3) -> bool:
+    def accounts_for_all(self, threshold: float | None = None) -> bool:
         """Whether each prediction has exactly one kind, and each object is either found, pointed at or missed."""
+        threshold = self.threshold if threshold is None else threshold
         shown, rows = self.active(threshold), self.matches[self.matches["score"] >= threshold]
         missed, objects = (shown & self.entries["is_object"]).sum(), JudgedPairs.of(self.truth).ground_truth.sum()
         reached = rows[rows["kind"].isin(POINTING)]["annotation_index"].nunique()
@@ -166,6 +227,7 @@ def open_predictions(
     results: str | os.PathLike[str] | Sequence[dict[str, Any]] | None = None,
     dataset: str | None = None,
     train: str | None = None,
+    threshold: float | None = None,
 ) -> PredictionSource:
     """Read the predictions of a run, or any results file with its ground truth.
 
@@ -175,10 +237,14 @@ def open_predictions(
         results: a COCO/LVIS results JSON (or its records) instead of a run; needs `dataset`.
         dataset: ground truth, as for `open_dataset`: "val.json@images".
         train: training set, in the same form; gives frequency groups, counts and crops.
+        threshold: score from which a prediction counts, 0..1; None: chosen from these predictions, see
+            `rio.results.thresholds.best_threshold`.
 
     Raises:
         NotebookError: files that are missing, or do not belong together.
     """
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ResultsError(f"threshold: expected a score of 0 to 1, found {threshold}. Fix: None chooses one")
     if results is not None:
         if dataset is None:
             raise ResultsError(
@@ -186,7 +252,7 @@ def open_predictions(
             )
         is_file = isinstance(results, (str, os.PathLike))
         title = f"results {results}" if is_file else "results"
-        return _source(dataset, train, names.find(results) if is_file else results, title)
+        return _source(dataset, train, names.find(results) if is_file else results, title, threshold)
     folder = RunFolder(names.find(run)) if run is not None else None
     if folder is None or not folder.path.is_dir():
         if run is not None and os.fspath(run) not in ("", DEMO_RUN):
@@ -196,7 +262,7 @@ def open_predictions(
             )
         truth, train_set = names.browse("shapes_demo_val", segmentations=True)[0], names.browse("shapes_demo_train")[0]
         made_up = load_results(made_up_results(truth), truth)
-        return PredictionSource(truth, made_up, train_set, "made-up predictions, embedded set", MADE_UP)
+        return PredictionSource(truth, made_up, train_set, "made-up predictions, embedded set", MADE_UP, threshold)
     if not folder.predictions_file.is_file():
         raise FileNotFoundError(
             f"{folder.path}: expected instances_results.json, found none: the run has not been evaluated yet. It is "
@@ -210,10 +276,10 @@ def open_predictions(
                 "no names. Fix: give dataset='val.json@images'"
             )
         dataset, train = sets["TEST"][0], train or sets["TRAIN"][0]
-    return _source(dataset, train, folder.predictions_file, f"run {folder.path}")
+    return _source(dataset, train, folder.predictions_file, f"run {folder.path}", threshold)
 
 
-def _source(dataset: str, train: str | None, results: Any, title: str) -> PredictionSource:
+def _source(dataset: str, train: str | None, results: Any, title: str, threshold: float | None) -> PredictionSource:
     truth, _ = names.browse(dataset, segmentations=True)
     train_set, note = None, ""
     if train:
@@ -224,7 +290,7 @@ def _source(dataset: str, train: str | None, results: Any, title: str) -> Predic
         else:
             check_same_categories(train_set, truth)
             truth = truth.with_frequency_of(train_set)
-    return PredictionSource(truth, load_results(results, truth), train_set, title, note)
+    return PredictionSource(truth, load_results(results, truth), train_set, title, note, threshold)
 
 
 def made_up_results(annotations: Annotations, seed: int = 0) -> list[dict[str, Any]]:

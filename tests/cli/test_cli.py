@@ -238,6 +238,23 @@ def test_predict_says_where_no_detection_reaches_the_threshold(run, tiny_set, tm
     assert "No detection reaches --score-threshold 1 in 6 of them" in capsys.readouterr().out
 
 
+def test_predict_chooses_its_threshold_from_results_and_says_so(run, tiny_set, tmp_path, capsys):
+    (chosen,) = Runs(run).thresholds.values()
+    words = ["predict", "--results", run / "instances_results.json", "--gt", tiny_set / "val.json", "--limit", 1]
+    words += ["--train-json", tiny_set / "train.json", "--gt-images", tiny_set / "val", "--output", tmp_path / "a"]
+    assert main(list(map(str, words))) == 0
+    assert f"Drawn from score {chosen:g} on: the highest geometric mean" in capsys.readouterr().out
+    single = next((tiny_set / "val").glob("*.jpg"))
+    words = ["predict", single, "--output", tmp_path / "b", "TEST.DETECTIONS_PER_IMAGE", 3, "--weights"]
+    assert main(list(map(str, [*words, run / "model_final.pth"]))) == 0
+    assert f"Drawn from score {chosen:g} on: " in capsys.readouterr().out
+    (tmp_path / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
+    (tmp_path / "model.pth").write_bytes((run / "model_final.pth").read_bytes())
+    assert main(list(map(str, [*words, tmp_path / "model.pth"]))) == 0
+    assert "Drawn from score 0.5 on; --score-threshold sets another (" in capsys.readouterr().out
+    assert "TEST.DETECTIONS_PER_IMAG" in refused(capsys, *words[:4], "TEST.DETECTIONS_PER_IMAG", 3, *words[-1:], run / "model_final.pth")
+
+
 def test_predict_does_the_rest_where_some_pictures_cannot_be_read(run, tiny_set, tmp_path, capsys):
     """A folder as it comes: a Mac's shadow file, a download cut off, a folder named like a picture, a thin strip."""
     folder, whole = tmp_path / "in", next((tiny_set / "val").glob("*.jpg"))
@@ -346,7 +363,7 @@ def test_a_training_on_several_gpus_waits_for_its_processes_to_save(monkeypatch,
         (["train", *CONFIG, "--train-json", "a.json"], "--train-json and --train-images: expected both"),
         (["train", *CONFIG, "--num-gpus", "64"], "--num-gpus 64"),
         (["eval"], "expected --weights CHECKPOINT, or --results"),
-        (["eval", "--weights", "none.pth"], "--config-file"),
+        (["eval", "--weights", "none.pth"], "--weights none.pth: expected a checkpoint"),
         (["eval", "--protocol", "coco", "--backend", "lvis"], "--backend: expected hotcoco or pycocotools"),
         (["eval", "--results", "none.json"], "expected --gt JSON"),
         (["eval", "--results", "none.json", "--gt", "none.json"], "none.json"),

@@ -2,7 +2,7 @@
 // only. Objects are drawn once a scene; a resize only places the labels again.
 
 const SVG = "http://www.w3.org/2000/svg";
-const STEPS = { ArrowRight: 1, ArrowLeft: -1, j: 1, k: -1, n: 1, p: -1, PageDown: 10, PageUp: -10 };
+const STEPS = { ArrowRight: 1, ArrowLeft: -1, j: 1, k: -1, n: 1, p: -1, PageDown: 10, PageUp: -10, Home: -1e9, End: 1e9 };
 
 function make(tag, attributes = {}, text = null) {
   const node = tag.startsWith("svg:")
@@ -200,6 +200,7 @@ function render({ model, el }) {
 
   function draw() {
     const scene = model.get("scene");
+    root.style.minHeight = scene?.panels || scene?.grid ? "" : `${root.offsetHeight}px`; // an empty list moves nothing
     root.replaceChildren();
     drawn = [];
     if (scene?.grid) drawGrid(scene);
