@@ -234,7 +234,8 @@ class Runs:
         if len(ids):
             first = next(iter(self.evaluations.values())).per_category.set_index("category_id").loc[ids]
             names = ", ".join(first["name"][:5]) + (", ..." if len(ids) > 5 else "")
-            apart = f"{len(ids)} categories were never seen in training ({names}) and count as rare, as LVIS has it."
+            number = "1 category was" if len(ids) == 1 else f"{len(ids)} categories were"
+            apart = f"{number} never seen in training ({names}), counted as rare."
             if "bbox" in self.iou_types:
                 ap = {arm: self._unseen(arm, ids) for arm in self.arms}
                 apart += " Box AP of them, and APr without them: "

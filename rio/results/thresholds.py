@@ -29,11 +29,11 @@ def best_threshold(annotations: Annotations, results: Results, *, errors: pd.Dat
         errors: of `find_errors` on these from `LOWEST_SCORE` on, if at hand.
 
     Returns:
-        The lowest of the best; `FALLBACK` where no prediction is right.
+        The highest of the best; `FALLBACK` where no prediction is right.
     """
     table = f1_by_threshold(annotations, results, errors=errors)
     table = table.loc[:, table.max() > 0]
-    return FALLBACK if table.empty else float(table.prod(axis=1).idxmax())
+    return FALLBACK if table.empty else float(table[::-1].prod(axis=1).idxmax())
 
 
 def f1_by_threshold(annotations: Annotations, results: Results, *, errors: pd.DataFrame | None = None) -> pd.DataFrame:

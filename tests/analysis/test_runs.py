@@ -44,6 +44,20 @@ def test_finds_arms_and_seeds_baseline_first(runs, finished_study):
     assert Runs(named).arms == ["mine", "theirs"]
 
 
+def test_categories_never_seen_in_training_are_told_apart(copy, tiny_set, tmp_path):
+    train = json.loads((tiny_set / "train.json").read_text())
+    rare = next(c["id"] for c in train["categories"] if c["frequency"] == "r")
+    train["annotations"] = [a for a in train["annotations"] if a["category_id"] != rare]
+    (tmp_path / "train.json").write_text(json.dumps(train))
+    assert not Runs(copy).remarks()
+    runs = Runs(copy, training_set=str(tmp_path / "train.json"))
+    (remark,) = runs.remarks()
+    table = runs.per_category().query("arm == @runs.title('rio')").set_index("category_id")
+    others = table[table["frequency"] == "r"].drop(rare)["AP"].mean()
+    assert remark.startswith("1 category was never seen in training (")
+    assert f"{table.at[rare, 'AP']:.1f}, {others:.1f}." in remark
+
+
 def test_no_finished_run_and_two_of_one_name(tmp_path, copy, finished_study):
     for where in (tmp_path / "nowhere", [], tmp_path):
         with pytest.raises(RunsError, match="make demo"):

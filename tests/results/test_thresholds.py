@@ -35,11 +35,11 @@ def test_one_low_rare_detection_is_not_hidden(truth):
     scores = f1_by_threshold(truth, results)
     assert scores.loc[0.6].to_dict() == {"r": 0.0, "f": 1.0}
     assert scores.loc[0.1].to_dict() == {"r": 1.0, "f": pytest.approx(2 * 9 / (18 + 9))}
-    assert scores["f"].idxmax() == 0.51 and best_threshold(truth, results) == 0.01
+    assert scores["f"].idxmax() == 0.51 and best_threshold(truth, results) == 0.1
 
 
-def test_among_equals_the_lowest_and_a_group_that_finds_nothing_has_no_say(truth):
+def test_among_equals_the_highest_and_a_group_that_finds_nothing_has_no_say(truth):
     wrong = load_results([*FREQUENT, found(10, 2, 0.1, x=70)], truth)
-    assert best_threshold(truth, wrong) == 0.51
+    assert best_threshold(truth, wrong) == 0.9
     assert best_threshold(truth, load_results([found(10, 2, 0.4, x=70)], truth)) == FALLBACK
     assert best_threshold(truth, load_results([], truth)) == FALLBACK

@@ -14,10 +14,10 @@ from rio.data.load import load_annotations
 from rio.results.errors import find_errors
 from rio.results.reading import load_results
 from rio.widgets import inspector, theme
+from rio.widgets import source as sources
 from rio.widgets.explain import explain_object
 from rio.widgets.explorer import largest_objects
 from rio.widgets.inspector import Inspector
-from rio.widgets import source as sources
 from rio.widgets.source import PREDICTIONS, PredictionSource, made_up_results, open_predictions
 from tests.support.refused import refused
 from tests.support.result_files import image, thing

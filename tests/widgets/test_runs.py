@@ -37,6 +37,32 @@ def test_what_was_found_wrong_with_the_results_is_shown(finished_study, tmp_path
     assert "rio-seed1: every category_id seems &lt;one&gt; too low." in rio.open_runs(copy)._repr_html_()
 
 
+def test_what_tells_runs_apart_stands_beside_them(runs, finished_study, tmp_path):
+    shown = runs._repr_html_()
+    assert "MODEL.RIO.SAMPLER" in shown and "MODEL.RIO.BANK_ENABLED" in shown and "SOLVER.MAX_ITER" not in shown
+    assert runs.settings()["MODEL.RIO.SAMPLER"].tolist() == ["none"] * 2 + ["rfs"] * 4
+    assert not runs.remarks()
+    longer = shutil.copytree(finished_study / "rio-seed1", tmp_path / "longer")
+    text = (longer / "config.yaml").read_text()
+    (longer / "config.yaml").write_text(text.replace("MAX_ITER: 40", "MAX_ITER: 80"))
+    both = rio.open_runs([finished_study / "rio-seed1", longer])
+    assert "RIO (RFS + bank) 40, longer 80" in both._repr_html_() and "SOLVER.MAX_ITER" in both._repr_html_()
+
+
+def test_names_as_shown_are_names_as_taken(runs):
+    for name in ("rfs", "RFS", runs.title("rfs")):
+        assert runs.difference(name, "none").attrs["arm"] == "RFS"
+    assert runs.confusions("RIO (RFS + bank)").attrs["arm"] == runs.title("rio")
+
+
+def test_curves_begin_with_the_rarest_category_that_some_run_finds(runs):
+    curves = runs.curves()
+    best = np.nanmax([e.per_category["AP_bbox"] for e in runs.evaluations.values()], axis=0)
+    first = curves.choice.value
+    assert best[first] > 0
+    assert not any(best[k] > 0 for k in np.flatnonzero(runs.image_count < runs.image_count[first]))
+
+
 def test_errors_are_sentences(runs, finished_study, tmp_path):
     assert "make demo" in refused(rio.open_runs, tmp_path)
     assert "'rios'" in refused(rio.open_runs(finished_study / "rio-seed1").difference, "rios")
