@@ -52,6 +52,11 @@ def check(
     path, root = _split(annotations, images)
     problems, data = _read(path, root)
     found = [*problems.findings.values(), *problems.repaired.values()]
+    if root is not None and not os.path.isdir(root):
+        folder = Finding("image_folder", "error", fix="give the folder that the file names are relative to")
+        folder.means = "No picture can be found."
+        folder.add("image folder", "-", f"{root} is no folder")
+        found.append(folder)
     if data is None:
         return Report(path, "cannot be read", found)
     reference = None

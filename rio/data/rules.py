@@ -119,10 +119,16 @@ def _leads_out(name: str | None) -> bool:
     return not (parts[0] and parts[-1]) or ".." in parts or bool(re.match("[A-Za-z]:", name)) or "\0" in name
 
 
+def _nearby(root: str | None, name: str | None) -> str:
+    base = re.split(r"[/\\]", name or "")[-1]
+    there = root is not None and base and "\0" not in base and os.path.isfile(os.path.join(root, base))
+    return "; the folder has a picture of that name: write the bare name" if there else ""
+
+
 _IMAGE_RULES = (
     Rule("missing_key", "{key}", lambda t: t["nameless"], "a value", "no such key"),
     Rule(
-        "file_name", "{key}", lambda t: t["leads_out"], "a path below the image folder", "{name!r}",
+        "file_name", "{key}", lambda t: t["leads_out"], "a path below the image folder", "{name!r}{nearby}",
         "give a relative path without '..'",
     ),
     Rule(
@@ -150,10 +156,12 @@ def image_columns(
     ]
     ids, keep = np.array([image.id for image in images], dtype=np.int64), np.ones(len(images), dtype=bool)
     names = _plain_names(names, root, problems, ids)
+    leads_out = [_leads_out(name) for name in names]
     table: Table = {
+        "nearby": [_nearby(root, name) if out else "" for name, out in zip(names, leads_out, strict=True)],
         "id": ids, "name": names, "key": ["coco_url" if use_url else "file_name" for use_url in by_url],
         "nameless": np.array([name is None for name in names], dtype=bool),
-        "leads_out": np.array([_leads_out(name) for name in names], dtype=bool),
+        "leads_out": np.array(leads_out, dtype=bool),
         "unlisted": np.array([federated and image.neg_category_ids is None for image in images], dtype=bool),
         "keep": keep,
     }  # fmt: skip

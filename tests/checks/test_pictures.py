@@ -106,7 +106,8 @@ def test_missing_and_unlisted_pictures(tmp_path, root):
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    assert found(tmp_path, tmp_path / "none")["missing_image"].count == 2
+    findings = found(tmp_path, tmp_path / "none")
+    assert findings["missing_image"].count == 2 and findings["image_folder"].level == "error"
 
 
 LEAKS = {

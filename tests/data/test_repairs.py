@@ -249,6 +249,17 @@ def test_a_name_that_could_be_two_files_is_not_guessed(load, pictures):
         load(data, image_root=pictures, check_images=True)
 
 
+@pytest.mark.parametrize("name", ["C:\\Users\\ann\\b.jpg", "/elsewhere/b.jpg", "../val/b.jpg"])
+def test_a_path_that_leads_out_says_that_the_picture_is_there(load, pictures, name):
+    data = coco()
+    data["images"][0]["file_name"] = name
+    with pytest.raises(AnnotationError, match="below the image folder.*the folder has a picture of that name"):
+        load(data, image_root=pictures, check_images=True)
+    with pytest.raises(AnnotationError) as caught:
+        load(data)
+    assert "of that name" not in str(caught.value)
+
+
 HINTS = {
     "the folder named twice": ("train/b.jpg", "train", "the pictures lie below .*project: give that folder"),
     "the folder above given": ("b.jpg", ".", "the pictures lie below .*train: give that folder"),
