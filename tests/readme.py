@@ -1,6 +1,7 @@
 """The tables of README.md and configs/README.md, made from the files that hold the numbers.
 
-    python -m tests.readme      # rewrites what stands between <!-- NAME --> and <!-- /NAME -->
+    python -m tests.readme            # rewrites what stands between <!-- NAME --> and <!-- /NAME -->
+    python -m tests.readme league     # draws the league's picture
 
 `tests/test_readme.py` fails where the README shows other numbers.
 """
@@ -11,6 +12,7 @@ import ast
 import itertools
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -107,19 +109,115 @@ def classifiers() -> str:
     return tabulate(rows, ["", *metrics], tablefmt="github", colalign=["left", *["right"] * 4])
 
 
-def league() -> str:
-    """Every loss without resampling and with RFS: box AP (APr), mean over detectors; the best with RFS first."""
-    table = StudyResult.from_json(RESULTS / "losses.json").table()
-    table = table[table["iou_type"] == "bbox"].set_index("arm")
-    names = sorted({arm.rpartition("-")[0] for arm in table.index}, key=lambda name: -table.at[f"{name}-rfs", "AP"])
+LEAGUE = {
+    "none-linear": "no resampling",
+    "bank-linear": "bank",
+    "rfs-linear": "RFS",
+    "none-cosine": "cosine",
+    "rfs-cosine": "RFS, cosine",
+}
+"""Settings of the league's arms (LOSS-SETTING), and how its table names them."""
+
+
+def league_cells(kind: str = "bbox") -> pd.DataFrame:
+    """The league: a row a loss (a calibration: softmax+METHOD), a column a setting, "AP (APr)" where measured."""
+    table = StudyResult.from_json(RESULTS / "league.json").table()
+    table = table[table["iou_type"] == kind]
     cells = table.apply(lambda row: f"{row['AP']:.1f} ({row['APr']:.1f})", axis=1)
-    rows = [[f"`{name}`", cells[f"{name}-none"], cells[f"{name}-rfs"]] for name in names]
-    return tabulate(rows, ["", "no resampling", "RFS"], tablefmt="github", colalign=["left", "right", "right"])
+    names = table["arm"].str.split("-", n=1)
+    return pd.DataFrame({"loss": names.str[0], "setting": names.str[1], "cell": cells}).pivot(
+        index="loss", columns="setting", values="cell"
+    )
+
+
+def league() -> str:
+    """Every loss in every setting that was measured: box AP (APr), mean over detectors; the best with RFS first."""
+    cells, fixed = league_cells(), league_cells("bbox_lvis_fixed")
+    losses = cells[~cells.index.str.contains("+", regex=False)].sort_values("rfs-linear", ascending=False)
+    shown = [setting for setting in LEAGUE if setting in cells]
+    rows = [[f"`{loss}`", *own[shown].fillna(""), fixed.at[loss, "rfs-linear"]] for loss, own in losses.iterrows()]
+    head = ["", *(LEAGUE[setting] for setting in shown), "RFS, AP-fixed"]
+    return tabulate(rows, head, tablefmt="github", colalign=["left", *["right"] * (len(head) - 1)])
+
+
+def calibration() -> str:
+    """Softmax without and with each calibration: box AP (APr), and AP-fixed (APr)."""
+    result = StudyResult.from_json(RESULTS / "league.json")
+    cells, fixed = league_cells(), league_cells("bbox_lvis_fixed")
+    rows = []
+    for name in ["softmax", *(name for name in cells.index if name.startswith("softmax+"))]:
+        own = {setting: result.arms[f"{name}-{setting}"] for setting in ("none-linear", "rfs-linear")}
+        strengths = [words[-1] for words in own.values() if name != "softmax"]
+        label = f"`{name.partition('+')[2]}`, {' and '.join(dict.fromkeys(strengths))}" if strengths else "none"
+        rows.append([label, *(part.at[name, setting] for setting in own for part in (cells, fixed))])
+    head = ["", "no resampling", "AP-fixed", "RFS", "AP-fixed"]
+    return tabulate(rows, head, tablefmt="github", colalign=["left", *["right"] * 4])
+
+
+def league_findings() -> str:
+    """What the league says, with its own numbers: points of box AP, with 95 % intervals."""
+    result = StudyResult.from_json(RESULTS / "league.json")
+    rows, table = result.comparisons(), result.table().set_index(["iou_type", "arm"])
+    rows = rows[rows["metric"] == "AP"].set_index(["iou_type", "arm", "baseline"])
+    plain, rfs, fixed = "softmax-none-linear", "softmax-rfs-linear", "bbox_lvis_fixed"
+
+    def gain(arm: str, baseline: str, kind: str = "bbox") -> str:
+        row = rows.loc[(kind, arm, baseline)]
+        return format_difference(row) + ("" if row.resolved else " (not resolved)")
+
+    # The best on the tuning split, not on this one.
+    tau_norm, norcal = "softmax+tau_norm-none-linear", "softmax+norcal-rfs-linear"
+    losses = [arm for arm in result.arms if arm.endswith("-rfs-linear") and "+" not in arm]
+    sigmoid = ("sigmoid-rfs-linear", "sigmoid-none-linear")
+    tau = kendall(*(table.loc[kind, "AP"][losses] for kind in ("bbox", fixed)))
+    return f"""- **Seesaw is ahead of softmax**: {gain("seesaw-none-linear", plain)} without resampling,
+  {gain("seesaw-rfs-linear", rfs)} with RFS. ECM is only without, {gain("ecm-none-linear", plain)}; the other nine are
+  not ahead in either.
+- **Calibrated softmax is not told from Seesaw, without another training**. The best on the tuning split, `tau_norm`
+  without resampling: {gain(tau_norm, plain)}, by AP-fixed {gain(tau_norm, plain, fixed)}, against Seesaw
+  {gain(tau_norm, "seesaw-none-linear")}; `norcal` with RFS: {gain(norcal, rfs)}, by AP-fixed
+  {gain(norcal, rfs, fixed)}, against Seesaw {gain(norcal, "seesaw-rfs-linear")}.
+- **The bank stays behind RFS** with softmax, {gain("softmax-bank-linear", rfs)}; with Seesaw and ECM it is not told
+  from it, {gain("seesaw-bank-linear", "seesaw-rfs-linear")} and {gain("ecm-bank-linear", "ecm-rfs-linear")}.
+- **By AP-fixed RFS brings less**: softmax {gain(rfs, plain)} becomes {gain(rfs, plain, fixed)}, sigmoid
+  {gain(*sigmoid)} becomes {gain(*sigmoid, fixed)}. The order of the twelve with RFS stays (Kendall's tau {tau:.2f}).
+- Of these {len(result.pairs)} comparisons about one in twenty would look resolved by chance alone."""
+
+
+def league_figure() -> None:
+    """notebooks/images/league.png: box AP and APr of every loss by sampling and head."""
+    from matplotlib.figure import Figure
+
+    from rio import plots
+    from rio.plots.style import ARM_COLORS
+
+    table = StudyResult.from_json(RESULTS / "league.json").table()
+    table = table[table["iou_type"] == "bbox"].set_index("arm")
+    names = [arm.partition("-")[0] for arm in table.index if arm.endswith("-rfs-linear")]
+    names.sort(key=lambda name: -table.at[f"{name}-rfs-linear", "AP"])
+    colors = {"none": "#5C6470", "bank": ARM_COLORS["bank"], "rfs": ARM_COLORS["RFS"]}
+    with plots.style():
+        figure = Figure(figsize=(8.6, 0.9 + 0.24 * len(names)), layout="constrained")
+        for ax, metric in zip(figure.subplots(1, 2, sharey=True), ("AP", "APr"), strict=True):
+            for setting, title in LEAGUE.items():
+                sampling, head = setting.split("-")
+                arms = [(y, f"{name}-{setting}") for y, name in enumerate(names) if f"{name}-{setting}" in table.index]
+                look = {"s": 30, "edgecolor": colors[sampling], "zorder": 3, "label": title}
+                look["facecolor"] = "#FFFFFF" if head == "cosine" else colors[sampling]
+                if arms:
+                    ax.scatter([table.at[arm, metric] for _, arm in arms], [y for y, _ in arms], **look)
+            ax.set(
+                xlabel=f"box {metric}, %", yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5)
+            )
+            ax.grid(axis="both")
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+        figure.savefig(ROOT / "notebooks" / "images" / "league.png", dpi=150, metadata={"Software": None})
 
 
 def findings() -> str:
     """What the classifiers' study says, with its own numbers: points of APr and 95 % intervals."""
-    tuned = StudyResult.from_json(RESULTS / "losses.json").with_pairs([("softmax-rfs", "softmax-none")])
+    tuned = StudyResult.from_json(RESULTS / "league.json").with_pairs([("softmax-rfs-linear", "softmax-none-linear")])
     studies = [StudyResult.from_json(RESULTS / f"classifiers{kind}.json") for kind in ("", "_short")]
     rows = pd.concat([study.comparisons() for study in (*studies, tuned)])
     rows = rows[(rows["iou_type"] == "bbox") & (rows["metric"] == "APr")].set_index(["arm", "baseline"])
@@ -135,7 +233,7 @@ def findings() -> str:
 - **RFS brings most with a linear classifier**, {gain("rfs-linear", "none-linear")}; the bank alone
   {gain("bank-linear", "none-linear")}, the cosine classifier alone {gain("none-cosine", "none-linear")}.
 - **A larger learning rate does about half of that**: with 0.3, which the tuning split prefers to the 0.1 of these
-  arms, RFS brings {gain("softmax-rfs", "softmax-none")}.
+  arms, RFS brings {gain("softmax-rfs-linear", "softmax-none-linear")}.
 - **Beside RFS nothing is left for the bank once training is long enough**: {gain("rfs+bank-linear", "rfs-linear")} with
   a linear classifier, {gain("rfs+bank-cosine", "rfs-cosine")} with a cosine one. On shorter schedules it gains, linear:
   {gain("rfs+bank-linear-4", "rfs-linear-4")} in 4 epochs, {gain("rfs+bank-linear-12", "rfs-linear-12")} in 12.
@@ -179,6 +277,8 @@ BLOCKS = {
     "benchmarks": benchmarks,
     "losses": losses,
     "league": league,
+    "calibration": calibration,
+    "league_findings": league_findings,
 }
 
 
@@ -193,5 +293,8 @@ def written(text: str) -> str:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["league"]:
+        league_figure()
+        sys.exit()
     for file in (README, CONFIGS_README):
         file.write_text(written(file.read_text(encoding="utf-8")), encoding="utf-8")
