@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -204,6 +205,14 @@ class Arms:
             boxes = torch.zeros(len(classes), 4)
             bank.write(torch.zeros(len(classes), 1), boxes, boxes, classes)
         return total / max(steps, 1) * epoch_length / s.batch_size
+
+
+def rois_per_instance(annotations: Annotations, logged: Sequence[float]) -> float | None:
+    """Foreground RoIs an object: the mean of those an image, as runs log them, over mean objects an image; None without
+    either.
+    """
+    annotated = len(np.unique(annotations.annotation_image[~annotations.iscrowd]))
+    return float(np.mean(logged) / (annotations.instance_count.sum() / annotated)) if logged and annotated else None
 
 
 def _method(arm: str, settings: Settings) -> tuple[str, float]:

@@ -79,7 +79,7 @@ def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
     if cfg.TEST.PRECISE_BN.ENABLED:
         raise ConfigError("TEST.PRECISE_BN.ENABLED: expected False, found True; a resumable run does not support it")
     if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER > 0:
-        text = "SOLVER.WARMUP_ITERS %d >= SOLVER.MAX_ITER %d: training ends before the learning rate is warmed up."
+        text = "SOLVER.WARMUP_ITERS %d >= SOLVER.MAX_ITER %d: the learning rate never reaches SOLVER.BASE_LR."
         logger.warning(text + " Lower SOLVER.WARMUP_ITERS", cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER)
     validate(cfg)
     if comm.is_main_process():

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from rio.analysis import balance
+from rio.analysis import arms, balance
 from rio.analysis.run_folder import RunFolder, RunFolderError
 from rio.data.annotations import Annotations
 from rio.results.evaluation import Evaluation
@@ -154,5 +153,4 @@ def _load(arm: str, folder: RunFolder, val: Annotations) -> Run:
 def rois_per_instance(train: Annotations, runs: Sequence[Run]) -> float | None:
     """Foreground RoIs per object, as the runs logged them: mean RoIs per image over mean objects per image."""
     logged = [n for run in runs if (n := run.mean("roi_head/num_fg_samples")) is not None]
-    annotated = len(np.unique(train.annotation_image[~train.iscrowd]))
-    return float(np.mean(logged) / (train.instance_count.sum() / annotated)) if logged and annotated else None
+    return arms.rois_per_instance(train, logged)

@@ -63,6 +63,10 @@ def _copy(source: Path, folder: Path, values: dict[str, object]) -> Path:
     """The notebook with other values behind its `parameters` cell."""
     notebook = json.loads(source.read_text(encoding="utf-8"))
     place = next(i for i, cell in enumerate(notebook["cells"]) if "parameters" in cell["metadata"].get("tags", []))
+    # The page shows no code to change.
+    notebook["cells"][place - 1]["source"] = (
+        'Another run: `make app RUN=FOLDER`; a second one beside it: `APP_ARGS="--other FOLDER"`.'
+    )
     text = "\n".join(f"{name} = {value!r}" for name, value in values.items())
     cell = {"cell_type": "code", "execution_count": None, "id": "given", "metadata": {}, "outputs": [], "source": text}
     notebook["cells"].insert(place + 1, cell)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 import anywidget
@@ -15,7 +16,9 @@ from rio import plots
 from rio.analysis import arms
 from rio.analysis.arms import CLASS_AWARE, IRFS, NONE, RFS, RFS_BANK, Arms, Settings
 from rio.analysis.gradients import gradient_balance
+from rio.analysis.run_folder import RunFolder
 from rio.data.annotations import GROUP_NAMES
+from rio.data.names import find
 from rio.widgets import theme
 from rio.widgets.dataset import Data
 
@@ -29,6 +32,7 @@ MOST_CATEGORIES, BINS = 200, 60  # more categories than that are shown in bins
 class Balance(Arms):
     """`rio.analysis.arms.Arms` for notebooks: what training would see, with sliders. Made by `compare_sampling`."""
 
+    source = "assumed"  # where rois_per_instance is from
     disagreement = staticmethod(arms.disagreement)
     gradients = theme.sentences(gradient_balance)
 
@@ -41,23 +45,32 @@ class Balance(Arms):
         return theme.status(
             f"threshold {s.repeat_threshold:g} · batches of {s.batch_size} images · the bank stores "
             f"{len(self.target_class_ids()):,} categories with at most {s.max_image_count} images, {s.slots_per_class} "
-            f"slots each, and replays {s.replay_per_class} for each in the batch · {s.rois_per_instance:g} RoIs an "
-            f"object, at most {s.foreground_per_image:g} an image"
+            f"slots each, and replays {s.replay_per_class} for each in the batch · {s.rois_per_instance:.2g} RoIs an "
+            f"object ({self.source}), at most {s.foreground_per_image:g} an image"
         )
 
 
 @theme.sentences
-def compare_sampling(data: Data, **settings: float | int | None) -> Balance:
+def compare_sampling(
+    data: Data, *, run: str | os.PathLike[str] | None = None, **settings: float | int | None
+) -> Balance:
     """What training would see of a data set under each way of resampling.
 
     Args:
         data: the training set, from `open_dataset`.
+        run: folder of a run on this training set: foreground RoIs an object as logged there, in place of an assumed 8.
         **settings: fields of `rio.analysis.arms.Settings` that differ from the usual ones; None stands for the usual.
 
     Raises:
         NotebookError: a setting that does not exist or is out of range.
     """
-    return Balance(data.annotations, embedded=data.embedded, **settings)
+    logged = RunFolder(find(run)).metrics().get("roi_head/num_fg_samples") if run is not None else None
+    fits = logged is not None and data.name in RunFolder(find(run)).datasets("TRAIN") and logged.notna().any()
+    if measured := fits and arms.rois_per_instance(data.annotations, [float(logged.mean())]):
+        settings = {"rois_per_instance": measured} | settings
+    balance = Balance(data.annotations, embedded=data.embedded, **settings)
+    balance.source = f"as {run} logged" if measured else "assumed"
+    return balance
 
 
 class Lines(anywidget.AnyWidget):
@@ -94,7 +107,7 @@ class Panel(ipywidgets.VBox):
             control.observe(self._update, "value")
         self._update()
 
-    def _update(self, _change: object = None) -> None:
+    def _update(self, change: object = None) -> None:
         level = self.level.value
         chosen = {"repeat_threshold": float(self.threshold.value), "replay_per_class": self.replay.value}
         chosen |= {"slots_per_class": self.slots.value, "max_image_count": self.targets.value}
@@ -104,9 +117,11 @@ class Panel(ipywidgets.VBox):
         except ValueError as error:
             self.status.value = theme.notice(theme.sentence(error))
             return
+        self._balance.settings = settings  # one state: what is drawn below later, is drawn with the sliders' settings
         self.chart.spec = self._spec(settings, level)
         self.measures.value = _measures(compared[compared["level"] == level], LEVELS[level])
-        self.status.value = theme.status(self._summary(settings))
+        below = " The figures below take these settings when their cells are run again." if change else ""
+        self.status.value = theme.status(self._summary(settings) + below)
 
     def _spec(self, settings: Settings, level: str) -> dict:
         a, replayed = self._balance.annotations, ["replayed"] if level == "rois" else []

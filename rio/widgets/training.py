@@ -28,6 +28,10 @@ from rio.widgets import theme
 from rio.widgets.watch import Watch
 
 REFRESH_SECONDS = 2.0
+FINISHED = (
+    "Finished: notebook 04 compares this run with others, notebook 05 shows what it finds and misses. For another run "
+    "name another folder; to train longer, run the command with --resume and a larger SOLVER.MAX_ITER."
+)
 STYLE = (theme.FOLDER / "training.css").read_text(encoding="utf-8")
 # Columns of metrics.json, what they are called, their formats; and those of them that have a small figure.
 COLUMNS = {
@@ -280,6 +284,11 @@ class TrainingPanel(ipywidgets.VBox):
         said = [("trouble", self._trouble)] if self._trouble else []
         if state in ("failed", "stopped", "stopping", "elsewhere", "new"):
             said.append(("trouble" if state == "failed" else "quiet", self.run.explain()))
+        if state == "finished":
+            said.append(("quiet", FINISHED))
+        if 0 < last <= (warmup := self.run.setting("SOLVER.WARMUP_ITERS", 0)):
+            text = f"Warm-up is as long as the run or longer ({warmup} of {last} iterations): the learning rate never "
+            said.append(("trouble", text + "reaches SOLVER.BASE_LR. Lower SOLVER.WARMUP_ITERS."))
         parts = [f'<div class="rio-{kind}">{html.escape(text)}</div>' for kind, text in said]
         if last and state != "new":
             parts.append(f'<div class="rio-track"><div style="width:{100 * done / last:.1f}%"></div></div>')

@@ -19,7 +19,7 @@ def data(tiny_set):
     return rio.open_dataset(f"{tiny_set}/train.json@{tiny_set}/train")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def balance(data):
     return rio.compare_sampling(data, repeat_threshold=0.4, batch_size=4, replay_per_class=3, slots_per_class=5)
 
@@ -66,6 +66,29 @@ def test_more_categories_than_pixels_are_shown_in_bins(tmp_path):
     assert none["kind"] == "line" and none["y"] == sorted(none["y"], reverse=True)
     assert all(low <= y <= high for low, y, high in zip(none["low"], none["y"], none["high"], strict=True))
     assert "low" not in rfs, "six bands would hide each other"
+
+
+def test_sliders_and_later_figures_have_one_state(data):
+    balance = rio.compare_sampling(data)
+    panel = balance.panel()
+    before = balance.compare()
+    assert "run again" not in panel.status.value
+    panel.threshold.value, panel.replay.value = 0.9, 7
+    assert (balance.settings.repeat_threshold, balance.settings.replay_per_class) == (panel.threshold.value, 7)
+    assert "figures below take these settings when their cells are run again" in panel.status.value
+    assert not balance.compare().equals(before)
+
+
+def test_rois_an_object_are_those_that_a_run_on_this_data_logged(data, tmp_path):
+    assert "8 RoIs an object (assumed)" in rio.compare_sampling(data, run=tmp_path / "none")._repr_html_()
+    a = data.annotations
+    objects = a.instance_count.sum() / len(set(a.annotation_image[~a.iscrowd].tolist()))
+    (tmp_path / "metrics.json").write_text(
+        json.dumps({"iteration": 9, "roi_head/num_fg_samples": 3.0 * objects}) + "\n"
+    )
+    for name, expected in ((data.name, 3.0), ("elsewhere", 8.0)):
+        (tmp_path / "config.yaml").write_text(json.dumps({"DATASETS": {"TRAIN": [name]}}))
+        assert rio.compare_sampling(data, run=tmp_path).settings.rois_per_instance == pytest.approx(expected)
 
 
 def test_shows_its_settings_and_refuses_others_in_one_sentence(data, balance):

@@ -26,6 +26,10 @@ def test_a_run_from_elsewhere_is_shown(tmp_path):
     for shown in ("46 / 50", "16.0", "images/s", "25%", "bank filled", "replayed / foreground RoI"):
         assert shown in page, shown
     assert panel.start_button.disabled and panel.stop_button.disabled and panel.resume_button.disabled
+    assert "Finished: notebook 04 compares" in page and "name another folder" in page and "Warm-up" not in page
+    (tmp_path / "config.yaml").write_text("SOLVER: {MAX_ITER: 50, WARMUP_ITERS: 100}\n")
+    panel.refresh()
+    assert "Warm-up is as long as the run or longer (100 of 50 iterations)" in panel.status.value
 
 
 def test_panel(tmp_path, monkeypatch):
