@@ -108,6 +108,11 @@ def test_imports(room):
         assert not wrong, f"{path.relative_to(REPOSITORY)} imports {wrong}; see MAY_IMPORT"
 
 
+def test_no_file_is_longer_than_a_reader_bears():
+    lengths = {str(path): len(path.read_text().splitlines()) for files in sources().values() for path in files}
+    assert max(lengths.values()) <= 400, {path: n for path, n in lengths.items() if n > 400}
+
+
 def test_imports_are_found_wherever_they_stand():
     source = "import os.path\nfrom rio import plots, __version__\n"
     source += "def f():\n    import torch.nn\n    from rio.a import b\n    from rio.data import names\n"
