@@ -179,6 +179,8 @@ def league_findings() -> str:
   {gain(norcal, rfs, fixed)}, against Seesaw {gain(norcal, "seesaw-rfs-linear")}.
 - **The bank stays behind RFS** with softmax, {gain("softmax-bank-linear", rfs)}; with Seesaw and ECM it is not told
   from it, {gain("seesaw-bank-linear", "seesaw-rfs-linear")} and {gain("ecm-bank-linear", "ecm-rfs-linear")}.
+- **The cosine classifier is not ahead once the linear one's learning rate is tuned**: softmax
+  {gain("softmax-none-cosine", plain)} without resampling, {gain("softmax-rfs-cosine", rfs)} with RFS.
 - **By AP-fixed RFS brings less**: softmax {gain(rfs, plain)} becomes {gain(rfs, plain, fixed)}, sigmoid
   {gain(*sigmoid)} becomes {gain(*sigmoid, fixed)}. The order of the twelve with RFS stays (Kendall's tau {tau:.2f}).
 - Of these {len(result.pairs)} comparisons about one in twenty would look resolved by chance alone."""
