@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.benchmarks import bench_evaluation, bench_waits, gpu, gpu_arms
+from tests.benchmarks import bench_evaluation, bench_waits, gpu, gpu_arms, gpu_correctness
 from tests.support import tiny_shapes
 
 
@@ -46,13 +46,17 @@ def test_the_waits_row_counts_what_the_parts_save():
 
 def test_gpu_benchmark_runs_in_small(tiny_set, tmp_path, capsys):
     out = tmp_path / "gpu.json"
-    words = "--device cpu --tiny --rounds 1 --block 1 --warm-up 1 --iterations 2 --skip bank"
+    words = "--device cpu --tiny --rounds 1 --block 1 --warm-up 1 --iterations 2 --skip bank --skip correctness"
     words += " --only fp32 --only tf32"
     bench = [*tiny_shapes.data_options(tiny_set), *tiny_shapes.model_options(), "DATALOADER.NUM_WORKERS", "0"]
     precision = torch.get_float32_matmul_precision()
-    gpu.run(gpu.parser().parse_args([*words.split(), "--out", str(out), "--bench-options", *bench]))
+    arguments = gpu.parser().parse_args([*words.split(), "--out", str(out), "--bench-options", *bench])
+    gpu.run(arguments)
     found = json.loads(out.read_text())
-    assert [row["setting"] for row in found["speed"]] == ["fp32", "tf32"] and found["left_out"] == ["bank"]
+    assert [row["setting"] for row in found["speed"]] == ["fp32", "tf32"] and found["left_out"] == [
+        "correctness",
+        "bank",
+    ]
     first, second = found["speed"]
     for row in (first, second):
         assert row["rio_images_s"] == pytest.approx(1e3 * gpu_arms.TINY.images / row["rio_ms"])
@@ -68,6 +72,20 @@ def test_gpu_benchmark_runs_in_small(tiny_set, tmp_path, capsys):
     assert bench_set["rio: time by plain's"] == pytest.approx(bench_set["plain: images_s"] / bench_set["rio: images_s"])
     assert bench_set["loader_images_s"] > 0
     assert "rio_by_plain" in capsys.readouterr().out
+    page = out.with_suffix(".md").read_text()
+    assert page.startswith("# CPU, ") and f"| tf32      | {second['plain_images_s']:.3g}" in " ".join(page.split(" "))
+    assert gpu.run(arguments) == found and "rio_by_plain" not in capsys.readouterr().out, "measured twice"
+    out.write_text(json.dumps(found | {"device": "another GPU"}))
+    with pytest.raises(SystemExit, match="measured with another device: another GPU. Fix: another --out"):
+        gpu.run(arguments)
+
+
+def test_gpu_correctness_in_small(monkeypatch):
+    monkeypatch.setattr(gpu_correctness, "STEPS", 2)
+    size = gpu_arms.TINY
+    found = gpu_correctness.correctness("cpu", size, gpu_arms.random_batches(size))
+    assert found["cpu_difference"] == 0 and found["cpu_within"] and found["bank_rows_equal"] == 1
+    assert 0 < found["amp_float16_difference"] < found["amp_bfloat16_difference"] < 0.5
 
 
 def test_gpu_profile_takes_both_entries_of_a_name():
@@ -130,8 +148,8 @@ def test_gpu_loss_is_the_same_for_the_same_arm():
 
 
 def test_gpu_minutes_are_kept(capsys):
-    result = gpu.run(gpu.parser().parse_args(["--device", "cpu", "--tiny", "--minutes", "-1"]))
-    assert result["left_out"] == ["bank", "speed", "loss", "profile", "bench_set"]
+    result = gpu.run(gpu.parser().parse_args(["--device", "cpu", "--tiny", "--minutes", "-1", "--out", ""]))
+    assert result["left_out"] == ["correctness", "bank", "speed", "loss", "profile", "bench_set"]
 
 
 def test_gpu_random_batches_are_what_a_loader_gives():

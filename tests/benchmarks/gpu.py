@@ -1,12 +1,15 @@
 """How fast RIO trains on a GPU against plain detectron2, and which settings are worth it.
 
-    python -m tests.benchmarks.gpu [--minutes 9] [--out gpu.json]
+    python -m tests.benchmarks.gpu [--minutes 9]            # again until nothing is left out; it goes on
     python -m tests.benchmarks.gpu --device cpu --tiny      # seconds, and no result: that the benchmark runs
 
 It needs a CUDA device (16 GiB should do), no weights and no network. R50-FPN Mask R-CNN of configs/lvis_v1 at 800 px
 trains on random images of LVIS's sizes: 1,203 classes, a bank on 553. What does not begin within the minutes is left
-out, and reported. The parts:
+for the next call; gpu.json and gpu.md, a page with machine, versions and a table, hold what has been measured. How true
+training on frozen features is to whole detectors: `rio study configs/studies/length.yaml --minutes 9`, and with
+length_features.yaml, in the same manner. The parts:
 
+0. `correctness`: losses and bank against the CPU's over 20 steps, AMP against float32.
 1. `bank`: milliseconds and synchronisations of the bank by itself.
 2. `speed`: for each setting images/s and peak memory of plain and of RIO, and the median of their paired ratios: the
    two take turns, a few steps each, on the same images.
@@ -42,8 +45,9 @@ import torch
 from rio.config import load_config
 from rio.engine.loader import build_training_loader
 from rio.engine.setup import setup_training
-from tests.benchmarks import bench_memory_bank, gpu_arms
+from tests.benchmarks import bench_memory_bank, gpu_arms, gpu_table
 from tests.benchmarks.gpu_arms import PLAIN, TINY, Arm, Setting, Size, numbers
+from tests.benchmarks.gpu_correctness import correctness
 
 
 @dataclass
@@ -106,9 +110,11 @@ def bank(task: Task) -> dict[str, Any]:
     return found
 
 
-def speed(task: Task, chosen: list[Setting]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
+def speed(task: Task, chosen: list[Setting], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`rows` of an earlier call, and those of the settings that it left out."""
     for setting in chosen:
+        if setting.name in {row["setting"] for row in rows}:
+            continue
         if rows and time.monotonic() > task.ends:
             print(f"{setting.name:18s} left out: the minutes are over")
             continue
@@ -132,9 +138,14 @@ def speed(task: Task, chosen: list[Setting]) -> list[dict[str, Any]]:
         del arm
         arms.clear()
         task.free()
-    fastest = min(rows, key=lambda row: row["rio_ms"])["setting"]
-    task.best = next(setting for setting in chosen if setting.name == fastest)
     return rows
+
+
+def fastest(rows: list[dict[str, Any]], chosen: list[Setting]) -> Setting | None:
+    """The setting of the fastest RIO, if all have been measured."""
+    named = {setting.name: setting for setting in chosen}
+    best = min(rows, key=lambda row: row["rio_ms"], default=None)
+    return named.get(best["setting"]) if best and len(rows) >= len(chosen) else None
 
 
 def _steps(arm: Arm, number: int) -> None:
@@ -297,10 +308,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "size": asdict(size),
         "left_out": [],
     }
+    result = _with_earlier(result, arguments.out)
     print(f"{result['device']}; {json.dumps(result['versions'])}; {size.images} images of {size.short_side} px a step")
+    task.best = fastest(result.get("speed", []), chosen)
     parts: dict[str, Callable[[], Any]] = {
+        "correctness": lambda: correctness(task.device, size, task.batches),
         "bank": lambda: bank(task),
-        "speed": lambda: speed(task, chosen),
+        "speed": lambda: speed(task, chosen, result.get("speed", [])),
         "loss": lambda: loss(task, chosen[0]),
         "profile": lambda: profile(task, task.best or chosen[-1]),
         "synchronisations": lambda: synchronisations(task, task.best or chosen[-1]),
@@ -309,17 +323,36 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if not task.cuda:
         del parts["synchronisations"]
     for name, part in parts.items():
+        if name in result and (name != "speed" or task.best):
+            continue
         if name in arguments.skip or time.monotonic() > task.ends:
             result["left_out"].append(name)
             continue
         result[name] = part()
         _show(name, result[name])
+        if name == "speed":
+            task.best = fastest(result[name], chosen)
+            result["left_out"] += [] if task.best else ["speed, some settings"]
         result["seconds"] = round(time.monotonic() - begun, 1)
         if arguments.out:  # after each part: a call that is cut off has something to show
             Path(arguments.out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            Path(arguments.out).with_suffix(".md").write_text(gpu_table.page(result), encoding="utf-8")
     if result["left_out"]:
         print(f"\nleft out: {', '.join(result['left_out'])}")
     return result
+
+
+def _with_earlier(result: dict[str, Any], out: str | None) -> dict[str, Any]:
+    """What an earlier call has measured is kept, if it was on this machine, with these versions and sizes."""
+    if not out or not Path(out).is_file():
+        return result
+    earlier, same = json.loads(Path(out).read_text(encoding="utf-8")), ("device", "versions", "size")
+    now = json.loads(json.dumps(result))
+    if different := [key for key in same if earlier.get(key) != now[key]]:
+        raise SystemExit(
+            f"{out}: measured with another {different[0]}: {earlier.get(different[0])}. Fix: another --out"
+        )
+    return earlier | {"left_out": []}
 
 
 def _show(name: str, found: Any) -> None:
@@ -349,7 +382,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--only", action="append", choices=names, help="a setting; repeatable")
     made.add_argument("--skip", action="append", default=[], metavar="PART", help="repeatable")
     made.add_argument("--bench-options", nargs="*", default=[], metavar="KEY VALUE", help="over shapes/bench.yaml")
-    made.add_argument("--out", help="JSON file")
+    made.add_argument("--out", default="gpu.json", help="JSON file; the page lies beside it (default: %(default)s)")
     return made
 
 
