@@ -12,6 +12,7 @@ import torch
 
 from tests.benchmarks import bench_evaluation, bench_waits, gpu, gpu_arms, gpu_correctness
 from tests.support import tiny_shapes
+from tests.support.pretend_cuda import pretend_cuda
 
 
 def test_the_evaluations_row_compares_the_same_numbers(tmp_path, monkeypatch):
@@ -78,6 +79,19 @@ def test_gpu_benchmark_runs_in_small(tiny_set, tmp_path, capsys):
     out.write_text(json.dumps(found | {"device": "another GPU"}))
     with pytest.raises(SystemExit, match="measured with another device: another GPU. Fix: another --out"):
         gpu.run(arguments)
+
+
+@pytest.mark.slow
+def test_gpu_benchmark_runs_on_a_pretend_gpu(monkeypatch):
+    """The plainest and the fastest setting; of the parts those that compute, time or count steps."""
+    monkeypatch.setattr(gpu_correctness, "STEPS", 2)
+    words = "--tiny --rounds 1 --block 1 --warm-up 1 --iterations 1 --skip bank --skip profile --skip bench_set"
+    settings = ["--only", "fp32", "--only", "+ pinned memory", "--minutes", "60", "--out", ""]
+    with pretend_cuda() as report:
+        found = gpu.run(gpu.parser().parse_args([*words.split(), *settings]))
+    assert [row["setting"] for row in found["speed"]] == ["fp32", "+ pinned memory"] and not report.errors
+    assert found["correctness"]["cpu_within"] and found["correctness"]["bank_rows_equal"] == 1
+    assert np.isfinite(found["loss"]["first"]["end"]) and found["synchronisations"]["rio"] > 2
 
 
 def test_gpu_correctness_in_small(monkeypatch):
