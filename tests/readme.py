@@ -262,12 +262,12 @@ def ccp() -> str:
         found = [(metric, rows.loc[(arm, baseline, metric)]) for metric in ("AP", "APr")]
         return ", ".join(f"{format_difference(r)} {m}{'' if r.resolved else ' (not resolved)'}" for m, r in found)
 
-    return f"""**Real photographs** (CCP: 650 / 354 images, 53 classes; features of two small detectors of AP {whole}, nothing
-tuned on them). In 4 epochs RFS brings {gain("rfs-linear-4", "none-linear-4")}; the bank beside it
+    return f"""**Real photographs** (CCP: 650 / 354 images, 53 classes; features of two small detectors of AP {whole},
+nothing tuned on them). In 4 epochs RFS brings {gain("rfs-linear-4", "none-linear-4")}; the bank beside it
 {gain("rfs+bank-linear-4", "rfs-linear-4")}. In 25, RFS {gain("rfs-linear", "none-linear")};
 the bank beside it {gain("rfs+bank-linear", "rfs-linear")}.
-APr is at most {highest:.1f} in any arm. Of {len(study.pairs)} comparisons in four measures, one in twenty would look resolved by
-chance."""
+APr is at most {highest:.1f} in any arm. Of {len(study.pairs)} comparisons in four measures, one in twenty would look
+resolved by chance."""
 
 
 def benchmarks() -> str:
