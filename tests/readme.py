@@ -217,20 +217,26 @@ def league_figure() -> None:
         figure.savefig(ROOT / "notebooks" / "images" / "league.png", dpi=150, metadata={"Software": None})
 
 
+def _of_apr(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[(rows["iou_type"] == "bbox") & (rows["metric"] == "APr")].set_index(["arm", "baseline"])
+
+
 def findings() -> str:
     """What the classifiers' study says, with its own numbers: points of APr and 95 % intervals."""
     tuned = StudyResult.from_json(RESULTS / "league.json").with_pairs([("softmax-rfs-linear", "softmax-none-linear")])
     names = ("classifiers", "classifiers_short", "bank_with_rfs")
     studies = [StudyResult.from_json(RESULTS / f"{name}.json") for name in names]
     rows = pd.concat([study.comparisons() for study in (*studies, tuned)])
-    rows = rows[(rows["iou_type"] == "bbox") & (rows["metric"] == "APr")].set_index(["arm", "baseline"])
+    drawn = _of_apr(rows)
 
-    def gain(arm: str, baseline: str) -> str:
+    def gain(arm: str, baseline: str, rows: pd.DataFrame = drawn) -> str:
         row = rows.loc[(arm, baseline)]
         return f"{format_difference(row)} ({'resolved' if row.resolved else 'not resolved'})"
 
     bank = {what: gain(f"bank_{what}-linear", "bank-linear") for what in BANK_SETTINGS}
     settings = "; ".join(f"{name} {bank[what]}" for what, name in BANK_SETTINGS.items())
+    pair = ("rfs+bank_perobject1-linear", "rfs+bank-linear")
+    photographs = gain(*pair, _of_apr(StudyResult.from_json(RESULTS / "ccp.json").comparisons()))
     return f"""In points of APr:
 
 - **RFS brings most with a linear classifier**, {gain("rfs-linear", "none-linear")}; the bank alone
@@ -245,7 +251,8 @@ def findings() -> str:
   {gain("rfs+bank_perobject1", "rfs")}, against the bank that stores every row
   {gain("rfs+bank_perobject1", "rfs+bank")}; with a cosine classifier {gain("rfs+bank_perobject1-cosine", "rfs-cosine")}
   and {gain("rfs+bank_perobject1-cosine", "rfs+bank-cosine")}. It was the best of four variants there,
-  and ahead without RFS as well; `configs/lvis_v1/rio_plus_r50.yaml` has it.
+  and ahead without RFS as well; on the photographs below it is not: {photographs}.
+  `configs/lvis_v1/rio_plus_r50.yaml` has it.
 - **Without RFS, more replay is better**, against 4 rows a class, newest first: {settings}."""
 
 

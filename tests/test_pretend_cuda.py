@@ -87,7 +87,7 @@ MISTAKES = [  # module, what runs it, what is right, what is put in its place
     (rows, rows_step, "(len(keys[0]), device=keys[0].device)", "(len(keys[0]))"),
     (telemetry, log_step, "torch.arange(3, device=group.device)", "torch.arange(3)"),
     (telemetry, log_step, "bank.feature_dim, device=features.device)", "bank.feature_dim)"),
-    (telemetry, log_step, "torch.stack(list(found.values())).tolist()", "torch.stack(list(found.values())).numpy()"),
+    (telemetry, log_step, "stack(list(found.values())), list", "stack(list(found.values())).numpy(), list"),
     (federated, loss_step, "place = torch.empty_like(time)", "place = torch.empty(len(time))"),
     (classifier, classify, "norm.clamp_min(tiny)", "norm.cpu().clamp_min(tiny)"),
 ]

@@ -101,11 +101,12 @@ def use_inspector(page) -> None:
     count = int(re.search(r"of ([\d,]+)", second)[1])
     note = viewer.locator("figcaption span").nth(1)
     seen = note.inner_text()
-    move_slider(page, inspector.locator(".widget-slider"), 40)
+    higher = f"{float(seen.rpartition('≥ ')[2]) + 0.2:.2f}"  # it begins at the score that suits the predictions
+    move_slider(page, inspector.locator(".widget-slider"), 20)
     page.wait_for_function(
-        "() => document.querySelectorAll('.rio-viewer figcaption span')[1]?.innerText.includes('0.70')"
+        "value => document.querySelectorAll('.rio-viewer figcaption span')[1]?.innerText.includes(value)", arg=higher
     )
-    assert note.inner_text() != seen and note.inner_text().endswith("score ≥ 0.70")
+    assert note.inner_text() != seen and note.inner_text().endswith(f"score ≥ {higher}")
     fewer = int(re.search(r"of ([\d,]+)", item.inner_text())[1])
     assert fewer < count, "a higher threshold leaves fewer predictions"
 
