@@ -48,6 +48,7 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(straight, prepared, t
     assert all(torch.equal(states[0][k]["momentum_buffer"], states[1][k]["momentum_buffer"]) for k in states[0])
     iterations = [line["iteration"] for line in lines_of(tmp_path)]
     assert iterations == sorted(set(iterations))
+    assert [line["iteration"] for line in lines_of(tmp_path) if "resumed" in line] == [3]
     results = [Path(run.cfg.OUTPUT_DIR, "instances_results.json").read_bytes() for run in (second, straight)]
     assert results[0] == results[1]
 

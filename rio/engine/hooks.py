@@ -81,6 +81,8 @@ class Writers(hooks.PeriodicWriter):
 
     def before_train(self) -> None:
         self._writers = self.trainer.build_writers()
+        if self.trainer.start_iter:  # for figures: detectron2's medians of 20 steps begin anew here
+            self.trainer.storage.put_scalar("resumed", 1, smoothing_hint=False)
 
 
 def forget_lines_from(path: str, iteration: int) -> None:

@@ -16,7 +16,8 @@ from rio.plots.style import LINE_COLORS, ink, styled
 def loss_curves(table: pd.DataFrame | Iterable[Mapping[str, float]], ax: Axes | None = None) -> Axes:
     """Losses over iterations, from the rows of detectron2's metrics.json.
 
-    Faint lines are the values, strong ones their running median over a tenth of the rows.
+    Faint lines are the values, strong ones their running median over a tenth of the rows. Dashed lines mark where the
+    run was resumed: the values, medians of 20 steps, begin anew there, so a step down at one is no progress.
 
     Args:
         table: rows with `iteration`, total_loss and columns whose names begin with "loss" (rows without a loss, as of
@@ -28,6 +29,7 @@ def loss_curves(table: pd.DataFrame | Iterable[Mapping[str, float]], ax: Axes | 
     if table[losses].isna().all(axis=None):
         found = f"found columns {list(table.columns)}. Fix: wait until the run has logged an iteration."
         raise parts.PlotError(f"table: expected losses, {found}")
+    seams = table.loc[table["resumed"].notna(), "iteration"].unique() if "resumed" in table else []
     ax = parts.axes(ax, 6.2, 3.0)
     # After a resume detectron2 appends; an iteration logged twice counts as the later run logged it.
     table = table.dropna(subset=losses, how="all").drop_duplicates("iteration", keep="last")
@@ -43,6 +45,10 @@ def loss_curves(table: pd.DataFrame | Iterable[Mapping[str, float]], ax: Axes | 
         if window > 1:
             ax.plot(line, color=color, linewidth=1.6 if total else 1.2)
         ends += [(end, name, color) for end in line.iloc[-1:]]
+    for seam in seams:
+        ax.axvline(seam, color=ink().quiet, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        place = {"xycoords": ("data", "axes fraction"), "xytext": (3, -1), "textcoords": "offset points", "va": "top"}
+        ax.annotate("resumed", (seam, 1), fontsize=8, color=ink().quiet, **place)
     first, last = table.index.min(), table.index.max()
     low, high = ax.get_ylim()
     ax.set(xlabel="iteration", ylabel="loss", xlim=(first, max(last, first + 1)), ylim=(min(0, low), high))

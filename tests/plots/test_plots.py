@@ -250,6 +250,9 @@ def test_loss_curves_skip_rows_of_the_evaluation_and_use_the_later_of_a_resume()
     total = ax.lines[0]
     assert total.get_xdata()[0] == 0 and total.get_ydata()[0] == 9.0 and len(total.get_xdata()) == 30
     assert set(texts(ax)) == {"total", "cls"}
+    resumed = plots.loss_curves([*LOSSES, {"iteration": 30, "resumed": 1.0}])
+    assert [list(line.get_xdata()) for line in resumed.lines if line.get_linestyle() == "--"] == [[30, 30]]
+    assert "resumed" in texts(resumed) and "resumed" not in texts(ax)
     one = plots.loss_curves(LOSSES[:1])
     assert one.get_xlim() == (0, 1)
 
