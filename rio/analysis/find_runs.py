@@ -15,7 +15,8 @@ from rio.analysis.run_folder import RunFolder, RunFolderError
 from rio.data.names import find
 
 # Not what a researcher has changed: where it ran, and what follows from the data.
-ASIDE = ("OUTPUT_DIR", "SEED", "VERSION", "MODEL.RIO.IMAGE_COUNT", "MODEL.RIO.INSTANCE_COUNT", "MODEL.RIO.NUM_IMAGES")
+_COUNTS = ["IMAGE_COUNT", "INSTANCE_COUNT", "NUM_IMAGES", "CLASS_FREQUENCY", "FRACTAL_DIMENSION", "BANK_CLASS_IDS"]
+ASIDE = {"OUTPUT_DIR", "SEED", "VERSION", *(f"MODEL.RIO.{name}" for name in _COUNTS)}
 
 Where = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Mapping[str, str | os.PathLike[str]]
 
@@ -75,9 +76,9 @@ def _is_run(folder: Path) -> bool:
 
 
 def settings_that_differ(folders: Mapping[tuple[str, str], RunFolder]) -> pd.DataFrame:
-    """What the configs of runs do not share: one row per run, one column per key that differs ("–": not there).
+    """What the configs of runs do not share: one row per run, one column per key that differs: text, "–" if not there.
 
-    Left out: seed, output folder, and the counts of the training set that a config holds. Runs without a readable
+    Left out: seed, output folder, and what a config holds that follows from the training set. Runs without a readable
     config.yaml have no row.
     """
     rows = {}
@@ -87,7 +88,7 @@ def settings_that_differ(folders: Mapping[tuple[str, str], RunFolder]) -> pd.Dat
     names = dict.fromkeys(name for row in rows.values() for name in row if name not in ASIDE)
     names = [name for name in names if len({str(row.get(name, "–")) for row in rows.values()}) > 1]
     return pd.DataFrame(
-        [[row.get(name, "–") for name in names] for row in rows.values()],
+        [[str(row.get(name, "–")) for name in names] for row in rows.values()],
         pd.Index(list(rows), tupleize_cols=False),
         names,
     )

@@ -49,6 +49,18 @@ def test_what_tells_runs_apart_stands_beside_them(runs, finished_study, tmp_path
     assert "RIO (RFS + bank) 40, longer 80" in both._repr_html_() and "SOLVER.MAX_ITER" in both._repr_html_()
 
 
+def test_settings_that_are_lists_stand_beside_runs_of_several_seeds(finished_study, tmp_path):
+    other = shutil.copytree(finished_study / "rio-seed1", tmp_path / "other")
+    text = (other / "config.yaml").read_text()
+    assert "RIO:\n" in text
+    (other / "config.yaml").write_text(
+        text.replace("RIO:\n", "RIO:\n    REPLAY_LOSSES: [cls]\n    BANK_CLASS_IDS: [1]\n")
+    )
+    runs = rio.open_runs([finished_study / "rio-seed1", finished_study / "rio-seed2", other])
+    assert runs.settings().to_dict("list") == {"MODEL.RIO.REPLAY_LOSSES": ["–", "–", "['cls']"]}
+    assert "[&#x27;cls&#x27;]" in runs._repr_html_()
+
+
 def test_names_as_shown_are_names_as_taken(runs):
     for name in ("rfs", "RFS", runs.title("rfs")):
         assert runs.difference(name, "none").attrs["arm"] == "RFS"
