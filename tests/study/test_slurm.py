@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import signal
@@ -34,9 +35,10 @@ def rio(environment, repository, data):
         options = [*data, *tiny_shapes.model_options(ITERATIONS), "SOLVER.CHECKPOINT_PERIOD", "9999"]
         options += ["DATALOADER.NUM_WORKERS", "1"]
         command = [sys.executable, "-m", "rio", "study", str(file), "--output-dir", str(folder), *words, *options]
-        return subprocess.Popen(
-            command, cwd=repository, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        # Ctrl-C is to reach it even where the tests run in the background, and so ignore it.
+        heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        return subprocess.Popen(command, cwd=repository, env=environment, preexec_fn=heard, **streams)
 
     return start
 
@@ -65,7 +67,9 @@ def test_an_array_survives_preemption_requeueing_and_ctrl_c(rio, environment, wr
     said = text(first)
     assert first.returncode == 130 and "Submitted: a-seed1, b-seed1" in said, said
     assert "The jobs go on. The same command waits for them again" in said and f"scancel {ids['a-seed1'][:-2]}" in said
-    assert re.search(r"a-seed1 +(running|pending)", text(rio(file, out, *on_slurm, "--status")))
+    # A job that is queued again is "completing" for some seconds.
+    status = functools.partial(rio, file, out, *on_slurm, "--status")
+    stub_training.until(lambda: re.search(r"a-seed1 +(running|pending)", text(status())), 120)
     second = rio(file, out, *on_slurm)
     said = text(second)
     assert second.returncode == 0 and "Submitted: nothing" in said and "2 of 2 runs finished" in said, said
