@@ -30,6 +30,7 @@ class Context:
     data: Annotations
     train: Annotations | None = None
     headers: list[Header] | None = None  # of the pictures, once they were read
+    copies: dict[int, int] | None = None  # pictures with the bytes of a training picture, once they were compared
 
     @property
     def root(self) -> str | None:

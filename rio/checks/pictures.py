@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 
 from rio.checks.kinds import NONE, Context, Hits, Kind, hits, of_image
 from rio.data.annotations import Annotations
+from rio.data.files import IMAGE_SUFFIXES
 from rio.data.images import UNREADABLE, Header, read_header
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 COMPARED = 20_000
 """Pictures of both sets together up to which near duplicates are looked for."""
 ALIKE = 0.98
@@ -34,9 +34,15 @@ def in_threads(work: Callable[[str], Any], paths: Sequence[str], what: str) -> l
 def headers(c: Context) -> list[Header]:
     """Those of the file's pictures, read once; [] without a folder."""
     if c.headers is None:
-        a = c.data
-        c.headers = in_threads(read_header, [a.image_path(i) for i in range(a.num_images)], "headers") if c.root else []
+        c.headers = in_threads(read_header, paths_of(c.data), "headers") if c.root else []
     return c.headers
+
+
+def copies(c: Context) -> dict[int, int]:
+    """`same_files` of both sets, whose pictures are read once; both have folders."""
+    if c.copies is None:
+        c.copies = same_files(paths_of(c.data), paths_of(c.train))
+    return c.copies
 
 
 def unreadable(c: Context) -> Hits:
@@ -82,8 +88,7 @@ def in_train(c: Context) -> Hits:
     """Pictures whose bytes are those of a training picture."""
     if c.train is None or not (c.root and c.train.image_root):
         return NONE
-    pairs = same_files(paths_of(c.data), paths_of(c.train))
-    name = c.train.file_names
+    pairs, name = copies(c), c.train.file_names
     return hits(list(pairs), of_image(c.data), "file_name", lambda row: f"the same bytes as {name[pairs[row]]}")
 
 
@@ -140,8 +145,7 @@ def like_train(c: Context) -> Hits:
     alike = mine.reshape(len(mine), -1) @ others.reshape(len(others), -1).T
     alike = np.maximum(alike, mine[:, :, ::-1].reshape(len(mine), -1) @ others.reshape(len(others), -1).T)
     best = alike.argmax(1)
-    same = same_files(paths_of(c.data), paths_of(c.train))
-    rows = [row for row in np.flatnonzero(alike.max(1) >= ALIKE).tolist() if row not in same]
+    rows = [row for row in np.flatnonzero(alike.max(1) >= ALIKE).tolist() if row not in copies(c)]
     name = c.train.file_names
     return hits(rows, of_image(c.data), "file_name", lambda row: f"looks like {name[best[row]]}")
 

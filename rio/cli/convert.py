@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from rio.cli.common import UsageError
-from rio.data.files import write_atomically
+from rio.data.files import IMAGE_SUFFIXES, write_atomically
 
 FORMATS = {
     "voc": "a folder with Annotations/*.xml, as Pascal VOC, LabelImg and Label Studio write",
     "yolo": "a folder of .txt labels, with data.yaml or Label Studio's classes.txt there or up to two folders above",
     "cvat": "one XML file, CVAT for images 1.1",
 }
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def convert(args: argparse.Namespace) -> int:
@@ -45,7 +44,7 @@ def convert(args: argparse.Namespace) -> int:
         expected = f"expected {FORMATS[args.format]}"
         raise UsageError(f"{source}: {expected}, found: {error}. Fix: name what the tool has exported") from error
     files = {path.name for path in images.iterdir()}
-    by_stem = {Path(name).stem: name for name in sorted(files) if name.lower().endswith(PICTURES)}
+    by_stem = {Path(name).stem: name for name in sorted(files) if name.lower().endswith(IMAGE_SUFFIXES)}
     for image in content["images"]:  # YOLO's labels know no endings, and some tools write paths of their machine
         name = Path(str(image["file_name"]).replace("\\", "/")).name
         image["file_name"] = name if name in files else by_stem.get(name, by_stem.get(Path(name).stem, name))

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rio.cli.common import UsageError, config, ground_truth, require_file
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+from rio.data.files import IMAGE_SUFFIXES
 
 
 def predict(args: argparse.Namespace) -> int:

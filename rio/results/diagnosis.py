@@ -144,10 +144,14 @@ def _masks(annotations: Annotations, results: Results, masks: Sequence[tuple[int
     if len(apart) < max(LEAST_OBJECTS, len(rows) / 2):
         return []
     some = apart[:16]
-    turned = np.array([_box_of(hotcoco.mask.decode(masks[i][1]).T) for i in some.tolist()])
-    # Row by row where COCO's runs go column by column: the same bits, in the picture's other order.
-    reordered = [_box_of(_reordered(hotcoco.mask.decode(masks[i][1]))) for i in some.tolist()]
-    fits = max(int((pair_iou(boxes[some], np.array(other)) >= FOUND_IOU).sum()) for other in (turned, reordered))
+    pictures = [hotcoco.mask.decode(masks[i][1]) for i in some.tolist()]
+    # Turned; and row by row where COCO's runs go column by column: the same bits, in the picture's other order.
+    others = (
+        [picture.T for picture in pictures],
+        [picture.ravel(order="F").reshape(picture.shape) for picture in pictures],
+    )
+    rereads = [hotcoco.mask.toBbox([hotcoco.mask.encode(mask) for mask in own]) for own in others]
+    fits = max(int((pair_iou(boxes[some], other) >= FOUND_IOU).sum()) for other in rereads)
     if 2 * fits <= len(some):
         return []
     text = (
@@ -155,14 +159,3 @@ def _masks(annotations: Annotations, results: Results, masks: Sequence[tuple[int
         f"{len(some)} do when turned. Fix: pass pycocotools.mask.encode a (height, width) array in Fortran order"
     )
     return [Finding("masks", text)]
-
-
-def _box_of(mask: np.ndarray) -> list[float]:
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(ys):
-        return [0.0] * 4
-    return [float(xs[0]), float(ys[0]), float(xs[-1] - xs[0] + 1), float(ys[-1] - ys[0] + 1)]
-
-
-def _reordered(mask: np.ndarray) -> np.ndarray:
-    return mask.ravel(order="F").reshape(mask.shape)

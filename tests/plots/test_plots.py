@@ -17,7 +17,8 @@ from matplotlib.container import BarContainer
 from matplotlib.patches import PathPatch, Rectangle
 
 from rio import plots
-from rio.plots import COLORS, PlotError
+from rio.plots import COLORS, PlotError, quality
+from rio.results import breakdown
 
 CATEGORIES = pd.DataFrame(
     [("dog", "c", 50, 60), ("emu", "r", 2, 24), ("fox", "f", 300, 900), ("gnu", "r", 0, 0)],
@@ -353,6 +354,7 @@ def test_bad_input(call, message):
 
 
 def test_costs_of_errors_stand_by_group_all_first():
+    assert quality.COSTS == breakdown.COSTS, "the columns of the table that is drawn"
     ax = plots.error_costs(TABLES["error_costs"])
     assert [t for t in texts(ax) if t.isalpha()] == ["all", "rare"]
     assert [t for t in texts(ax) if not t.isalpha()][:2] == ["3.0", "1.0"]
