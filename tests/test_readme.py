@@ -12,7 +12,7 @@ def without_line_counts(text: str) -> str:
 
 
 def test_tables_are_made_from_the_results():
-    text = "".join(file.read_text(encoding="utf-8") for file in (readme.README, readme.CONFIGS_README))
+    text = "".join(file.read_text(encoding="utf-8") for file in readme.READMES)
     assert set(re.findall(r"<!-- (\w[^>]*) -->", text)) == set(readme.BLOCKS)
     fresh = readme.written(text)
     squeezed = [re.sub(r"[ -]+", " ", without_line_counts(t)) for t in (text, fresh)]
