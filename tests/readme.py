@@ -271,16 +271,18 @@ def headlines() -> str:
         return format_difference(row) + ("" if row.resolved else " (not resolved)")
 
     plain, rfs, seesaw = (f"{name}-linear" for name in ("softmax-none", "softmax-rfs", "seesaw-rfs"))
-    return f"""- **Length of training comes first**: beside RFS the bank brings {gain("rfs+bank-linear-4", "rfs-linear-4")} points of APr
-  in 4 epochs, {gain("rfs+bank-linear-12", "rfs-linear-12")} in 12 and {gain("rfs+bank-linear", "rfs-linear")} in 25,
-  LVIS's usual schedule: what it brings to a short training, more training brings as well.
-- **RFS brings most**: {gain("rfs-linear", "none-linear")} points of APr, the bank alone {gain("bank-linear", "none-linear")}, the
-  cosine classifier alone {gain("none-cosine", "none-linear")}.
+    return f"""- **Length of training comes first**: beside RFS the bank brings
+  {gain("rfs+bank-linear-4", "rfs-linear-4")} points of APr in 4 epochs, {gain("rfs+bank-linear-12", "rfs-linear-12")} in 12
+  and {gain("rfs+bank-linear", "rfs-linear")} in 25, LVIS's usual schedule: what it brings to a short training,
+  more training brings as well.
+- **RFS brings most**: {gain("rfs-linear", "none-linear")} points of APr, the bank alone
+  {gain("bank-linear", "none-linear")}, the cosine classifier alone {gain("none-cosine", "none-linear")}.
 - **With the learning rate tuned, less is left for either**, and Seesaw is ahead of softmax: in points of AP, RFS
-  {gain(rfs, plain, ap)}, Seesaw beside it {gain(seesaw, rfs, ap)}, calibrating softmax (`norcal`) without another training
-  {gain("softmax+norcal-rfs-linear", rfs, ap)}.
-- **Photographs** (650 of them, APr of 3 at most): in 25 epochs RFS brings {gain("rfs-linear", "none-linear", _of_apr(ccp))} points of
-  APr, the bank beside it {gain("rfs+bank-linear", "rfs-linear", _of_apr(ccp))}."""
+  {gain(rfs, plain, ap)}, Seesaw beside it {gain(seesaw, rfs, ap)}, calibrating softmax (`norcal`)
+  without another training {gain("softmax+norcal-rfs-linear", rfs, ap)}.
+- **Photographs** (650 of them, APr of 3 at most): in 25 epochs RFS brings
+  {gain("rfs-linear", "none-linear", _of_apr(ccp))} points of APr, the bank beside it
+  {gain("rfs+bank-linear", "rfs-linear", _of_apr(ccp))}."""
 
 
 def ccp() -> str:
