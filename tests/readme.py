@@ -272,9 +272,9 @@ def headlines() -> str:
 
     plain, rfs, seesaw = (f"{name}-linear" for name in ("softmax-none", "softmax-rfs", "seesaw-rfs"))
     return f"""- **Length of training comes first**: beside RFS the bank brings
-  {gain("rfs+bank-linear-4", "rfs-linear-4")} points of APr in 4 epochs, {gain("rfs+bank-linear-12", "rfs-linear-12")} in 12
-  and {gain("rfs+bank-linear", "rfs-linear")} in 25, LVIS's usual schedule: what it brings to a short training,
-  more training brings as well.
+  {gain("rfs+bank-linear-4", "rfs-linear-4")} points of APr in 4 epochs,
+  {gain("rfs+bank-linear-12", "rfs-linear-12")} in 12 and {gain("rfs+bank-linear", "rfs-linear")} in 25,
+  LVIS's usual schedule: what it brings to a short training, more training brings as well.
 - **RFS brings most**: {gain("rfs-linear", "none-linear")} points of APr, the bank alone
   {gain("bank-linear", "none-linear")}, the cosine classifier alone {gain("none-cosine", "none-linear")}.
 - **With the learning rate tuned, less is left for either**, and Seesaw is ahead of softmax: in points of AP, RFS
