@@ -287,7 +287,7 @@ class Runs:
             arm, frequency, part ("objects" or "predictions"), kind, count (mean over seeds), objects (of the group),
             per_100 (count per 100 objects of the group), score_threshold (mean over seeds).
         """
-        truth, used = self.truth, JudgedPairs.of(self.truth).ground_truth
+        truth, used = self.truth, JudgedPairs.of(self.truth).counted
         groups = truth.frequency[truth.annotation_class]
         parts = []
         for key in self.folders:

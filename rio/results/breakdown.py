@@ -7,6 +7,8 @@ group is worked out here.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import hotcoco
 import numpy as np
 import pandas as pd
@@ -84,6 +86,9 @@ def _evaluator(annotations: Annotations, results: Results, errors: pd.DataFrame)
     """hotcoco on the predictions that count."""
     rows = errors.loc[(errors["kind"] != "unverified") & (errors["result_index"] >= 0), "result_index"].to_numpy()
     judged = JudgedPairs.of(annotations)
+    # Objects with "ignore" go, but what is predicted beside them stays judged.
+    negative = judged.negative if judged.negative is None else np.union1d(judged.positive, judged.negative)
+    judged = replace(judged, ground_truth=judged.counted, negative=negative)
     return box_evaluator(annotations, judged, results, prepare(annotations, judged, results, rows, "bbox"))
 
 
@@ -99,8 +104,8 @@ def _costs(annotations: Annotations, errors: pd.DataFrame) -> tuple[dict[str, np
         "kind": errors["kind"].astype(str), "object": errors["annotation_index"],
     })  # fmt: skip
     missed = table["kind"] == "missed"
-    size = len(annotations.category_ids)
-    objects = np.bincount(annotations.annotation_class[JudgedPairs.of(annotations).ground_truth], minlength=size)
+    size, counted = len(annotations.category_ids), JudgedPairs.of(annotations).counted
+    objects = np.bincount(annotations.annotation_class[counted], minlength=size)
     lost = np.bincount(table.loc[missed, "class_id"], minlength=size)
     table = table[~missed & (table["kind"] != "unverified")]
     found = set(table.loc[table["kind"] == "correct", "object"])
@@ -113,6 +118,7 @@ def _costs(annotations: Annotations, errors: pd.DataFrame) -> tuple[dict[str, np
         return accumulate(rows["class_id"].to_numpy(), right, 1 - right, counts)[0, :, :, 0].mean(axis=0)
 
     near = table[table["kind"].isin(["classification", "localisation"]) & ~table["object"].isin(found)]
+    near = near[counted[near["object"]]]
     near = near.sort_values("score", ascending=False, kind="stable").drop_duplicates("object")
     base, gains = ap(table, objects), {}
     for kind in COSTS:

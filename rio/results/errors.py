@@ -58,7 +58,8 @@ def find_errors(
 
     Predictions claim objects of their class in order of score, as in the evaluation. What is left over is, in order:
 
-    - `unverified`: its category is not verified in the image, or not exhaustively annotated there; LVIS ignores it;
+    - `unverified`: its category is not verified in the image, or not exhaustively annotated there, or the object that
+      it claims has "ignore"; LVIS ignores it;
     - `localisation`: overlaps an object of its class by at least `background_threshold`, and none by `iou_threshold`;
     - `classification`: overlaps an object of another class by `iou_threshold`;
     - `duplicate`: overlaps an object of its class by `iou_threshold` that a better one has claimed;
@@ -109,6 +110,7 @@ def find_errors(
     p_offsets = np.searchsorted(results.image_index[rows], np.arange(num_images + 1)).tolist()
     g_offsets = np.searchsorted(annotations.annotation_image[objects], np.arange(num_images + 1)).tolist()
     p_boxes, p_classes = results.boxes[rows], results.class_id[rows]
+    counted = verified.counted[objects]
     g_boxes, g_classes = annotations.boxes[objects], annotations.annotation_class[objects]
     counts = verified.counts_if_unmatched(verified.keys(results.image_index[rows], p_classes))
 
@@ -125,7 +127,8 @@ def find_errors(
         of_class = p_classes[p, None] == g_classes[None, g]
         in_class, beyond = np.where(of_class, iou, 0.0), np.where(of_class, 0.0, iou)
         for overlap, chosen, partner, values in (
-            (iou, _claims(iou, of_class & (iou >= iou_threshold)), claimed, claimed_iou),
+            # An object with "ignore" is claimed only where no other is left.
+            (iou, _claims(np.where(counted[g], iou, iou - 1), of_class & (iou >= iou_threshold)), claimed, claimed_iou),
             (in_class, in_class.argmax(1), same, same_iou),
             (beyond, beyond.argmax(1), other, other_iou),
         ):
@@ -137,6 +140,7 @@ def find_errors(
     near = (same_iou >= background_threshold) & (same_iou < iou_threshold) & (same_iou > 0)
     names, conditions, partners, ious = zip(
         # The first that holds: kind, where, object, IoU.
+        ("unverified", ~np.append(counted, True)[claimed], none, best),
         ("correct", claimed >= 0, claimed, claimed_iou),
         ("unverified", ~counts, none, best),
         ("localisation", near, same, same_iou),
@@ -148,7 +152,7 @@ def find_errors(
     kinds = np.select(conditions, [_CODE[name] for name in names], _CODE["both"]).astype(np.int8)
     partner, iou = np.select(conditions, partners, other), np.select(conditions, ious, other_iou)
 
-    is_missed = np.ones(len(objects), bool)
+    is_missed = counted.copy()
     is_missed[partner[np.isin(kinds, [_CODE[kind] for kind in ("correct", "classification", "localisation")])]] = False
     lost = np.flatnonzero(is_missed)
     nothing = np.full(len(lost), -1)
@@ -188,7 +192,7 @@ def outcomes(annotations: Annotations, errors: pd.DataFrame) -> pd.Series:
         annotations: the ground truth.
         errors: rows of `find_errors`, those of predictions that count.
     """
-    rows = np.flatnonzero(JudgedPairs.of(annotations).ground_truth)
+    rows = np.flatnonzero(JudgedPairs.of(annotations).counted)
     outcome = np.full(annotations.num_annotations, len(OUTCOMES) - 1)
     for code in (2, 1, 0):  # the best comes last and stays
         outcome[errors.loc[errors["kind"] == OUTCOMES[code], "annotation_index"]] = code

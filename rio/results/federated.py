@@ -25,6 +25,7 @@ class JudgedPairs:
         num_classes: K.
         ground_truth: (A,) bool, the annotations that are ground truth (an area above 0; in COCO format no crowd
             region).
+        counted: (A,) bool, those of them that have to be found: in LVIS format not those with "ignore".
         positive: sorted unique int64 keys with ground truth.
         negative: sorted unique int64 keys verified to be absent; None where every pair is verified (COCO format).
         not_exhaustive: sorted unique int64 keys in which unmatched predictions are ignored.
@@ -32,6 +33,7 @@ class JudgedPairs:
 
     num_classes: int
     ground_truth: np.ndarray
+    counted: np.ndarray
     positive: np.ndarray
     negative: np.ndarray | None
     not_exhaustive: np.ndarray
@@ -49,7 +51,8 @@ class JudgedPairs:
         else:
             negative, not_exhaustive = None, np.unique(keys[annotations.iscrowd])
             ground_truth &= ~annotations.iscrowd
-        return cls(num_classes, ground_truth, np.unique(keys[ground_truth]), negative, not_exhaustive)
+        counted = ground_truth & ~(annotations.ignored & annotations.federated)
+        return cls(num_classes, ground_truth, counted, np.unique(keys[ground_truth]), negative, not_exhaustive)
 
     def keys(self, image_index: np.ndarray, class_id: np.ndarray) -> np.ndarray:
         """(N,) int64 keys of (image, class) pairs."""

@@ -127,7 +127,7 @@ def ranked_examples(
     Returns:
         At most `count` image indices, best first; images without objects never.
     """
-    usable = np.flatnonzero(JudgedPairs.of(annotations).ground_truth)
+    usable = np.flatnonzero(JudgedPairs.of(annotations).counted)
     num_images, num_classes = len(annotations.image_ids), len(annotations.category_ids)
     if not len(usable) or count < 1:
         return []

@@ -44,7 +44,7 @@ def f1_by_threshold(annotations: Annotations, results: Results, *, errors: pd.Da
     """
     errors = find_errors(annotations, results, score_threshold=LOWEST_SCORE) if errors is None else errors
     judged = errors[(errors["result_index"] >= 0) & (errors["kind"] != "unverified")]
-    groups = annotations.frequency[annotations.annotation_class[JudgedPairs.of(annotations).ground_truth]]
+    groups = annotations.frequency[annotations.annotation_class[JudgedPairs.of(annotations).counted]]
     table = {}
     for group in GROUP_NAMES:
         if objects := int((groups == group).sum()):

@@ -107,8 +107,8 @@ def explain_prediction(source: PredictionSource, entry: int, threshold: float) -
         "both": f"Wrong class and loose box: {it}, the nearest object is a {target} (IoU {row.iou:.2f}).",
         "duplicate": f"Duplicate: {it}; this {target} was found already with a higher score.",
         "background": f"Background: {it}, but there is no object (highest overlap IoU {row.iou:.2f}).",
-        "unverified": f"Not judged: {it}; LVIS's annotators did not check {name} exhaustively in this image, so this "
-        "counts neither as right nor as wrong.",
+        "unverified": f"Not judged: {it}; LVIS's annotators did not check {name} exhaustively in this image, or marked "
+        'the object "ignore", so this counts neither as right nor as wrong.',
     }[row.kind]
     if row.annotation_index >= 0:
         return Explanation(sentence, explain_object(source, row.annotation_index, threshold).table)

@@ -39,7 +39,7 @@ KIND_HINTS = {
     "both": "wrong class and box too far off",
     "duplicate": "the object was found already",
     "background": "nothing there",
-    "unverified": "LVIS does not judge this class in this image",
+    "unverified": "LVIS does not judge this class in this image, or ignores the object",
     ONLY_A: "the first run finds the object, the second does not",
     ONLY_B: "the second run finds the object, the first does not",
     "tagged": "what you have tagged, by the keys 1 to 9",

@@ -117,7 +117,7 @@ class PredictionSource:
         truth, columns = self.truth, ["kind", "score", "iou", "image_index", "result_index", "annotation_index"]
         found = self.matches[self.matches["result_index"] >= 0]
         pointing = found[found["kind"].isin(POINTING)].groupby("annotation_index")["score"].max()
-        rows = np.flatnonzero(JudgedPairs.of(truth).ground_truth)
+        rows = np.flatnonzero(JudgedPairs.of(truth).counted)
         objects = pd.DataFrame({"score": pointing.reindex(rows, fill_value=-np.inf).array, "annotation_index": rows})
         objects["kind"] = pd.Categorical(["missed"] * len(rows), found["kind"].cat.categories)
         objects = objects.assign(image_index=truth.annotation_image[rows], result_index=-1, iou=np.nan)
@@ -201,9 +201,9 @@ class PredictionSource:
         """Whether each prediction has exactly one kind, and each object is either found, pointed at or missed."""
         threshold = self.threshold if threshold is None else threshold
         shown, rows = self.active(threshold), self.matches[self.matches["score"] >= threshold]
-        missed, objects = (shown & self.entries["is_object"]).sum(), JudgedPairs.of(self.truth).ground_truth.sum()
-        reached = rows[rows["kind"].isin(POINTING)]["annotation_index"].nunique()
-        return bool(shown.sum() == len(rows) + missed and objects == reached + missed)
+        missed, counted = (shown & self.entries["is_object"]).sum(), JudgedPairs.of(self.truth).counted
+        reached = counted[rows[rows["kind"].isin(POINTING)]["annotation_index"].unique()].sum()
+        return bool(shown.sum() == len(rows) + missed and counted.sum() == reached + missed)
 
     def __repr__(self) -> str:
         return f"PredictionSource({self.title}: {self.truth.num_images} images, {len(self.results)} predictions)"

@@ -82,6 +82,25 @@ def test_by_hand(two_cats_and_a_dog):
     assert confusions(annotations, results, score_threshold=0.9).tolist() == [[1, 0, 1], [0, 0, 1], [0, 0, 0]]
 
 
+def test_ignored_objects_have_no_part(two_cats_and_a_dog, tmp_path):
+    annotations, (first, second, dog) = two_cats_and_a_dog
+    things = [thing(1 + i, 1, c, b) for i, (c, b) in enumerate(zip((10, 10, 20), (first, second, dog), strict=True))]
+    things[1]["ignore"] = things[2]["ignore"] = 1
+    categories = [{"id": 10, "name": "cat", "frequency": "f"}, {"id": 20, "name": "dog", "frequency": "r"}]
+    path = result_files.lvis_file(tmp_path, [image(1, [], [], 100, 200)], categories, things, "ignored.json")
+    annotations = load_annotations(path)
+    boxes = ((10, 0.9, first), (10, 0.8, second), (10, 0.7, dog), (20, 0.6, second))
+    records = [{"image_id": 1, "category_id": c, "score": s, "bbox": b} for c, s, b in boxes]
+    results = load_results(records, annotations)
+    table = breakdown(annotations, results).set_index("group")
+    expected = evaluate(annotations, results, iou_types=("bbox",)).metrics["bbox"]
+    assert table.index.tolist() == ["all", "f"]
+    assert [*table.loc["f", ["AP50", "AR"]], expected["APf"]] == pytest.approx([100] * 3)
+    assert (table[list(COSTS)] == 0).all(axis=None)
+    # A dog taken for a cat and a cat for a dog are ignored as objects, not as predictions.
+    assert confusions(annotations, results).tolist() == [[1, 0, 0], [0, 0, 0], [1, 1, 0]]
+
+
 def test_without_a_prediction(two_cats_and_a_dog):
     annotations, _ = two_cats_and_a_dog
     table = breakdown(annotations, load_results([], annotations)).set_index("group")

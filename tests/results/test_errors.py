@@ -8,8 +8,9 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from rio.data.load import load_annotations
-from rio.results.errors import KINDS, box_iou, find_errors
+from rio.results.errors import KINDS, box_iou, find_errors, outcomes
 from rio.results.evaluation import evaluate
+from rio.results.federated import JudgedPairs
 from rio.results.objects import objects_of, predictions_of, ranked_examples
 from rio.results.reading import ResultsError, load_results
 from tests.support import result_files
@@ -160,13 +161,35 @@ def test_thresholds(load):
         find_errors(annotations, [predict(CAT, 0.9, box(20), image_id=7)])
 
 
-def random_case(load, rng, federated):
+def test_an_ignored_object_is_neither_found_nor_missed(load):
+    ignored = {"ignore": 1}
+    annotations = load([(1, CAT, box(10), ignored), (1, CAT, box(16)), (1, DOG, box(100), ignored)])
+    records = [
+        predict(CAT, 0.9, box(11)),  # nearer to the ignored cat, but the other one is free
+        predict(CAT, 0.8, box(10)),  # the ignored cat
+        predict(CAT, 0.7, box(9)),  # the ignored cat is taken: a false positive
+        predict(CAT, 0.6, box(100)),  # a false positive, on an ignored dog
+    ]
+    frame = find_errors(annotations, records)
+    assert kinds(frame) == ["correct", "unverified", "duplicate", "classification"]
+    assert frame["annotation_id"].tolist() == [101, -1, 100, 102]
+    assert outcomes(annotations, frame).to_dict() == {1: "correct"}
+    plain = load([(1, CAT, box(10), ignored), (1, DOG, box(100))], federated=False)  # COCO has no such key
+    assert kinds(find_errors(plain, records[1:2])) == ["correct", "missed"]
+
+
+def random_case(load, rng, federated, ignore=False):
     categories = [CAT, DOG, EEL]
     images = range(1, 25)
 
     def some():
         place = [*rng.uniform(0, 60, 2).round(1), *rng.uniform(5, 40, 2).round(1)]
-        return int(rng.choice(images)), int(rng.choice(categories)), place
+        return (
+            int(rng.choice(images)),
+            int(rng.choice(categories)),
+            place,
+            {"ignore": int(ignore and rng.random() < 0.3)},
+        )
 
     def lists(p):
         return {i: [c for c in categories if rng.random() < p] for i in images}
@@ -175,7 +198,7 @@ def random_case(load, rng, federated):
     annotations = load(objects, images, lists(0.3), lists(0.15), federated=federated)
     records = []
     for _ in range(900):
-        i, c, b = objects[rng.integers(len(objects))]
+        i, c, b, _ = objects[rng.integers(len(objects))]
         b = np.clip(np.array(b) + rng.normal(0, 4, 4), 0, None).tolist()
         c = c if rng.random() < 0.7 else int(rng.choice(categories))
         records.append(predict(c, round(float(rng.random()), 2), b, i))
@@ -190,16 +213,17 @@ def average_precision(correct, num_objects):
     return 100 * np.mean(np.where(at < len(tp), precision[np.minimum(at, len(tp) - 1)], 0))
 
 
-@pytest.mark.parametrize("federated", [True, False])
+@pytest.mark.parametrize(("federated", "ignore"), [(True, False), (False, False), (True, True), (False, True)])
 @pytest.mark.parametrize("threshold", [0.5, 0.75])
-def test_ap_from_the_rows_is_the_evaluations(load, federated, threshold):
-    annotations, records = random_case(load, np.random.default_rng(4), federated)
+def test_ap_from_the_rows_is_the_evaluations(load, federated, ignore, threshold):
+    annotations, records = random_case(load, np.random.default_rng(4), federated, ignore)
     frame = find_errors(annotations, records, iou_threshold=threshold)
     result = evaluate(annotations, records, iou_types=("bbox",))
+    classes = annotations.annotation_class[JudgedPairs.of(annotations).counted]
     for k, category_id in enumerate((CAT, DOG, EEL)):
         rows = frame[(frame["category_id"] == category_id) & ~frame["kind"].isin(["missed", "unverified"])]
         rows = rows.sort_values("score", ascending=False, kind="stable")
-        ap = average_precision((rows["kind"] == "correct").to_numpy(), int((annotations.annotation_class == k).sum()))
+        ap = average_precision((rows["kind"] == "correct").to_numpy(), int((classes == k).sum()))
         reference = result.precision["bbox"][0 if threshold == 0.5 else 5, :, k, 0].mean() * 100
         assert ap == pytest.approx(reference, abs=1e-9) and 0 < ap < 95
 
