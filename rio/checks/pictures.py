@@ -73,6 +73,8 @@ def unlisted(c: Context) -> Hits:
     if not c.root:
         return NONE
     named = {os.path.normpath(path) for a in (c.data, c.train) if a and a.image_root for path in paths_of(a)}
+    if c.train and not c.train.image_root:  # its folder is not told: often the same one
+        named |= {os.path.normpath(os.path.join(c.root, name)) for name in c.train.file_names}
     folders = sorted({os.path.dirname(path) for path in paths_of(c.data)})
     there = [os.path.join(folder, name) for folder in folders if os.path.isdir(folder) for name in os.listdir(folder)]
     found = sorted(p for p in there if p.lower().endswith(IMAGE_SUFFIXES) and os.path.normpath(p) not in named)

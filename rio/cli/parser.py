@@ -95,7 +95,8 @@ def make_parser() -> argparse.ArgumentParser:
     add = command("check", check.check)
     add("annotations", metavar="ANNOTATIONS", help="an LVIS- or COCO-format JSON")
     add("--images", metavar="DIR", help="its image folder: pictures are looked for and their headers read")
-    add("--train", metavar="JSON", help="the training set's file: categories and pictures are compared")
+    more = "the training set's file: categories and pictures are compared"
+    add("--train-json", "--train", dest="train", metavar="JSON", help=more)
     add("--train-images", metavar="DIR", help="the training set's image folder")
     add("--results", metavar="JSON", help="a results file of these images: read, and evaluated for its diagnosis")
     add("--write", metavar="FIXED", help="write a repaired copy: what has one right answer; every change is listed")

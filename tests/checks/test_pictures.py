@@ -105,6 +105,14 @@ def test_missing_and_unlisted_pictures(tmp_path, root):
     assert findings["picture_unlisted"].level == "note"
 
 
+def test_pictures_that_the_training_file_lists_are_listed_though_its_folder_is_not_told(tmp_path, root):
+    (root / "a.jpg").rename(root / "c.jpg")
+    data = coco()
+    data["images"][0]["file_name"] = "c.jpg"
+    findings = found(tmp_path, root, train=write(tmp_path / "train.json", data))
+    assert "picture_unlisted" not in findings and findings["missing_image"].count == 1
+
+
 def test_a_folder_that_is_not_there(tmp_path):
     findings = found(tmp_path, tmp_path / "none")
     assert findings["missing_image"].count == 2 and findings["image_folder"].level == "error"
