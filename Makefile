@@ -35,6 +35,7 @@ help:
 	@echo 'make install     make $(VENV) and install all into it; the others do it as needed'
 	@echo '                 PYTHON=python3.13  VENV=.venv  EXTRAS=$(EXTRAS)'
 	@echo '                 WHEELHOUSE=dir  without a network;  SYSTEM_SITE_PACKAGES=1  use the torch that python has'
+	@echo '                 TAKE_OVER=1  also where another checkout is installed, which loses it'
 	@echo 'make lint        check style and types (ruff, mypy);  make lines  count them'
 	@echo 'make wheelhouse  PYTHON=3.13 [PLATFORM=$(PLATFORM)] [WHEELHOUSE=wheelhouse]: collect every wheel'
 	@echo '                 but those of torch, for a machine without a network'
@@ -55,7 +56,7 @@ ifneq ($(ASKED),)
 endif
 
 $(STAMP): rio/install.py pyproject.toml constraints.txt | same-python
-	@$(PY) -m rio.install --extras '$(EXTRAS)' $(if $(WHEELHOUSE),--wheelhouse '$(WHEELHOUSE)')
+	@$(PY) -m rio.install --extras '$(EXTRAS)' $(if $(WHEELHOUSE),--wheelhouse '$(WHEELHOUSE)') $(if $(TAKE_OVER),--take-over)
 	@touch '$@'
 
 install: $(STAMP) | same-python

@@ -22,9 +22,11 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tempfile
 import time
+import urllib.parse
 import zipfile
 from pathlib import Path
 
@@ -252,7 +254,18 @@ def import_problem(modules: str) -> str:
     return "" if result.returncode == 0 else (result.stderr.strip().splitlines() or ["no message"])[-1]
 
 
-def check_environment(wheelhouse: Path | None, anywhere: bool) -> None:
+def other_checkout() -> Path | None:
+    """The checkout whose rio this environment runs (an editable install), if that is there and another one."""
+    site = sysconfig.get_path("purelib", vars={"base": sys.prefix})
+    for found in importlib.metadata.distributions(name="rio-detection", path=[site]):
+        origin = json.loads(found.read_text("direct_url.json") or "{}")
+        path = Path(urllib.parse.unquote(urllib.parse.urlsplit(origin.get("url", "")).path)).resolve()
+        if origin.get("dir_info", {}).get("editable") and path != REPOSITORY and (path / "rio").is_dir():
+            return path
+    return None
+
+
+def check_environment(wheelhouse: Path | None, anywhere: bool, take_over: bool) -> None:
     """Raises InstallError if this python, its environment or the wheelhouse cannot serve."""
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"
     if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
@@ -262,6 +275,12 @@ def check_environment(wheelhouse: Path | None, anywhere: bool) -> None:
     if sys.prefix == sys.base_prefix and not (environment / "conda-meta").is_dir() and not anywhere:
         fix = "use `make install` or an activated environment; in a container, --anywhere"
         raise InstallError(f"{sys.executable} belongs to the system. Fix: {fix}.")
+    if (other := other_checkout()) and not take_over:
+        raise InstallError(
+            f"{environment.resolve()} runs the rio of another checkout, {other}, and would run that of {REPOSITORY} "
+            "from then on. Fix: make install VENV=.venv-own (or remove .venv, where it is a link); to take it from the "
+            "other checkout, make install TAKE_OVER=1"
+        )
     if wheelhouse and not wheelhouse.is_dir():
         raise InstallError(f"{wheelhouse}: no such folder. Fix: make wheelhouse PYTHON={python}")
     if installed("torch"):
@@ -296,6 +315,10 @@ def install(extras: str, wheelhouse: Path | None) -> None:
         kept["detectron2"] = detectron2
     for name, version in kept.items():
         say(f"{name} {version} is there and is kept")
+    if other := other_checkout():
+        say(f"{other} loses this environment")
+        for stamp in Path(sys.prefix).glob("rio-installed-*"):  # so that its make asks too
+            stamp.unlink()
     if ours:  # before the first package: an interrupted install must not look like somebody else's torch
         write_atomically(marker, pinned["torch"].encode())
 
@@ -332,12 +355,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--wheelhouse", type=Path, metavar="DIR", help="install from this folder, without a network")
     parser.add_argument("--anywhere", action="store_true", help="also into a system's own python")
     parser.add_argument("--wheel", type=Path, metavar="DIR", help="only copy the detectron2 wheel into this folder")
+    parser.add_argument("--take-over", action="store_true", help="also where this takes it from another checkout")
     arguments = parser.parse_args(argv)
     if arguments.wheel:
         shutil.copy(detectron2_wheel(), arguments.wheel)
         return
     wheelhouse = arguments.wheelhouse.resolve() if arguments.wheelhouse else None
-    check_environment(wheelhouse, arguments.anywhere)
+    check_environment(wheelhouse, arguments.anywhere, arguments.take_over)
     install(arguments.extras, wheelhouse)
 
 

@@ -289,7 +289,7 @@ def test_what_others_built_is_kept(machine, capsys, there, keeps_torch, keeps_de
 def test_an_unsuitable_machine_is_refused_with_a_fix(machine, monkeypatch, tmp_path):
     def refused(wheelhouse: Path | None = None) -> str:
         with pytest.raises(install.InstallError, match="Fix: ") as error:
-            install.check_environment(wheelhouse, anywhere=False)
+            install.check_environment(wheelhouse, anywhere=False, take_over=False)
         return str(error.value)
 
     machine()
@@ -301,6 +301,40 @@ def test_an_unsuitable_machine_is_refused_with_a_fix(machine, monkeypatch, tmp_p
     assert "belongs to the system" in refused()
     monkeypatch.setattr(install, "PYTHONS", ((3, 1), (3, 2)))
     assert "rio runs on Python 3.1 to 3.2" in refused()
+
+
+@pytest.fixture
+def other_checkout(machine, tmp_path):
+    """An environment that another checkout has installed rio into."""
+    other = tmp_path / "the other"
+    (other / "rio").mkdir(parents=True)
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path)}), "rio_detection-0.1.0.dist-info")
+    site.mkdir(parents=True)
+    (site / "METADATA").write_text("Metadata-Version: 2.1\nName: rio-detection\nVersion: 0.1.0\n")
+    (site / "direct_url.json").write_text(json.dumps({"url": other.as_uri(), "dir_info": {"editable": True}}))
+    return other
+
+
+def test_another_checkout_loses_its_environment_only_if_asked(other_checkout, machine, tmp_path, capsys):
+    stamp = tmp_path / "rio-installed-123"
+    stamp.touch()
+    machine(torch=PINS["torch"])
+    with pytest.raises(install.InstallError, match=f"{re.escape(str(other_checkout))}, and would run that of .* Fix: "):
+        install.check_environment(None, anywhere=False, take_over=False)
+    assert stamp.exists()
+    install.check_environment(None, anywhere=False, take_over=True)
+    install.install("", None)
+    assert f"{other_checkout} loses this environment" in capsys.readouterr().out
+    assert not stamp.exists(), "the other checkout's make would take it for installed"
+
+
+def test_an_environment_of_this_checkout_or_of_one_that_is_gone_is_not_another_s(other_checkout, machine, monkeypatch):
+    machine(torch=PINS["torch"])
+    with monkeypatch.context() as patch:
+        patch.setattr(install, "REPOSITORY", other_checkout)
+        install.check_environment(None, anywhere=False, take_over=False)
+    shutil.rmtree(other_checkout)
+    install.check_environment(None, anywhere=False, take_over=False)
 
 
 def test_another_wheelhouse_and_a_broken_detectron2_are_refused(machine, monkeypatch, tmp_path):
