@@ -18,6 +18,7 @@ _MODULE_OF = {
     "open_study": "rio.widgets.studies",
     "open_predictions": "rio.widgets.source",
     "Inspector": "rio.widgets.inspector",
+    "RunChoice": "rio.widgets.choice",
     "plots": "rio.plots",
     # Scripts: the parts of the method.
     "check": "rio.checks.check",

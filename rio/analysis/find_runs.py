@@ -62,6 +62,16 @@ def find_runs(where: Where) -> dict[tuple[str, str], RunFolder]:
     return runs
 
 
+def runs_with_results(root: Path, *, depth: int = 3) -> dict[str, str]:
+    """Folders at most so deep below one that hold a run's predictions -> the data set that they are of."""
+    found = {}
+    files = (file for level in range(1, depth + 1) for file in root.glob("*/" * level + "instances_results.json"))
+    for run in (RunFolder(file.parent) for file in sorted(files)):
+        with contextlib.suppress(RunFolderError):
+            found |= {str(run.path): name for name in run.datasets("TEST")[:1]}
+    return found
+
+
 def _runs_in(root: Path) -> list[Path]:
     """The runs in a folder, in the order of its study's arms, the baseline first."""
     order = {"none": 0, "rfs": 1, "rio": 99}

@@ -65,7 +65,7 @@ def _copy(source: Path, folder: Path, values: dict[str, object]) -> Path:
     place = next(i for i, cell in enumerate(notebook["cells"]) if "parameters" in cell["metadata"].get("tags", []))
     # The page shows no code to change.
     notebook["cells"][place - 1]["source"] = (
-        'Another run: `make app RUN=FOLDER`; a second one beside it: `APP_ARGS="--other FOLDER"`.'
+        "Choose a run below: one in `output/`, or beside the one that this page began with (`make app RUN=FOLDER`)."
     )
     text = "\n".join(f"{name} = {value!r}" for name, value in values.items())
     cell = {"cell_type": "code", "execution_count": None, "id": "given", "metadata": {}, "outputs": [], "source": text}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -34,6 +35,7 @@ def notebooks(tiny_set, tmp_path_factory) -> Path:
     truth = load_annotations(tiny_set / "val.json", image_root=str(tiny_set / "val"))
     (run / "instances_results.json").write_text(json.dumps(made_up_results(truth)))
     (run / "config.yaml").write_text(json.dumps({"DATASETS": {"TRAIN": [names["train"]], "TEST": [names["val"]]}}))
+    shutil.copytree(run, top / "other_run")
     copies = top / "notebooks"
     copies.mkdir()
     lab.copy_with(copies, "02_image_vs_object_balance.ipynb", dataset=names["train"])
@@ -144,6 +146,11 @@ def test_inspector_as_a_web_page(notebooks, tmp_path, page):
         page.locator(".rio-inspector").wait_for(timeout=lab.CELL_SECONDS * 1000)
         assert page.locator(".jp-InputArea-editor").count() == 0, "the page shows no code"
         use_inspector(page)
+        run = page.locator(".widget-dropdown", has_text="run").locator("select").first
+        other = next(label for label in run.locator("option").all_inner_texts() if label.endswith("other_run"))
+        run.select_option(label=other)
+        page.get_by_text(re.compile("run .*/other_run$")).first.wait_for()  # below the counts
+        page.locator(".rio-chip", has_text="correct").wait_for()  # the filter stays
 
 
 def test_bad_results_are_a_sentence_on_the_page(tiny_set, tmp_path, page):

@@ -1,4 +1,4 @@
-"""`import rio` offers eighteen names, each loaded when it is first used."""
+"""`import rio` offers nineteen names, each loaded when it is first used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import rio
 
 
 def test_every_name_is_there():
-    assert len(rio.__all__) == 18 and set(rio.__all__) <= set(dir(rio))
+    assert len(rio.__all__) == 19 and set(rio.__all__) <= set(dir(rio))
     for name in rio.__all__:
         assert getattr(rio, name) is not None
     with pytest.raises(AttributeError, match="module 'rio' has no attribute 'nothing'; expected one of"):
