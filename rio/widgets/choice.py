@@ -2,120 +2,104 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
 import ipywidgets
+import traitlets
 
 from rio.analysis.find_runs import runs_with_results
 from rio.analysis.run_folder import RunFolder
 from rio.data import names
 from rio.widgets import theme
 from rio.widgets.inspector import Inspector
-from rio.widgets.source import DEMO_RUN, PredictionSource, open_predictions
-
-FILTERS = ("group", "category", "order", "kind")  # controls of the inspector that stay as they are
+from rio.widgets.source import DEMO_RUN, open_predictions
 
 
 class RunChoice(ipywidgets.VBox):
-    """Predictions of a run to browse, with a choice of run, of a second one beside it, and of data set.
+    """Predictions to browse, with a choice of data set where there are several, of run, and of another one beside it.
 
     Args:
-        run, results, dataset, train, threshold: what to begin with, as for `open_predictions`; the threshold holds for
-            every run.
-        other: a second run's folder, shown beside the first; None: none.
-        folder: where runs are looked for; beside the run given too.
+        run: what to begin with, as for `open_predictions`; where the demo's is missing, any run there is.
+        other: a second run's folder; None: none.
+        folder: where runs are looked for; those beside `run` are offered too.
+        given: results, dataset, train, threshold as for `open_predictions`; the threshold holds for every run.
 
     Attributes:
-        dataset, run, other: the dropdowns. Other runs of the same data set can be the other one.
         inspector: of the runs chosen.
         summary: its `summary`.
 
     Raises:
-        NotebookError: as `open_predictions`, or two runs evaluated on different data.
+        NotebookError: as `open_predictions` and `Inspector`.
     """
 
     @theme.sentences
-    def __init__(
-        self, run: str | os.PathLike[str] | None = DEMO_RUN, *, results: Any = None, dataset: str | None = None,
-        train: str | None = None, threshold: float | None = None, other: str | None = None,
-        folder: str | os.PathLike[str] = "output",
-    ):  # fmt: skip
+    def __init__(self, run: Any = DEMO_RUN, *, other: Any = None, folder: Any = "output", **given: Any) -> None:
         root = names.find(folder).absolute()
         self._sets = runs_with_results(root)
-        if run == DEMO_RUN and results is None and not names.find(run).is_dir():
-            run = next(iter(self._sets), run)  # any real run rather than made-up predictions
-        elif run is not None and results is None:
-            self._sets |= runs_with_results(Path(_path(run)).parent, depth=1)
-        given = {"dataset": dataset, "train": train, "threshold": threshold}
-        first = open_predictions(run, results=results, **given)
-        keys = [_path(run) if first.title.startswith("run ") else first.title]
-        self._opened: dict[str, PredictionSource] = {keys[0]: first}
-        if other:
-            keys.append(_path(other))
-            self._opened[keys[1]] = open_predictions(other, **given)
-        self._threshold, self._tagged = threshold, dict[tuple[str, str], Inspector]()
-        named = RunFolder(keys[0]).datasets("TEST")
-        start = dataset or (named[0] if named else "shapes_demo_val")
-        self._sets |= dict.fromkeys(keys, start)
-        self._labels = {key: _label(key, root) for key in self._sets}
-        sets = dict.fromkeys(self._sets.values())
-        self.dataset, self.run, self.other = (
-            ipywidgets.Dropdown(description=name, layout={"width": "370px"}, style={"description_width": "initial"})
-            for name in ("data set", "run", "beside it")
-        )
-        self.dataset.options, self.dataset.value = list(sets), start
-        self.dataset.layout.display = "" if len(sets) > 1 else "none"
-        self.head, self.summary = ipywidgets.HTML(), ipywidgets.VBox()
-        bar = ipywidgets.HBox([self.dataset, self.run, self.other], layout={"flex_flow": "row wrap"})
-        super().__init__([bar, self.head])
-        self._offer(keys[0], keys[1] if other else "")
+        if run == DEMO_RUN and given.get("results") is None and not names.find(run).is_dir():
+            run = next(iter(self._sets), run)
+        first = open_predictions(run, **given)
+        start = first.title
+        if start.startswith("run "):
+            start = str(names.find(run).absolute())
+            self._sets |= runs_with_results(Path(start).parent, depth=1)
+        chosen = [start, *([str(names.find(other).absolute())] if other else [])]
+        data = given.get("dataset") or next(iter(RunFolder(start).datasets("TEST")), "shapes_demo_val")
+        self._sets |= dict.fromkeys(chosen, data)
+        self._root, self._tagged, self._threshold = root, dict[Any, Inspector](), given.get("threshold")
+        self._given, self._opened = {start: first}, {}
+        if other:  # with the data sets named, which its config may lack
+            self._given[chosen[1]] = open_predictions(other, **given | {"results": None})
+        look = {"layout": {"width": "370px"}, "style": {"description_width": "initial"}}
+        self.dataset, self.run, self.other = controls = [
+            ipywidgets.Dropdown(description=name, **look) for name in ("data set", "run", "beside it")
+        ]
+        self.dataset.options = list(dict.fromkeys(self._sets.values()))
+        self.dataset.value, self.dataset.layout.display = data, "" if len(self.dataset.options) > 1 else "none"
+        self.head, self.summary, self.inspector = ipywidgets.HTML(), ipywidgets.VBox(), None
+        super().__init__([ipywidgets.HBox(controls, layout={"flex_flow": "row wrap"})])
+        self._offer(*chosen)
         self._show()
-        self.dataset.observe(lambda _: self._offer(), "value")
-        for control in (self.run, self.other):
-            control.observe(lambda _: self._quiet or self._follow(), "value")
+        for control in controls:
+            control.observe(self._follow, "value")
 
-    def _offer(self, run: str = "", other: str = "") -> None:
+    def _offer(self, run: str, other: str = "") -> None:
         """The runs of the data set."""
-        options = [(label, key) for key, label in self._labels.items() if self._sets[key] == self.dataset.value]
+        options = [(self._label(key), key) for key, data in self._sets.items() if data == self.dataset.value]
         self._quiet = True
-        self.other.options = [("–", ""), *options]
-        self.run.options, self.other.value = options, other
-        self.run.value, self._quiet = run or options[0][1], False
-        if not run:
-            self._follow()
+        self.run.options, self.other.options = options, [("–", ""), *options]
+        self.run.value, self.other.value, self._quiet = run, other, False
 
-    def _follow(self) -> None:
+    def _label(self, run: str) -> str:
+        """A run's path below the folder; of one that lies elsewhere the last two names."""
+        inside = run.startswith(f"{self._root}/")
+        return os.path.relpath(run, self._root) if inside else "/".join(Path(run).parts[-2:])
+
+    def _follow(self, change: Any) -> None:
+        if self._quiet:
+            return
+        if change["owner"] is self.dataset:
+            self._offer(next(run for run, data in self._sets.items() if data == change["new"]))
         try:
             self._show()
         except theme.NotebookError as error:
-            self.children = (*self.children[:1], ipywidgets.HTML(theme.notice(str(error))))
+            self.children = (self.children[0], ipywidgets.HTML(theme.notice(str(error))))
 
     def _show(self) -> None:
         """Open what is chosen; filters stay, and so do the tags of a run that is opened again."""
-        before, chosen = getattr(self, "inspector", None), (self.run.value, self.other.value)
-        for key in filter(None, chosen):
-            self._opened[key] = self._opened.get(key) or open_predictions(key, threshold=self._threshold)
-        self._opened = {key: self._opened[key] for key in chosen if key}  # the rest may be large
-        first, second = map(self._opened.get, chosen)
-        view = self._tagged.get(chosen) or Inspector(first, other=second)
-        if before is not None:
-            if before.selection.tags:
-                self._tagged[self._chosen] = before
-            for name in FILTERS:
-                value, control = getattr(before, name).value, getattr(view, name)
-                if name == "category" or value in [o[-1] if isinstance(o, tuple) else o for o in control.options]:
-                    control.value = value
-        self.inspector, self._chosen, self.summary.children = view, chosen, [view.summary]
-        self.head.value = first._repr_html_()
-        self.children = (*self.children[:1], self.head, view)
-
-
-def _label(run: str, root: Path) -> str:
-    """A run's path below the folder; of one that lies elsewhere the last two names."""
-    return os.path.relpath(run, root) if run.startswith(f"{root}/") else "/".join(Path(run).parts[-2:])
-
-
-def _path(run: Any) -> str:
-    return str(names.find(run).absolute())
+        runs, before = (self.run.value, self.other.value), self.inspector
+        opened = {run: (self._given | self._opened).get(run) for run in runs if run}  # no others: they may be large
+        for run in [run for run, source in opened.items() if source is None]:
+            opened[run] = open_predictions(run, threshold=self._threshold)
+        view = self._tagged.get(runs) or Inspector(opened[runs[0]], other=opened.get(runs[1]))
+        if before is not None and before.selection.tags:
+            self._tagged[self._runs] = before
+        for name in ("group", "category", "order", "kind") if before is not None else ():
+            with contextlib.suppress(traitlets.TraitError):  # a list that only two runs have
+                getattr(view, name).value = getattr(before, name).value
+        self.inspector, self._opened, self._runs, self.summary.children = view, opened, runs, [view.summary]
+        self.head.value = view.source._repr_html_()
+        self.children = (self.children[0], self.head, view)

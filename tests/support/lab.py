@@ -138,6 +138,7 @@ def browser_page(width: int = 1360, height: int = 900, scale: float = 1.0) -> It
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
         context = chromium.new_context(viewport={"width": width, "height": height}, device_scale_factor=scale)
         page = context.new_page()
+        page.set_default_timeout(START_SECONDS * 1000)
         page.problems = []
         page.on("pageerror", lambda error: page.problems.append(f"page error: {error}"))
         page.on("console", lambda message: _note(page, message))

@@ -68,3 +68,8 @@ def test_a_results_file_can_be_looked_at_beside_runs(finished_study, tiny_set, t
     assert view.run.value == f"results {file}" and len(view.run.options) == 7
     view.other.value = str(finished_study / "rfs-seed1")
     assert view.inspector.other is not None
+    view.run.value = str(finished_study / "rio-seed1")
+    view.run.value = f"results {file}"
+    assert view.children[-1] is view.inspector and view.inspector.source.title == f"results {file}"
+    both = rio.RunChoice(finished_study / "rio-seed1", other=finished_study / "none-seed1", folder=tmp_path)
+    assert both.inspector.other.title.endswith("none-seed1") and both.other.value.endswith("none-seed1")
