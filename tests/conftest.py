@@ -48,6 +48,21 @@ def _quiet_libraries():
         sys.modules["matplotlib.pyplot"].close("all")
 
 
+@pytest.fixture
+def command(capsys):
+    """Function: what a command of `python -m rio` prints; `code` is its exit code, an error one message."""
+    from rio.cli.parser import main
+
+    def run(*words: object, code: int = 0) -> str:
+        found = main([str(word) for word in words])
+        out, error = capsys.readouterr()
+        assert found == code, out + error
+        assert code != 2 or (error.count("error: ") == 1 and "Traceback" not in out + error)
+        return out + error
+
+    return run
+
+
 # Trainings of the drawn set, for tests of the trainer and the engine. Imports are late: torch takes seconds.
 
 

@@ -5,7 +5,6 @@ The commands are those of the README's section "Your own data", with fewer itera
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from PIL import Image
 from rio.cli.parser import main
 from rio.data.load import load_annotations
 from rio.results.evaluation import Evaluation
+from tests.support.steps import lines_of
 
 
 @pytest.fixture(scope="module")
@@ -49,23 +49,20 @@ def test_training_on_photographs_gives_a_whole_run(run, coco):
     stored = Evaluation.from_json(run / "evaluation.json")
     assert set(stored.metrics) == {"bbox", "segm"} and stored.info["images"] == 50
     assert stored.per_category["frequency"].tolist() == train.frequency.tolist(), "groups come from the training set"
-    losses = [json.loads(line)["total_loss"] for line in (run / "metrics.json").read_text().splitlines()[:1]]
-    assert np.isfinite(losses).all()
+    assert np.isfinite(lines_of(run)[0]["total_loss"])
 
 
-def test_evaluating_and_predicting_afterwards(run, coco, tmp_path, capsys):
-    truth = coco / "annotations" / "instances_val2017.json"
-    words = ["eval", "--results", run / "instances_results.json", "--gt", truth, "--output-dir", tmp_path / "eval"]
-    words += ["--train-json", coco / "annotations" / "instances_train2017.json"]
-    assert main(list(map(str, words))) == 0
+def test_evaluating_and_predicting_afterwards(run, coco, tmp_path, command):
+    judged = ["--results", run / "instances_results.json", "--gt", coco / "annotations" / "instances_val2017.json"]
+    train = ["--train-json", coco / "annotations" / "instances_train2017.json"]
+    command("eval", *judged, *train, "--output-dir", tmp_path / "eval")
     again, own = (Evaluation.from_json(p / "evaluation.json").metrics["bbox"] for p in (tmp_path / "eval", run))
     assert again["AP"] == pytest.approx(own["AP"])
-    photograph = sorted((coco / "val2017").glob("*.jpg"))[0]
-    words = ["predict", photograph, "--weights", run / "model_final.pth", "--output", tmp_path / "pictures"]
-    assert main([*map(str, words), "--score-threshold", "0.05"]) == 0
-    words = ["predict", "--results", run / "instances_results.json", "--gt", truth, "--gt-images", coco / "val2017"]
-    words += ["--output", tmp_path / "results", "--limit", 1, "--score-threshold", 0.05]
-    assert main(list(map(str, words))) == 0
+    photographs, threshold = coco / "val2017", ["--score-threshold", 0.05]
+    weights = ["--weights", run / "model_final.pth", "--output", tmp_path / "pictures"]
+    command("predict", sorted(photographs.glob("*.jpg"))[0], *weights, *threshold)
+    drawn = ["--gt-images", photographs, "--output", tmp_path / "results", "--limit", 1]
+    command("predict", *judged, *drawn, *threshold)
     for folder in ("pictures", "results"):
         (picture,) = (tmp_path / folder).iterdir()
         with Image.open(picture) as image:

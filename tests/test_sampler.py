@@ -23,21 +23,7 @@ from rio.sampler import (
     epoch_indices,
     image_repeat_factors,
 )
-
-
-def columns(objects: list[list[int]], num_categories: int, crowd: frozenset[tuple[int, int]] = frozenset()):
-    """Just the columns of Annotations that the sampler reads; objects[i] lists the class ids of image i."""
-    rows = [(i, c, (i, j) in crowd) for i, classes in enumerate(objects) for j, c in enumerate(classes)]
-    image, category, iscrowd = np.array(rows, dtype=np.int32).reshape(-1, 3).T
-    kept = [(i, c) for i, c, crowded in rows if not crowded]
-    image_count, instance_count = (
-        np.bincount([c for _, c in pairs], minlength=num_categories) for pairs in (set(kept), kept)
-    )
-    return SimpleNamespace(
-        path="made_up.json", image_ids=np.arange(len(objects)), category_ids=np.arange(1, num_categories + 1),
-        image_count=image_count, instance_count=instance_count, annotation_image=image, annotation_class=category,
-        iscrowd=iscrowd,
-    )  # fmt: skip
+from tests.support.columns import columns
 
 
 def detectron2_factors(objects, threshold):
@@ -50,7 +36,7 @@ def take(iterable, n):
 
 
 ONE_RARE = [[0, 0], [0, 1], [0], [0]]  # category 0 in all four images, 1 in one
-CROWDS = frozenset({(3, 1), (1, 0)})  # so that category 1 is only ever a crowd
+CROWDS = ((3, 1), (1, 0))  # so that category 1 is only ever a crowd
 
 
 @pytest.mark.parametrize(
@@ -72,7 +58,7 @@ CROWDS = frozenset({(3, 1), (1, 0)})  # so that category 1 is only ever a crowd
 def test_factors_of_images_by_hand(objects, crowd, arguments, expected):
     method, threshold, *flags = arguments
     sqrt, filter_empty = flags + [True, False][len(flags) :]
-    found = image_repeat_factors(columns(objects, 3, crowd), method, threshold, sqrt, filter_empty=filter_empty)
+    found = image_repeat_factors(columns(objects, "rrr", crowd), method, threshold, sqrt, filter_empty=filter_empty)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, np.float32(expected), rtol=1e-6)
 
@@ -98,7 +84,7 @@ def test_rfs_is_detectron2s_in_float32_on_random_sets(seed):
     num_categories = int(rng.integers(1, 200))
     tail = rng.dirichlet(np.full(num_categories, 0.1))
     objects = [rng.choice(num_categories, size=rng.integers(0, 12), p=tail).tolist() for _ in range(400)]
-    assert_detectron2s(columns(objects, num_categories), objects, (1e-3, 0.037, 0.5))
+    assert_detectron2s(columns(objects, "r" * num_categories), objects, (1e-3, 0.037, 0.5))
 
 
 def test_rfs_is_detectron2s_in_float32_on_lvis(shared_dir):
@@ -196,7 +182,7 @@ def factors_of(image_count, num_images, threshold, instance_count=None, method="
 
 
 def factors_on(objects, method, filter_empty=False):
-    return image_repeat_factors(columns(objects, 1), method, 0.1, filter_empty=filter_empty)
+    return image_repeat_factors(columns(objects, "r"), method, 0.1, filter_empty=filter_empty)
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,9 @@ import yaml
 from rio.engine.errors import Interrupted, TrainingError, is_out_of_memory
 from rio.engine.setup import setup_training
 from rio.trainer import Trainer
-from tests.support.steps import differing, do_in, train_until
+from tests.support.steps import differing, do_in, lines_of, train_until
 
 BANK = "roi_heads.box_predictor.memory_bank."
-
-
-def lines_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
 
 
 # ----------------------------------------------------------------------------------------------- exact resume
@@ -128,13 +124,8 @@ def test_a_run_of_an_earlier_version_is_resumed(prepared, tmp_path):
     torch.save(state, run / "model_0000001.pth")
     config = yaml.safe_load((run / "config.yaml").read_text())
     for newer in (
-        "WRITE_MAX_PER_OBJECT",
-        "REPLAY_ABSENT_CLASSES",
-        "CLASS_FREQUENCY",
-        "CLS_LOSS",
-        "IMAGE_COUNT",
-        "NUM_IMAGES",
-    ):
+        "WRITE_MAX_PER_OBJECT", "REPLAY_ABSENT_CLASSES", "CLASS_FREQUENCY", "CLS_LOSS", "IMAGE_COUNT", "NUM_IMAGES",
+    ):  # fmt: skip
         del config["MODEL"]["RIO"][newer]
     (run / "config.yaml").write_text(yaml.safe_dump(config))
 
@@ -164,6 +155,19 @@ def test_telemetry_is_written_and_repeated_by_a_resumed_run(prepared, tmp_path):
     assert found == again and len(found) == 1  # every 20 steps
     names = ("fill", "stored", "replayed_per_foreground", "age")
     assert {f"memory_bank/{name}" for name in names} | {"rois/share_r", "rois/share_f_with_replay"} <= set(found[0])
+
+
+def test_a_set_of_one_class_trains(prepared, tiny_set, tmp_path):
+    for split in ("train", "val"):
+        data = json.loads((tiny_set / f"{split}.json").read_text())
+        data["categories"] = data["categories"][:1]
+        data["annotations"] = [a for a in data["annotations"] if a["category_id"] == data["categories"][0]["id"]]
+        for image in data["images"]:
+            image["neg_category_ids"] = image["not_exhaustive_category_ids"] = []
+        (tmp_path / f"{split}.json").write_text(json.dumps(data))
+    train, val = (repr((f"{tmp_path}/{s}.json@{tiny_set}/{s}",)) for s in ("train", "val"))
+    options = ["DATASETS.TRAIN", train, "DATASETS.TEST", val, "MODEL.RIO.BANK_ENABLED", False]
+    assert prepared(tmp_path / "run", *options, max_iter=1).train()["bbox"]["AP"] >= 0
 
 
 def test_a_run_in_float32_goes_on_in_mixed_precision(straight, tiny_config, tmp_path):

@@ -199,13 +199,8 @@ def test_no_file(tmp_path):
     assert main(["check", str(tmp_path / "none.json")]) == 2
 
 
-REAL = [
-    "coco_415/train.json",
-    "coco_415/val.json",
-    "ccp/train.json",
-    "car_parts_test.json",
-    "lvis9/lvis_v0.5_val_9.json",
-]
+REAL = ["coco_415/train.json", "coco_415/val.json", "ccp/train.json", "car_parts_test.json"]
+REAL += ["lvis9/lvis_v0.5_val_9.json"]
 REAL += [f"tiny_coco/annotations/instances_{split}2017.json" for split in ("train", "val")]
 
 

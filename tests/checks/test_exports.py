@@ -12,150 +12,98 @@ import rio
 from rio.cli.parser import main
 from rio.data.load import load_annotations
 from tests.support.annotation_files import write
-from tests.support.result_files import prediction
+from tests.support.result_files import coco_file, prediction, thing
 
 NAMES = ("cat", "dog")
 BOXES = [[10.0, 10.0, 30.0, 20.0], [40.0, 5.0, 20.0, 40.0], [5.0, 5.0, 50.0, 30.0]]  # in images 1, 1, 2 of 80 x 60 px
 
 
-def outline(box: list[float]) -> list[float]:
-    x, y, w, h = box
-    return [x, y, x + w, y, x + w, y + h, x, y + h]
-
-
-def base(first: int = 1) -> dict[str, Any]:
-    """Two images, two categories, three objects; ids from `first` on."""
+def made(
+    first: int = 1, *, folder: str = "", root: str = "", images=None, categories=None, annotations=None
+) -> dict[str, Any]:
+    """Two images, two categories, three objects; ids from `first` on; what a tool adds to each record of a list."""
     size = {"width": 80, "height": 60}
-    return {
-        "images": [{"id": i, **size, "file_name": f"{name}.jpg"} for i, name in enumerate("ab", first)],
-        "categories": [{"id": i + first, "name": name} for i, name in enumerate(NAMES)],
+    data = {
+        "images": [{"id": i, **size, "file_name": f"{folder}{name}.jpg"} for i, name in enumerate("ab", first)],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(NAMES, first)],
         "annotations": [
-            {
-                "id": i + first, "image_id": (0, 0, 1)[i] + first, "category_id": (0, 1, 0)[i] + first, "bbox": box,
-                "area": box[2] * box[3], "iscrowd": 0, "segmentation": [outline(box)],
-            }
+            {**thing(i + first, (0, 0, 1)[i] + first, (0, 1, 0)[i] + first, box), "iscrowd": 0}
             for i, box in enumerate(BOXES)
         ],
-    }  # fmt: skip
-
-
-def cvat(shape: str = "polygon") -> dict[str, Any]:
-    """COCO 1.0 of CVAT: empty strings, attributes; rectangles have no polygon, brush masks are RLE crowds."""
-    data = {"licenses": [{"name": "", "id": 0, "url": ""}], "info": {"contributor": "", "year": ""}, **base()}
-    for image in data["images"]:
-        image |= {"license": 0, "flickr_url": "", "coco_url": "", "date_captured": 0}
-    for category in data["categories"]:
-        category["supercategory"] = ""
-    for annotation in data["annotations"]:
-        annotation["attributes"] = {"occluded": False, "rotation": 0.0}
-    if shape == "rectangle":
-        data["annotations"][1]["segmentation"] = []
-    for annotation in data["annotations"] if shape == "brush" else ():
-        x, y, w, h = map(int, annotation["bbox"])
-        mask = np.zeros((60, 80), dtype=bool)
-        mask[y : y + h, x : x + w] = True
-        runs = np.diff(np.flatnonzero(np.diff(mask.T.ravel(), prepend=False, append=~mask[-1, -1])), prepend=0)
-        annotation |= {"segmentation": {"counts": runs.tolist(), "size": [60, 80]}, "iscrowd": 1}
+    }
+    for name, more in (("images", images), ("categories", categories), ("annotations", annotations)):
+        for record in data[name]:
+            record |= more(record) if callable(more) else more or {}
+    if root:  # a category for the whole data set
+        data["categories"].insert(0, {"id": 0, "name": root, "supercategory": "none"})
     return data
 
 
-def label_studio(folder: str = "images/") -> dict[str, Any]:
-    """Ids from 0, `ignore`, no polygons; paths of its storage or of Windows."""
-    data = base(0)
-    for image in data["images"]:
-        image["file_name"] = folder + image["file_name"]
-    for annotation in data["annotations"]:
-        annotation |= {"segmentation": [], "ignore": 0}
-    return data
+CVAT = {
+    "images": {"license": 0, "flickr_url": "", "coco_url": "", "date_captured": 0},
+    "categories": {"supercategory": ""}, "annotations": {"attributes": {"occluded": False, "rotation": 0.0}},
+}  # fmt: skip
+ROBOFLOW = {
+    "images": lambda image: {"file_name": f"{image['file_name'][0]}_jpg.rf.5a0f.jpg", "date_captured": "2026-01-01"},
+    "categories": {"supercategory": "pets-x1y2"}, "annotations": {"segmentation": []},
+}  # fmt: skip
+FIFTYONE = {
+    "images": {"license": None, "coco_url": None}, "categories": {"supercategory": None},
+    "annotations": {"segmentation": None},
+}  # fmt: skip
+DATABASE = {
+    "images": lambda image: {"id": f"img-{image['file_name'][0]}"},
+    "annotations": lambda a: {"id": f"f00d-{a['id']}", "image_id": f"img-{'aab'[a['id'] - 1]}"},
+}
 
 
-def roboflow() -> dict[str, Any]:
-    """A category for the whole data set first, names with a hash."""
-    data = base()
-    data["categories"] = [{**category, "supercategory": "pets-x1y2"} for category in data["categories"]]
-    data["categories"].insert(0, {"id": 0, "name": "pets-x1y2", "supercategory": "none"})
-    for image in data["images"]:
-        image |= {"file_name": f"{image['file_name'][0]}_jpg.rf.5a0f.jpg", "license": 1, "date_captured": "2026-01-01"}
-    for annotation in data["annotations"]:
-        annotation["segmentation"] = []
-    return data
+def brush(annotation: dict[str, Any]) -> dict[str, Any]:
+    """CVAT's masks: run lengths, and crowds."""
+    x, y, w, h = map(int, annotation["bbox"])
+    mask = np.zeros((60, 80), dtype=bool)
+    mask[y : y + h, x : x + w] = True
+    runs = np.diff(np.flatnonzero(np.diff(mask.T.ravel(), prepend=False, append=~mask[-1, -1])), prepend=0)
+    return {"segmentation": {"counts": runs.tolist(), "size": [60, 80]}, "iscrowd": 1}
 
 
-def fiftyone() -> dict[str, Any]:
-    """null where it knows nothing, "data/" before the names."""
-    data = {"info": {}, "licenses": [], **base()}
-    for category in data["categories"]:
-        category["supercategory"] = None
-    for image in data["images"]:
-        image |= {"license": None, "coco_url": None, "file_name": f"data/{image['file_name']}"}
-    for annotation in data["annotations"]:
-        annotation["segmentation"] = None
-    return data
-
-
-def labelme2coco(before: str) -> dict[str, Any]:
-    data = base()
-    for image in data["images"]:
-        image["file_name"] = before + image["file_name"]
-    return data
-
-
-def data_frame() -> dict[str, Any]:
+def floats(annotation: dict[str, Any]) -> dict[str, Any]:
     """DataFrame.to_dict: whole numbers with a gap among them are floats."""
-    data = base()
-    for annotation in data["annotations"]:
-        annotation |= {key: float(annotation[key]) for key in ("id", "image_id", "category_id", "iscrowd")}
-    return data
+    return {key: float(annotation[key]) for key in ("id", "image_id", "category_id", "iscrowd")}
 
 
-def corners() -> dict[str, Any]:
+def corners(annotation: dict[str, Any]) -> dict[str, Any]:
     """torchvision's boxes, as home-made converters write them."""
-    data = base()
-    for annotation in data["annotations"]:
-        x, y, w, h = annotation["bbox"]
-        annotation |= {"bbox": [x + 20, y + 20, x + 20 + w, y + 15 + h]}
-        del annotation["segmentation"]
-    data["annotations"].pop()
-    return data
+    x, y, w, h = annotation["bbox"]
+    return {"bbox": [x + 20, y + 20, x + 20 + w, y + 15 + h], "segmentation": None}
 
 
-def yolo() -> dict[str, Any]:
+def shares(annotation: dict[str, Any]) -> dict[str, Any]:
     """YOLO's shares of the image, not multiplied."""
-    data = base()
-    for annotation in data["annotations"]:
-        annotation["bbox"] = [round(v / n, 6) for v, n in zip(annotation["bbox"], (80, 60, 80, 60), strict=True)]
-        del annotation["segmentation"], annotation["area"]
-    return data
+    box = [round(v / n, 6) for v, n in zip(annotation["bbox"], (80, 60, 80, 60), strict=True)]
+    return {"bbox": box, "segmentation": None, "area": None}
 
 
-def text(data: dict[str, Any]) -> dict[str, Any]:
-    """Ids of a database."""
-    for image in data["images"]:
-        image["id"] = f"img-{image['file_name'][0]}"
-    for annotation in data["annotations"]:
-        annotation["image_id"] = ("img-a", "img-a", "img-b")[annotation["id"] - 1]
-        annotation["id"] = f"f00d-{annotation['id']}"
-    return data
-
-
+LABEL_STUDIO = {"first": 0, "annotations": {"segmentation": [], "ignore": 0}}
 # tool: its file, what is said of it beside notes
 EXPORTS: dict[str, tuple[dict[str, Any], set[str]]] = {
-    "CVAT, polygons": (cvat(), set()),
-    "CVAT, a rectangle among polygons": (cvat("rectangle"), {"no_segmentation"}),
-    "CVAT, brush masks": (cvat("brush"), {"mostly_crowd"}),
-    "Label Studio": (label_studio(), set()),
-    "Label Studio on Windows": (label_studio("images\\"), {"file_name"}),
-    "Label Studio, local storage": (label_studio("/label-studio/data/media/set/images/"), {"file_name"}),
-    "Roboflow": (roboflow(), {"root_category"}),
-    "FiftyOne": (fiftyone(), set()),
-    "labelme2coco, relative": (labelme2coco("./"), {"file_name"}),
-    "labelme2coco on Windows": (labelme2coco("JPEGImages\\"), {"file_name"}),
-    "labelme2coco, absolute": (labelme2coco("C:\\data\\set\\"), {"file_name"}),
-    "a data frame": (data_frame(), {"integral_float"}),
-    "ids of a database": (text(base()), {"text_id"}),
-    "corners": (corners(), {"corner_boxes"}),
-    "YOLO's shares": (yolo(), {"normalised_boxes"}),
-}
+    "CVAT, polygons": (made(**CVAT), set()),
+    "CVAT, a rectangle among polygons": (
+        made(annotations=lambda a: {"segmentation": []} if a["id"] == 2 else {}), {"no_segmentation"},
+    ),
+    "CVAT, brush masks": (made(annotations=brush), {"mostly_crowd"}),
+    "Label Studio": (made(folder="images/", **LABEL_STUDIO), set()),
+    "Label Studio on Windows": (made(folder="images\\", **LABEL_STUDIO), {"file_name"}),
+    "Label Studio, local storage": (made(folder="/label-studio/data/media/set/images/", **LABEL_STUDIO), {"file_name"}),
+    "Roboflow": (made(root="pets-x1y2", **ROBOFLOW), {"root_category"}),
+    "FiftyOne": (made(folder="data/", **FIFTYONE), set()),
+    "labelme2coco, relative": (made(folder="./"), {"file_name"}),
+    "labelme2coco on Windows": (made(folder="JPEGImages\\"), {"file_name"}),
+    "labelme2coco, absolute": (made(folder="C:\\data\\set\\"), {"file_name"}),
+    "a data frame": (made(annotations=floats), {"integral_float"}),
+    "ids of a database": (made(**DATABASE), {"text_id"}),
+    "corners": (made(annotations=corners), {"corner_boxes"}),
+    "YOLO's shares": (made(annotations=shares), {"normalised_boxes"}),
+}  # fmt: skip
 REFUSED = {"corners", "YOLO's shares"}
 
 
@@ -179,17 +127,10 @@ def test_exports(tmp_path, tool):
 
 
 def test_results_are_read_and_diagnosed(tmp_path, capsys):
-    data = base()
-    data["annotations"] = [
-        {**annotation, "id": 100 * copy + annotation["id"], "image_id": annotation["image_id"] + 2 * copy}
-        for copy in range(10)
-        for annotation in data["annotations"]
-    ]
-    data["images"] = [{**data["images"][0], "id": number + 1, "file_name": f"{number}.jpg"} for number in range(20)]
-    truth = write(tmp_path / "gt.json", data)
-    good = [
-        prediction(a["image_id"], a["category_id"], 0.5 + 0.001 * a["id"] / 10, a["bbox"]) for a in data["annotations"]
-    ]
+    boxes = BOXES * 10
+    things = [thing(i, 1 + i % 20, 1 + i % 2, box) for i, box in enumerate(boxes, 1)]
+    truth = coco_file(tmp_path, things, images=range(1, 21), size=(80, 60))
+    good = [prediction(a["image_id"], a["category_id"], 0.5 + 0.001 * a["id"], a["bbox"]) for a in things]
     swapped = [{**record, "category_id": 3 - record["category_id"]} for record in good]
     unknown = [{**good[0], "category_id": 9}]
     for results, kind, code in ((good, None, 0), (swapped, "results_diagnosis", 1), (unknown, "results", 2)):

@@ -165,22 +165,21 @@ def test_file_names_and_sizes_are_held_against_the_pictures(tmp_path):
     assert not rio.check(tmp_path / "fixed.json", images=folder).exit_code
 
 
-def test_the_input_itself_is_refused(tmp_path, capsys):
+def test_the_input_itself_is_refused(tmp_path, command):
     path = write(tmp_path / "set.json", coco())
     (tmp_path / "link.json").symlink_to(path)
     for target in (path, tmp_path / "." / "set.json", tmp_path / "link.json"):
         with pytest.raises(AnnotationError, match="the input itself.*Fix: name another file"):
             rio.check(path, write=target)
-    assert main(["check", str(path), "--write", str(path)]) == 2 and "error: " in capsys.readouterr().err
+    command("check", path, "--write", path, code=2)
     assert json.loads(path.read_text()) == coco()
 
 
-def test_the_command_lists_every_change(tmp_path, capsys):
+def test_the_command_lists_every_change(tmp_path, command):
     data = coco()
     data["annotations"][0] |= {"id": 101.0, "segmentation": SQUARE}
     path, fixed = write(tmp_path / "set.json", data), tmp_path / "fixed.json"
-    assert main(["check", str(path), "--write", str(fixed)]) == 1
-    out = capsys.readouterr().out
+    out = command("check", path, "--write", fixed, code=1)
     assert f"Written: {fixed}, with 2 changes:" in out
     assert "annotation 101 (image 7), key 'id': 101.0 -> 101 (integral_float)" in out
     assert "key 'segmentation': [40.0, 20.0, 50.0, 20.0" in out and "(polygon_form)" in out

@@ -14,6 +14,5 @@ from tests.support import tiny_shapes
 def run(tiny_set, tmp_path_factory) -> Path:
     """A trained run, from the command line."""
     output = tmp_path_factory.mktemp("runs") / "run"
-    flags = ["--config-file", tiny_shapes.DEMO_CONFIG, *tiny_shapes.data_flags(tiny_set), "--output-dir", output]
-    assert main(list(map(str, ["train", *flags, *tiny_shapes.model_options(3)]))) == 0
+    assert main(tiny_shapes.train_words(tiny_set, output)) == 0
     return output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -21,21 +22,9 @@ from rio.results.evaluation import Evaluation, evaluate
 from rio.results.protocols import PROTOCOLS
 from rio.shapes.spec import SPECS
 from tests.support import tiny_shapes
+from tests.support.tiny_shapes import train_words
 
 CONFIG = ["--config-file", str(tiny_shapes.DEMO_CONFIG)]
-
-
-def train_words(folder: Path, output: Path, *options: object, iterations: int = 3) -> list[str]:
-    flags = [*CONFIG, *tiny_shapes.data_flags(folder), "--output-dir", str(output)]
-    return ["train", *flags, *tiny_shapes.model_options(iterations), *map(str, options)]
-
-
-def refused(capsys, *words: object) -> str:
-    """The one message of a command that fails."""
-    assert main(list(map(str, words))) == 2
-    error = capsys.readouterr().err
-    assert error.count("error: ") == 1 and "Traceback" not in error
-    return error
 
 
 def test_help_is_instant_and_lists_the_commands():
@@ -64,14 +53,13 @@ def test_train_writes_a_whole_run(run):
     assert "train.json@" in config and "val.json@" in config and "NUM_CLASSES: 6" in config
 
 
-def test_train_refuses_a_folder_in_use_and_resumes_on_demand(run, tiny_set, tmp_path, capsys):
+def test_train_refuses_a_folder_in_use_and_resumes_on_demand(run, tiny_set, tmp_path, command):
     words = train_words(tiny_set, run)
-    assert "--resume" in refused(capsys, *words)
-    assert main([*words, "--resume"]) == 0
-    assert "3 of 3 iterations are done" in capsys.readouterr().out
+    assert "--resume" in command(*words, code=2)
+    assert "3 of 3 iterations are done" in command(*words, "--resume")
     # Keys may stand on both sides of a flag.
     words = ["SOLVER.MAX_ITER", "5", *CONFIG, "MODEL.ROI_HEADS.NUM_CLASSES", "80", "--output-dir", tmp_path]
-    assert "expected 6" in refused(capsys, "train", *words, *tiny_shapes.data_options(tiny_set))
+    assert "expected 6" in command("train", *words, *tiny_shapes.data_options(tiny_set), code=2)
 
 
 def test_the_loader_works_under_the_start_method_of_python_3_14(tiny_set, tmp_path):
@@ -79,16 +67,28 @@ def test_the_loader_works_under_the_start_method_of_python_3_14(tiny_set, tmp_pa
     multiprocessing.set_start_method("forkserver", force=True)
     try:
         options = ["DATALOADER.NUM_WORKERS", 1, "DATASETS.TEST", "()"]
-        assert main(train_words(tiny_set, tmp_path / "run", *options, iterations=2)) == 0
+        assert main(train_words(tiny_set, tmp_path / "run", *options, max_iter=2)) == 0
     finally:
         multiprocessing.set_start_method(before, force=True)
     assert (tmp_path / "run" / "model_final.pth").is_file()
 
 
+@pytest.mark.parametrize(
+    ("target", "number"), [("os.makedirs", errno.EACCES), ("os.replace", errno.EROFS), ("os.fsync", errno.ENOSPC)]
+)
+def test_an_output_folder_that_cannot_be_written_is_named(tiny_set, tmp_path, command, monkeypatch, target, number):
+    def fails(*_arguments, **_options):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(target, fails)
+    said = command(*train_words(tiny_set, tmp_path / "run"), code=2)
+    assert str(tmp_path / "run") in said and os.strerror(number) in said and "--output-dir" in said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_and_the_run_resumes(tiny_set, tmp_path, number):
-    words = train_words(tiny_set, tmp_path / "run", "DATALOADER.NUM_WORKERS", 1, iterations=400)
+    words = train_words(tiny_set, tmp_path / "run", "DATALOADER.NUM_WORKERS", 1, max_iter=400)
     process = subprocess.Popen(
         [sys.executable, "-m", "rio", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -109,7 +109,7 @@ def test_ctrl_c_saves_and_the_run_resumes(tiny_set, tmp_path, number):
     ("device", "gpus", "processes", "expected"),
     [("cuda", 2, 2, ("nccl", 1)), ("cpu", 2, 2, ("gloo", None)), ("cpu", 1, 2, ("gloo", None)), ("cuda", 1, 2, None)],
 )
-def test_torchruns_children_go_by_the_configs_device(monkeypatch, capsys, device, gpus, processes, expected):
+def test_torchruns_children_go_by_the_configs_device(monkeypatch, command, device, gpus, processes, expected):
     import torch
 
     chosen = []
@@ -124,8 +124,7 @@ def test_torchruns_children_go_by_the_configs_device(monkeypatch, capsys, device
         raise UsageError(f"{backend}, {chosen[0] if chosen else None}")
 
     monkeypatch.setattr(torch.distributed, "init_process_group", joined)
-    assert main(["train", "--config-file", str(tiny_shapes.DEMO_CONFIG), "MODEL.DEVICE", device]) == 2
-    said = capsys.readouterr().err
+    said = command("train", *CONFIG, "MODEL.DEVICE", device, code=2)
     if expected is None:
         assert "--nproc_per_node 2: expected as many GPUs on this machine, found 1. Fix: lower it" in said
     else:
@@ -139,18 +138,23 @@ def metrics_of(folder: Path) -> dict:
     return json.loads((folder / "evaluation.json").read_text())["metrics"]
 
 
-def test_eval_of_weights_equals_the_runs_own(run, capsys):
-    assert main(["eval", "--weights", str(run / "model_final.pth")]) == 0
-    shown = capsys.readouterr().out
+def test_eval_of_weights_equals_the_runs_own(run, command):
+    shown = command("eval", "--weights", run / "model_final.pth")
     assert f"Config: {run}/config.yaml" in shown and "bbox" in shown
     assert metrics_of(run / "eval") == metrics_of(run)
 
 
-@pytest.mark.parametrize("backend", ["hotcoco", "lvis"])
-def test_eval_of_a_results_file(run, tiny_set, tmp_path, backend):
-    words = ["--results", run / "instances_results.json", "--gt", tiny_set / "val.json", "--backend", backend]
+@pytest.fixture
+def eval_results(run, tiny_set, tmp_path, command):
+    """Function: evaluate the run's results in groups of its training set; what was printed."""
+    words = ["eval", "--results", run / "instances_results.json", "--gt", tiny_set / "val.json"]
     words += ["--train-json", tiny_set / "train.json", "--output-dir", tmp_path]
-    assert main(["eval", *map(str, words)]) == 0
+    return lambda *more: command(*words, *more)
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "lvis"])
+def test_eval_of_a_results_file(run, tmp_path, eval_results, backend):
+    eval_results("--backend", backend)
     written, own = metrics_of(tmp_path), metrics_of(run)
     assert all(written[kind] == pytest.approx(own[kind], abs=1e-9) for kind in own)
 
@@ -158,56 +162,54 @@ def test_eval_of_a_results_file(run, tiny_set, tmp_path, backend):
 @pytest.mark.parametrize(
     ("protocol", "kinds"), [("lvis_fixed", ("bbox", "segm")), ("coco", ("bbox", "segm")), ("coco", ("boundary",))]
 )
-def test_eval_by_another_protocol(run, tiny_set, tmp_path, capsys, protocol, kinds):
-    results, gt, train = run / "instances_results.json", tiny_set / "val.json", tiny_set / "train.json"
-    words = ["--results", results, "--gt", gt, "--train-json", train, "--output-dir", tmp_path, "--protocol", protocol]
-    words += [word for kind in kinds for word in ("--iou-type", kind) if kinds == ("boundary",)]
-    assert main(["eval", *map(str, words)]) == 0
-    assert f"Protocol: {PROTOCOLS[protocol].title}\n" in capsys.readouterr().out
-    truth = load_annotations(gt).with_frequency_of(load_annotations(train))
-    expected = evaluate(
-        truth, results, protocol=protocol, iou_types=kinds
-    ).metrics  # APr, APc, APf by the training set's groups
+def test_eval_by_another_protocol(run, tiny_set, tmp_path, eval_results, protocol, kinds):
+    iou_types = ["--iou-type", "boundary"] if kinds == ("boundary",) else []
+    assert f"Protocol: {PROTOCOLS[protocol].title}\n" in eval_results("--protocol", protocol, *iou_types)
+    truth, train = (load_annotations(tiny_set / f"{split}.json") for split in ("val", "train"))
+    results = run / "instances_results.json"
+    expected = evaluate(truth.with_frequency_of(train), results, protocol=protocol, iou_types=kinds).metrics
     np.testing.assert_equal(Evaluation.from_json(tmp_path / "evaluation.json").metrics, expected)
 
 
-def test_eval_of_weights_by_another_protocol_warns_of_the_configs_cap(run, tmp_path, capsys):
-    words = ["eval", "--weights", str(run / "model_final.pth"), "--protocol", "lvis_fixed"]
-    words += ["--output-dir", str(tmp_path), "--iou-type", "boundary", "--iou-type", "segm"]
+def test_eval_of_weights_by_another_protocol_warns_of_the_configs_cap(run, tmp_path, command):
+    words = ["eval", "--weights", run / "model_final.pth", "--protocol", "lvis_fixed"]
+    words += ["--output-dir", tmp_path, "--iou-type", "boundary", "--iou-type", "segm"]
     for options, warned in (([], True), (["TEST.DETECTIONS_PER_IMAGE", "-1"], False)):
-        assert main([*words, *options]) == 0
-        assert ("TEST.DETECTIONS_PER_IMAGE: expected -1 (all)" in capsys.readouterr().out) == warned
+        assert ("TEST.DETECTIONS_PER_IMAGE: expected -1 (all)" in command(*words, *options)) == warned
         evaluation = Evaluation.from_json(tmp_path / "evaluation.json")
-        found = evaluation.info
         assert list(evaluation.metrics) == ["boundary", "segm"]
-        assert found["protocol"].startswith("LVIS, AP-fixed") and (found["predictions"] <= 60) == warned
+        assert evaluation.info["protocol"].startswith("LVIS, AP-fixed")
+        assert (evaluation.info["predictions"] <= 60) == warned
 
 
-def test_weights_that_do_not_fit_are_named(run, capsys):
-    error = refused(capsys, "eval", "--weights", run / "model_final.pth", "MODEL.ROI_BOX_HEAD.FC_DIM", 32)
+def test_weights_that_do_not_fit_are_named(run, command):
+    error = command("eval", "--weights", run / "model_final.pth", "MODEL.ROI_BOX_HEAD.FC_DIM", 32, code=2)
     assert "box_head.fc1.weight" in error and "(24, " in error
     (run / "cut.pth").write_bytes((run / "model_final.pth").read_bytes()[:1000])
-    assert "cut.pth" in refused(capsys, "eval", "--weights", run / "cut.pth")
+    assert "cut.pth" in command("eval", "--weights", run / "cut.pth", code=2)
 
 
-def test_shapes_draws_the_extra_splits(tmp_path, capsys, monkeypatch):
+def test_shapes_draws_the_extra_splits(tmp_path, command, monkeypatch):
     monkeypatch.setitem(SPECS, "demo", tiny_shapes.SPEC)
-    assert main(["shapes", "--root", str(tmp_path), "--split", "tune", "balanced"]) == 0
-    assert str(tmp_path / "tiny_balanced") in capsys.readouterr().out
+    said = command("shapes", "--root", tmp_path, "--split", "tune", "balanced")
+    assert str(tmp_path / "tiny_balanced") in said
     assert all((tmp_path / f"tiny_{split}" / f"{split}.json").is_file() for split in ("tune", "balanced"))
 
 
-def test_shapes_draws_any_other_set(tmp_path, capsys):
-    words = ["shapes", "--root", str(tmp_path), "--workers", "1"]
+def test_shapes_draws_any_other_set(tmp_path, command):
+    words = ["shapes", "--root", tmp_path, "--workers", "1"]
     options = "name mine image_size 32 train_images 102 val_images 2 num_classes 4 num_rare 1 num_common 2"
-    assert main([*words, *options.split(), "max_image_frequency", "1.0"]) == 0
+    command(*words, *options.split(), "max_image_frequency", "1.0")
     assert (tmp_path / "mine" / "train.json").exists()
-    assert "another name" in refused(capsys, *words, "image_size", "32")
-    assert "expected one of name, image_size" in refused(capsys, *words, "size", "32")
-    assert "expected int" in refused(capsys, *words, "image_size", "big")
+    for wrong, message in (
+        ("image_size 32", "another name"),
+        ("size 32", "one of name, image"),
+        ("seed x", "expected int"),
+    ):
+        assert message in command(*words, *wrong.split(), code=2)
 
 
-def test_study_passes_on_its_flags_and_prints_the_tables(monkeypatch, tmp_path, capsys):
+def test_study_passes_on_its_flags_and_prints_the_tables(monkeypatch, tmp_path, command):
     from rio.study import result, runner
 
     said = {}
@@ -219,13 +221,12 @@ def test_study_passes_on_its_flags_and_prints_the_tables(monkeypatch, tmp_path, 
     monkeypatch.setattr(runner, "run_study", run_study)
     monkeypatch.setattr(result, "format_result", "the tables of {}".format)
     plan = tiny_shapes.DEMO_CONFIG.parents[1] / "studies" / "demo.yaml"
-    words = ["--processes", "4", "--num-gpus", "2", "--minutes", "9.5", "--output-dir", str(tmp_path), "SEED", "3"]
-    assert main(["study", str(plan), *words]) == 0
+    words = ["--processes", 4, "--num-gpus", 2, "--minutes", 9.5, "--output-dir", tmp_path, "SEED", 3]
+    shown = command("study", plan, *words)
     limits = {"processes": 4, "gpus": 2, "minutes": 9.5, "options": ["SEED", "3"]}
     assert said == {**limits, "name": "demo", "folder": str(tmp_path)}
-    shown = capsys.readouterr().out
     assert "the tables of the result" in shown and f"Runs: {tmp_path}" in shown
-    assert main(["study", str(plan)]) == 0
+    command("study", plan)
     assert (said["processes"], said["gpus"], said["minutes"]) == (None, None, None)
     assert said["folder"] == str(Path("output") / "demo")
 
@@ -268,9 +269,9 @@ def test_a_training_on_several_gpus_waits_for_its_processes_to_save(monkeypatch,
         (["study", "none.yaml"], "none.yaml"),
     ],
 )
-def test_mistakes_get_one_message(capsys, tmp_path, monkeypatch, words, message):
+def test_mistakes_get_one_message(command, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
-    assert message in refused(capsys, *words)
+    assert message in command(*words, code=2)
 
 
 @pytest.mark.parametrize(
@@ -288,10 +289,8 @@ def test_unknown_flags_and_commands_are_usage_errors(capsys, words):
     assert "usage: " in capsys.readouterr().err
 
 
-def test_info_prints_and_verbose_shows_the_traceback(capsys, tmp_path, monkeypatch):
-    assert main(["info"]) == 0
-    assert "detectron2" in capsys.readouterr().out
+def test_info_prints_and_verbose_shows_the_traceback(command, capsys, tmp_path, monkeypatch):
+    assert "detectron2" in command("info")
     monkeypatch.chdir(tmp_path)
-    assert "none.yaml" in refused(capsys, "train", "--config-file", "none.yaml")
     assert main(["train", "-v", "--config-file", "none.yaml"]) == 2
     assert "Traceback" in capsys.readouterr().err

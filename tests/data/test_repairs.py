@@ -266,7 +266,7 @@ HINTS = {
     "a folder in front": ("old/b.jpg", ".", "lies in .*train: give that folder, or write 'train/b.jpg'"),
     "a folder too much": ("old/b.jpg", "train", "lies in .*train itself: write names without folders"),
     "the folder beside": ("b.jpg", "empty", "the pictures lie below .*train: give that folder"),
-    "nowhere": ("z.jpg", "train", "nothing"),
+    "nowhere": ("z.jpg", "train", r"found none at .*z\.jpg\."),
 }
 
 
@@ -277,12 +277,8 @@ def test_the_error_names_the_folder_that_holds_the_pictures(load, pictures, kind
     data = coco()
     data["images"] = [data["images"][0] | {"file_name": name}]
     data["annotations"] = data["annotations"][:1]
-    with pytest.raises(AnnotationError) as caught:
+    with pytest.raises(AnnotationError, match=words):
         load(data, image_root=pictures.parent / root, check_images=True)
-    if words == "nothing":
-        assert caught.value.found.endswith(name)
-    else:
-        assert caught.match(words)
 
 
 def test_a_data_set_says_what_was_taken_for_what(tmp_path, pictures, monkeypatch, caplog):
@@ -295,9 +291,5 @@ def test_a_data_set_says_what_was_taken_for_what(tmp_path, pictures, monkeypatch
     assert found.file_names == ["a.jpg", "b.jpg"]
     assert "integral_float 1, as in annotation at position 0 (id 101.0), key 'id': 101.0, taken for 101" in caplog.text
     assert "image 7, key 'file_name': B.jpg, taken for b.jpg" in caplog.text and "rio check" in caplog.text
-    assert repairs(found) and not repairs(annotations_of_sound(tmp_path, pictures))
-
-
-def annotations_of_sound(folder: Path, pictures: Path) -> Any:
-    write(folder / "sound.json", coco())
-    return annotations_of(f"sound.json@{pictures}")
+    write(tmp_path / "sound.json", coco())
+    assert repairs(found) and not repairs(annotations_of(f"sound.json@{pictures}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from typing import Any
 
@@ -146,16 +147,6 @@ def test_text_that_is_no_annotation_file(load, text, words, on_error):
     assert words in str(caught.value) and len(str(caught.value)) < 1000
 
 
-def test_boxes_as_fractions_of_the_image(load):
-    data = coco()
-    data["annotations"] = [
-        {"id": i, "image_id": 3, "category_id": 5, "bbox": [0.1, 0.2, 0.05 * i + 0.01, 0.3]} for i in range(10)
-    ]
-    data["annotations"][3]["bbox"] = [0.1, 0.2, 0, 0]
-    with pytest.raises(AnnotationError, match="multiply boxes and polygons by the image's width"):
-        load(data)
-
-
 def test_the_error_says_how_many_more_and_a_record_is_listed_once(load):
     data = coco()
     for annotation in data["annotations"][:3]:
@@ -195,6 +186,28 @@ def test_what_only_lvis_has(load, change, words, stay):
         load(data)
     a = load(data, on_error="skip")
     assert a.image_ids.tolist() == stay and a.skipped and a.neg_category_ids == [[11]] * len(stay)
+
+
+NOT_THERE = {
+    "nothing": lambda path: None,
+    "a link loop": lambda path: path.symlink_to(path),
+    "a dangling link": lambda path: path.symlink_to("gone.jpg"),
+    "a pipe": os.mkfifo,  # opening it would wait for ever
+}
+
+
+@pytest.mark.parametrize("how", [*NOT_THERE, "too long a name"])
+def test_an_image_that_is_no_file_is_found_before_training(load, tmp_path, how):
+    data = coco()
+    (tmp_path / "b.jpg").touch()
+    if how in NOT_THERE:
+        NOT_THERE[how](tmp_path / "a.jpg")
+    else:
+        data["images"][1]["file_name"] = "a" * 5000 + ".jpg"
+    with pytest.raises(AnnotationError, match="image 3, key 'file_name': expected an image file, found none at .*Fix"):
+        load(data, image_root=tmp_path, check_images=True)
+    rest = load(data, image_root=tmp_path, check_images=True, on_error="skip")
+    assert rest.skipped_counts() == {"missing_image": 1, "image_skipped": 1} and rest.image_ids.tolist() == [7]
 
 
 @pytest.mark.parametrize("many", [0, 150], ids=["file by file", "by listing the folder"])

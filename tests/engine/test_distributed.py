@@ -91,12 +91,17 @@ BANK = "roi_heads.box_predictor.memory_bank."
 
 
 def train_words(folder: Path, output: Path, *options: object, max_iter: int = 4) -> list[str]:
-    return [
-        "train", "--config-file", str(tiny_shapes.DEMO_CONFIG), "--output-dir", str(output), "--resume",
-        *tiny_shapes.data_flags(folder), *tiny_shapes.model_options(max_iter), "SEED", "7",
-        "SOLVER.IMS_PER_BATCH", "4", "SOLVER.CHECKPOINT_PERIOD", "2", "DATALOADER.NUM_WORKERS", "0",
-        *map(str, options),
-    ]  # fmt: skip
+    common = ["--resume", "SEED", 7, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.CHECKPOINT_PERIOD", 2]
+    common += ["DATALOADER.NUM_WORKERS", 0]
+    return tiny_shapes.train_words(folder, output, *common, *options, max_iter=max_iter)
+
+
+def first_half(whole: Path, halves: Path) -> None:
+    """The folder of a run that was stopped after two iterations."""
+    halves.mkdir()
+    for name in ("model_0000001.pth", "config.yaml"):
+        shutil.copy(whole / name, halves)
+    (halves / "last_checkpoint").write_text("model_0000001.pth")
 
 
 def torchrun(world: int, program: list[str], *flags: str) -> subprocess.CompletedProcess[str]:
@@ -146,10 +151,7 @@ def test_banks_of_their_own_are_saved_restored_and_dealt_out_anew(tiny_set, tmp_
     assert len(state["banks"]) == 1 and set(state["banks"][0]) == {k for k in state["model"] if BANK in k}
     assert not torch.equal(state["banks"][0][BANK + "features"], state["model"][BANK + "features"])
 
-    halves.mkdir()
-    for name in ("model_0000001.pth", "config.yaml"):
-        shutil.copy(whole / name, halves)
-    (halves / "last_checkpoint").write_text("model_0000001.pth")
+    first_half(whole, halves)
     run(2, train_words(tiny_set, halves, *options))
     again = load(halves / "model_final.pth")
     assert not differing(again["model"], state["model"]) and not differing(again["banks"][0], state["banks"][0])

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from rio.cli.parser import main
 from rio.config import load_config
 from rio.data.names import annotations_of
 from rio.engine import feature_extraction
@@ -26,6 +25,7 @@ from rio.engine.inference import evaluate_model, load_model
 from rio.engine.setup import setup_inference
 from rio.results.evaluation import Evaluation
 from tests.support import tiny_shapes
+from tests.support.steps import lines_of
 
 COLUMNS = ("features", "proposal_boxes", "gt_boxes", "gt_classes", "sizes", "counts")
 
@@ -151,7 +151,7 @@ def test_only_the_classifier_is_trained(trained, store):
         assert torch.equal(trained_state[f"roi_heads.box_predictor.bbox_pred.{name}"], theirs[f"bbox_pred.{name}"])
     weight = trained_state["roi_heads.box_predictor.cls_score.weight"]
     assert weight.shape == theirs["cls_score.weight"].shape and not torch.equal(weight, theirs["cls_score.weight"])
-    rows = [json.loads(line) for line in (Path(trained.cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()]
+    rows = lines_of(trained.cfg.OUTPUT_DIR)
     assert "total_loss" in rows[0] and "loss_box_reg" not in rows[0]
     assert rows[-1]["bbox/AP"] >= 0 and "segm/AP" not in rows[-1]
     assert 0 < rows[-2]["roi_head/num_fg_samples"] <= 4
@@ -171,18 +171,16 @@ def test_a_trained_classifier_is_put_back_into_its_detector(trained, detector, w
     cfg = setup_inference(load_config(path.with_name("config.yaml")))
     model = load_model(cfg, str(path))
     (found,) = evaluate_model(cfg, model, output_dir=str(tmp_path / "eval")).values()
-    on_features = json.loads((Path(trained.cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()[-1])
-    assert found.metrics["bbox"]["AP"] == pytest.approx(on_features["bbox/AP"], abs=0.5)
+    assert found.metrics["bbox"]["AP"] == pytest.approx(lines_of(trained.cfg.OUTPUT_DIR)[-1]["bbox/AP"], abs=0.5)
     assert "segm" in found.metrics
     before, after = (load_model(detector(), str(p)).state_dict() for p in (weights, path))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"roi_heads.box_predictor.cls_score.weight", "roi_heads.box_predictor.cls_score.bias"}
 
 
-def test_a_run_is_judged_by_another_protocol_too(trained, tmp_path):
+def test_a_run_is_judged_by_another_protocol_too(trained, tmp_path, command):
     run = shutil.copytree(trained.cfg.OUTPUT_DIR, tmp_path / "run")
-    words = ["train", "--config-file", f"{run}/config.yaml", "--output-dir", str(run), "--resume"]
-    assert main([*words, "--protocol", "lvis_fixed"]) == 0
+    command("train", "--config-file", run / "config.yaml", "--output-dir", run, "--resume", "--protocol", "lvis_fixed")
     plain, fixed = (Evaluation.from_json(run / folder / "evaluation.json") for folder in ("", "lvis_fixed"))
     assert "AP-fixed" in fixed.info["protocol"] and "AP-fixed" not in plain.info["protocol"]
     assert plain.info["predictions"] == 60 < fixed.info["predictions"], "10 an image, and all"
@@ -280,28 +278,23 @@ def test_a_calibration_in_a_sweep_is_what_it_is_alone(trained, tuning, tmp_path)
     assert f"(box AP {max(ap):.2f}" in lines[-1]
 
 
-def test_calibrations_are_chosen_on_other_images_than_the_reported_ones(trained, tuning, tiny_set, weights, capsys):
+def test_calibrations_are_chosen_on_other_images_than_the_reported_ones(trained, tuning, tiny_set, weights, command):
     name, features = tuning
     words = ["eval", "--weights", f"{trained.cfg.OUTPUT_DIR}/model_final.pth", "--calibration"]
-    assert (
-        main([*words, "norcal=0.2", "--calibration", "norcal", "--tune-on", name, "MODEL.RIO.FEATURES", features]) == 0
-    )
-    shown = capsys.readouterr().out
+    on = ["--tune-on", name]
+    shown = command(*words, "norcal=0.2", "--calibration", "norcal", *on, "MODEL.RIO.FEATURES", features)
     assert "\nnorcal=0.2 " in shown and "\nnorcal=0.6 " in shown and f"Best on {name}" in shown
-    reported = f"{tiny_set}/val.json@{tiny_set}/val"
+    reported = ["--tune-on", f"{tiny_set}/val.json@{tiny_set}/val"]
     for wrong, message in (
         ([*words, "norcal=0.2,0.6"], "expected --calibration METHOD=STRENGTH,... and --tune-on DATA"),
-        ([*words, "norcal=0.2,0.6", "--tune-on", reported], "expected other images than those of"),
-        ([*words, "norcal=0.2,x", "--tune-on", name], "with strengths >= 0, found 'norcal=0.2,x'"),
-        ([*words, "norcal", "--tune-on", name], "Fix: add them: python -m rio features"),
-        ([*words, "norca", "--tune-on", name], "did you mean 'norcal'"),
-        (
-            ["eval", "--weights", weights, "--calibration", "norcal", "--tune-on", name],
-            "expected a classifier trained on",
-        ),
-        (["eval", "--results", "r.json", "--gt", "g.json", "--tune-on", name], "found --results"),
+        ([*words, "norcal=0.2,0.6", *reported], "expected other images than those of"),
+        ([*words, "norcal=0.2,x", *on], "with strengths >= 0, found 'norcal=0.2,x'"),
+        ([*words, "norcal", *on], "Fix: add them: python -m rio features"),
+        ([*words, "norca", *on], "did you mean 'norcal'"),
+        (["eval", "--weights", weights, "--calibration", "norcal", *on], "expected a classifier trained on"),
+        (["eval", "--results", "r.json", "--gt", "g.json", *on], "found --results"),
     ):
-        assert main(wrong) == 2 and message in capsys.readouterr().err
+        assert message in command(*wrong, code=2)
 
 
 def test_a_full_disk_leaves_nothing_half_written(detector, weights, tmp_path, monkeypatch):

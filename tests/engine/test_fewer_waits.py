@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from detectron2.engine import SimpleTrainer
@@ -15,17 +13,11 @@ from detectron2.utils.events import EventStorage
 
 from rio.engine.fewer_waits import QuietMatcher, QuietPolygons, QuietPooler, QuietTransform, wait_less
 from rio.engine.telemetry import collected, log_accuracy
-from tests.support.steps import differing
+from tests.support.steps import differing, lines_of
 
 CASCADE = ("MODEL.ROI_HEADS.NAME", "RIOCascadeROIHeads", "INPUT.MASK_FORMAT", "bitmask", "MODEL.RPN.LOSS_WEIGHT", 0.5)
 
 GIOU = ("MODEL.RPN.BBOX_REG_LOSS_TYPE", "giou", "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False, "DATASETS.TEST", "()")
-
-
-def lines_of(folder) -> list[dict]:
-    """metrics.json without times."""
-    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if "time" not in k and "second" not in k} for line in lines]
 
 
 @pytest.mark.parametrize("options", [(), CASCADE, GIOU])
@@ -38,8 +30,11 @@ def test_training_and_evaluation_are_bit_for_bit_detectron2s(options, prepared, 
     for run in (ours, theirs):
         run.train()
     assert not differing(ours.model.state_dict(), theirs.model.state_dict())
-    found = lines_of(tmp_path / "ours")
-    assert found == lines_of(tmp_path / "theirs") and {"total_loss", "rpn/num_pos_anchors"} <= found[0].keys()
+    found, expected = (  # but for times
+        [{k: v for k, v in line.items() if "time" not in k and "second" not in k} for line in lines_of(tmp_path / name)]
+        for name in ("ours", "theirs")
+    )
+    assert found == expected and {"total_loss", "rpn/num_pos_anchors"} <= found[0].keys()
     assert any(key.endswith("fast_rcnn/fg_cls_accuracy") for key in found[0])
 
 

@@ -11,13 +11,12 @@ from functools import partial
 import pytest
 import torch
 
-from rio.cli.parser import main
 from rio.engine import telemetry
 from rio.losses import LOSSES
 from tests.support import tiny_shapes
 from tests.support.bank import make, rows
 from tests.support.pretend_cuda import pretend_cuda
-from tests.support.steps import differing, train_until
+from tests.support.steps import differing, lines_of, train_until
 
 NO_TEST = ("DATASETS.TEST", "()")
 AMP = ("SOLVER.AMP.ENABLED", True)
@@ -76,7 +75,7 @@ def test_training(name, gpu, prepared, tmp_path, monkeypatch):
     first, second = (ours(waits) for waits in waits_by_step(run, gpu))
     assert sum(first.values()) <= sum(second.values()) == OWN_WAITS.get(name, 2), second
     assert all(value.is_cuda for key, value in run.model.state_dict().items() if "_extra_state" not in key)
-    log = json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1])
+    log = lines_of(tmp_path)[-1]
     assert all(math.isfinite(value) for key, value in log.items() if "loss" in key)
 
 
@@ -85,7 +84,7 @@ def test_a_whole_step_waits_40_times_at_most_and_telemetry_adds_nothing(gpu, pre
     monkeypatch.setattr(telemetry, "LOG_PERIOD", 2)
     first, second = waits_by_step(prepared(tmp_path, *NO_TEST, max_iter=2), gpu)
     assert sum(first.values()) <= sum(second.values()) <= 40, gpu.table()
-    log = json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1])
+    log = lines_of(tmp_path)[-1]
     assert log["memory_bank/stored"] > 0 and "fast_rcnn/cls_accuracy" in log
 
 
@@ -131,27 +130,23 @@ def test_a_bank_holds_the_same_on_both_devices(changes, gpu):
     assert not differing(*states)
 
 
-def test_the_commands(gpu, tiny_set, tmp_path):
+def test_the_commands(gpu, tiny_set, tmp_path, command):
     """A detector with AMP, evaluated, augmented, predicting; its features kept, trained on, and put back."""
-
-    def rio(*words: object) -> None:
-        assert main(list(map(str, words))) == 0
-
-    config = ["--config-file", tiny_shapes.DEMO_CONFIG, *tiny_shapes.data_flags(tiny_set)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        rio("train", *config, "--output-dir", tmp_path / "run", *tiny_shapes.model_options(2), *AMP)
+        command(*tiny_shapes.train_words(tiny_set, tmp_path / "run", *AMP, max_iter=2))
     assert not [str(w.message) for w in caught if "torch.cuda.amp" in str(w.message)], "every user of AMP would see it"
     weights = ["--weights", tmp_path / "run" / "model_final.pth"]
-    rio("eval", *weights, "--output-dir", tmp_path / "eval", "TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(48,)")
+    augmented = ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(48,)"]
+    command("eval", *weights, "--output-dir", tmp_path / "eval", *augmented)
     found = [json.loads((tmp_path / where).read_text()) for where in ("run/evaluation.json", "eval/evaluation.json")]
     assert found[0]["metrics"] == found[1]["metrics"] and (tmp_path / "eval" / "tta" / "evaluation.json").exists()
-    rio("predict", tiny_set / "val" / "000001.jpg", *weights, "--output", tmp_path / "pictures")
+    command("predict", tiny_set / "val" / "000001.jpg", *weights, "--output", tmp_path / "pictures")
     assert len(list((tmp_path / "pictures").iterdir())) == 1
 
-    rio("features", *weights, "--output", tmp_path / "features")
+    command("features", *weights, "--output", tmp_path / "features")
     config = ["--config-file", tmp_path / "run" / "config.yaml", "--output-dir", tmp_path / "classifier"]
-    rio("train", *config, "MODEL.RIO.FEATURES", tmp_path / "features")
-    rio("features", "--export", tmp_path / "classifier", "--output", tmp_path / "exported")
-    rio("eval", "--weights", tmp_path / "exported" / "model_final.pth")
+    command("train", *config, "MODEL.RIO.FEATURES", tmp_path / "features")
+    command("features", "--export", tmp_path / "classifier", "--output", tmp_path / "exported")
+    command("eval", "--weights", tmp_path / "exported" / "model_final.pth")
     assert json.loads((tmp_path / "exported" / "eval" / "evaluation.json").read_text())["metrics"]["segm"]

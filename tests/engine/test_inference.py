@@ -7,14 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from detectron2.structures import Boxes, Instances
 
 from rio.data.images import read_image
+from rio.data.load import load_annotations
 from rio.data.names import annotations_of
 from rio.engine.errors import TrainingError
-from rio.engine.inference import Predictor, evaluate_model, load_model
+from rio.engine.inference import Predictor, ResultsCollector, evaluate_model, load_model
 from rio.engine.setup import setup_inference
 from rio.engine.weights import CheckpointError
 from rio.results.evaluation import Evaluation, evaluate
+from tests.data.test_repairs import text_ids
+from tests.support.annotation_files import coco, write
 
 
 def test_evaluation_is_that_of_the_written_results(straight, tiny_set):
@@ -65,3 +70,18 @@ def test_predictor_takes_rgb_and_answers_in_the_images_pixels(straight, tiny_con
     assert found.image_size == (96, 144) and found.pred_masks.shape[1:] == (96, 144)
     with pytest.raises(CheckpointError, match="--weights"):
         load_model(cfg)
+
+
+@pytest.mark.parametrize(("change", "expected"), [(lambda data: None, (3, 90)), (text_ids, ("c3", "k90"))])
+def test_results_have_the_ids_of_the_file(tmp_path, change, expected):
+    data = coco()
+    change(data)
+    annotations = load_annotations(write(tmp_path / "set.json", data))
+    found = Instances((48, 64))
+    found.pred_boxes = Boxes(torch.tensor([[1.0, 2.0, 11.0, 22.0]]))
+    found.scores, found.pred_classes = torch.tensor([0.5]), torch.tensor([2])
+    collector = ResultsCollector(annotations)
+    for image_id in annotations.image_ids[::-1].tolist():
+        collector.process([{"image_id": image_id}], [{"instances": found}])
+    first, _ = collector.evaluate()["results"]
+    assert (first["image_id"], first["category_id"]) == expected and first["bbox"] == [1, 2, 10, 20]

@@ -111,6 +111,14 @@ def test_setup_errors_name_the_key_and_the_fix(tiny_config, tiny_set, straight, 
     assert not setup_training(tiny_config(tmp_path / "run", *options, "MODEL.MASK_ON", False)).MODEL.MASK_ON
 
 
+def test_a_training_set_without_objects_is_refused(tiny_config, tiny_set, tmp_path):
+    data = json.loads((tiny_set / "train.json").read_text())
+    (tmp_path / "train.json").write_text(json.dumps(data | {"annotations": []}))
+    options = ["DATASETS.TRAIN", repr((f"{tmp_path}/train.json@{tiny_set}/train",)), "MODEL.MASK_ON", False]
+    with pytest.raises(ConfigError, match="BANK_MAX_IMAGE_COUNT.*found none.*the rarest has 0 images"):
+        setup_training(tiny_config(tmp_path / "run", *options))
+
+
 def test_inference_needs_no_training_set(tiny_config, tmp_path):
     nowhere = "('gone/train.json@gone/images',)"
     cfg = setup_inference(tiny_config(tmp_path, "DATASETS.TRAIN", nowhere))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -107,23 +105,6 @@ def test_telemetry_waits_for_the_device_once():
         patch.setattr(torch.Tensor, "tolist", lambda tensor: read.append(1) or tolist(tensor))
         telemetry.log(classes, 3, groups, bank, torch.rand(3, 2), replay)
     assert len(read) == 1 and waits.seen == []
-
-
-def test_statistics():
-    bank = make(class_ids=[1, 4, 5], slots_per_class=4)
-
-    def found() -> list[float]:
-        numbers = telemetry.statistics(bank)
-        assert list(numbers) == ["fill", "stored"]
-        return pytest.approx([value.item() for value in numbers.values()], nan_ok=True)
-
-    assert [0, math.nan] == found()
-    bank.write(*rows([1, 2, 3, 4, 5], [1, 1, 1, 1, 4]))
-    assert found() == [5 / 12, 5 / 2]
-    bank.write(*rows([6, 7], [1, 0]))  # 1 leaves; 7 is not stored
-    assert found() == [5 / 12, 5 / 2]
-    bank.write(*rows([8], [4]))
-    assert found() == [6 / 12, 3]
 
 
 def test_drift():

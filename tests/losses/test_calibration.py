@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from rio.classifier import CosineClassifier
-from rio.cli.parser import main
 from rio.config import ConfigError, load_config
 from rio.data.load import load_annotations
 from rio.engine.records import fractal_dimensions
 from rio.losses.calibration import STRENGTHS, Calibration
 from rio.losses.counts import ClassCounts, LossError
 from tests.losses.test_losses import LOGITS, close
+from tests.support.result_files import coco_file, thing
 from tests.test_roi_heads import batch, build, make_cfg
 
 COUNTS = ClassCounts(3, [1000, 100, 5], [4000, 150, 6], 2000, [1.9, 1.5, 1.0])
@@ -91,16 +91,9 @@ def test_fractal_dimension_of_object_centres(tmp_path):
     groups = [[(0.1, 0.1), (0.4, 0.4), (0.6, 0.6), (0.9, 0.9)], [(x, y) for x in (0.1, 0.9) for y in (0.1, 0.9)]]
     groups.append(groups[1][:3])
     points = [(c, x, y) for c, own in enumerate(groups, 1) for x, y in own]
-    content = {
-        "images": [{"id": 1, "width": 200, "height": 100, "file_name": "a.jpg"}],
-        "categories": [{"id": c, "name": f"c{c}"} for c in (1, 2, 3)],
-        "annotations": [
-            {"id": i, "image_id": 1, "category_id": c, "bbox": [200 * x - 2, 100 * y - 1, 4, 2], "area": 8}
-            for i, (c, x, y) in enumerate(points, 1)
-        ],
-    }  # fmt: skip
-    (tmp_path / "a.json").write_text(json.dumps(content))
-    assert fractal_dimensions(load_annotations(tmp_path / "a.json")) == [1.0, 2.0, 1.0]
+    things = [thing(i, 1, c, [200 * x - 2, 100 * y - 1, 4, 2]) for i, (c, x, y) in enumerate(points, 1)]
+    path = coco_file(tmp_path, things, (1, 2, 3), (1,), (200, 100))
+    assert fractal_dimensions(load_annotations(path)) == [1.0, 2.0, 1.0]
 
 
 @pytest.mark.parametrize("method", [name for name in STRENGTHS if name != "none"])
@@ -123,18 +116,17 @@ def test_losses_without_softmax_cannot_be_calibrated():
     load_config(opts=["MODEL.RIO.CLS_LOSS", "balanced_softmax", "MODEL.RIO.CALIBRATION", "norcal"])
 
 
-def test_eval_with_a_calibration(straight, tmp_path, capsys):
-    weights = f"{straight.cfg.OUTPUT_DIR}/model_final.pth"
+def test_eval_with_a_calibration(straight, tmp_path, command):
+    words = ["eval", "--weights", f"{straight.cfg.OUTPUT_DIR}/model_final.pth"]
 
-    def results(*words: str) -> list[dict]:
-        assert main(["eval", "--weights", weights, "--output-dir", str(tmp_path), *words]) == 0
-        return json.loads((tmp_path / "instances_results.json").read_text())
+    def scores(*calibration: str) -> list[float]:
+        command(*words, "--output-dir", tmp_path, *calibration)
+        return [row["score"] for row in json.loads((tmp_path / "instances_results.json").read_text())]
 
-    plain = results()
-    assert plain == results("--calibration", "norcal=0")
-    assert [r["score"] for r in results("--calibration", "norcal=0.6")] != [r["score"] for r in plain]
-    assert results("--calibration", "norcal") == results("--calibration", "norcal=0.6")
-    assert results("--calibration", "fracal")
-    assert main(["eval", "--weights", weights, "--calibration", "norca"]) == 2
-    assert "did you mean 'norcal'" in capsys.readouterr().err
-    assert main(["eval", "--results", "r.json", "--gt", "g.json", "--calibration", "norcal"]) == 2
+    plain = scores()
+    assert plain == scores("--calibration", "norcal=0") != scores("--calibration", "norcal=0.6")
+    assert scores("--calibration", "norcal") == scores("--calibration", "norcal=0.6") and scores(
+        "--calibration", "fracal"
+    )
+    assert "did you mean 'norcal'" in command(*words, "--calibration", "norca", code=2)
+    command("eval", "--results", "r.json", "--gt", "g.json", "--calibration", "norcal", code=2)

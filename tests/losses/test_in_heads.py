@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
@@ -13,7 +11,7 @@ from rio.config import ConfigError, load_config, validate
 from rio.engine.weights import CheckpointError, load_weights
 from rio.losses import LOSSES
 from rio.roi_heads import RIOFastRCNNOutputLayers
-from tests.engine.test_distributed import load, run, train_words
+from tests.engine.test_distributed import first_half, load, run, train_words
 from tests.support.steps import train_until
 from tests.test_roi_heads import assert_finite, batch, build, equal, make_cfg, spied, train_steps
 
@@ -163,10 +161,7 @@ def test_two_ranks_resume_to_the_same_bits(name, tiny_set, tmp_path):
     options = ["MODEL.RIO.CLS_LOSS", name, "MODEL.RIO.CLASSIFIER", "linear"]
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     run(2, train_words(tiny_set, whole, *options))
-    halves.mkdir()
-    for file in ("model_0000001.pth", "config.yaml"):
-        shutil.copy(whole / file, halves)
-    (halves / "last_checkpoint").write_text("model_0000001.pth")
+    first_half(whole, halves)
     run(2, train_words(tiny_set, halves, *options))
     first, second = (load(folder / "model_final.pth")["model"] for folder in (whole, halves))
     assert equal(first, second)

@@ -15,7 +15,7 @@ import nbformat
 from nbmake.nb_run import NotebookRun
 
 from rio.shapes import dataset, spec
-from tests.support import finished_runs, tiny_shapes
+from tests.support import finished_runs, lab, tiny_shapes
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
 MOST_CELLS, MOST_LINES, MOST_COLUMNS, SECONDS = 12, 8, 120, 300
@@ -102,15 +102,9 @@ def execute(world, tmp_path, monkeypatch):
 
     def run(stem, **parameters):
         path = next(path for path in NOTEBOOKS if path.stem.startswith(stem))
-        notebook = nbformat.read(path, as_version=4)
-        at = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
-        known = {target.id for statement in tree(notebook.cells[at]).body for target in statement.targets}
+        known = {target.id for statement in tree(cells(path, "code")[0]).body for target in statement.targets}
         assert set(parameters) <= known, f"{path.name} has no parameter {set(parameters) - known}"
-        source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
-        notebook.cells.insert(at + 1, nbformat.v4.new_code_cell(source or "pass"))
-        copy = tmp_path / path.name
-        nbformat.write(notebook, copy)
-        return NotebookRun(copy, SECONDS).execute()
+        return NotebookRun(lab.copy_with(tmp_path, path.name, **parameters), SECONDS).execute()
 
     return run
 

@@ -20,12 +20,6 @@ from rio.plots.style import DRAWN
 ARMS = pd.DataFrame({"arm": ["a", "b"], "AP": [20.0, 30.0], "APr": [1, 2], "APc": [20.0, 25.0], "APf": [40.0, 41.5]})
 
 
-@pytest.fixture(autouse=True)
-def close():
-    yield
-    plt.close("all")
-
-
 def shown(ax):
     """What a notebook shows of a figure, and the same without the colours that a theme replaces."""
     page = ax.figure._repr_html_()
@@ -60,11 +54,29 @@ def test_a_figure_uses_the_page_but_is_not_blown_up():
 TAIL = pd.DataFrame({"frequency": ["f", "r"], "name": ["a", "b"], "image_count": [200, 3]})
 
 
-def lab(color):
-    linear = np.power(to_rgb(color), 2.2)
-    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear
+def lab(color, seen_by=((1, 0, 0), (0, 1, 0), (0, 0, 1))):
+    """CIELAB of a colour, after the linear RGB that an eye makes of it."""
+    linear = np.asarray(seen_by) @ np.power(to_rgb(color), 2.2)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear.clip(0)
     x, y, z = np.cbrt(xyz / [0.9505, 1.0, 1.089])
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        np.eye(3),
+        # Machado et al. 2009, severity 1: protanopia, deuteranopia, tritanopia; linear RGB.
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+        np.tile([0.2126, 0.7152, 0.0722], (3, 1)),
+    ],
+    ids=["trichromat", "protanope", "deuteranope", "tritanope", "grey"],
+)
+def test_groups_can_be_told_apart_by_everybody(matrix):
+    for one, other in itertools.combinations(plots.COLORS.values(), 2):
+        assert np.linalg.norm(lab(one, matrix) - lab(other, matrix)) > 12  # about five just noticeable differences
 
 
 def test_nothing_else_has_the_colours_of_the_groups():
@@ -110,9 +122,8 @@ def test_shades_of_a_matrix_follow_the_theme():
     square = pd.DataFrame([[90.0, 10.0, 0.0, 0.0], [40.0, 50.0, 0.0, 10.0]], ["a", "b"], ["a", "b", "others", "missed"])
     square.attrs["frequency"] = ["f", "r"]
     fixed = shown(plots.confusions(square))[1]
-    assert "<image" not in fixed and not set(re.findall("#[0-9a-f]{6}", fixed)) - {
-        c.lower() for c in plots.COLORS.values()
-    }
+    groups = {color.lower() for color in plots.COLORS.values()}
+    assert "<image" not in fixed and set(re.findall("#[0-9a-f]{6}", fixed)) <= groups
 
 
 def test_the_figures_of_a_notebook_are_written_for_a_paper(tmp_path):

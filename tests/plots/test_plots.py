@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
 from matplotlib.patches import PathPatch, Rectangle
 
@@ -101,29 +101,6 @@ def texts(ax):
 
 
 # ------------------------------------------------------------------------------------------ the look
-
-
-@pytest.mark.parametrize(
-    "matrix",
-    [
-        np.eye(3),
-        # Machado et al. 2009, severity 1: protanopia, deuteranopia, tritanopia; linear RGB.
-        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
-        np.tile([0.2126, 0.7152, 0.0722], (3, 1)),
-    ],
-    ids=["trichromat", "protanope", "deuteranope", "tritanope", "grey"],
-)
-def test_groups_can_be_told_apart_by_everybody(matrix):
-    def lab(color):
-        linear = np.asarray(matrix) @ np.power(to_rgb(color), 2.2)
-        xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear.clip(0)
-        x, y, z = np.cbrt(xyz / [0.9505, 1.0, 1.089])
-        return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
-
-    for one, other in itertools.combinations(COLORS.values(), 2):
-        assert np.linalg.norm(lab(one) - lab(other)) > 12  # about five just noticeable differences
 
 
 def test_style_is_local_and_follows_the_page():
@@ -380,12 +357,7 @@ def test_confusions_are_pooled_where_categories_are_many():
     many = pd.DataFrame(90 * np.eye(240), names, names).assign(others=0.0, missed=10.0)
     many.attrs = {"frequency": ["f"] * 100 + ["c"] * 60 + ["r"] * 80}
     cells = plots.confusions(many).collections[0].get_array().reshape(120, -1)
-    assert (
-        cells[0, 0] == 90
-        and cells[0, 1] == 0
-        and cells[0, -1] == 10
-        and set(cells.sum(axis=1).round(6)) == {100 + 10 * 4}
-    )
+    assert cells[0, [0, 1, -1]].tolist() == [90, 0, 10] and set(cells.sum(axis=1).round(6)) == {100 + 10 * 4}
 
 
 @pytest.mark.parametrize("name", TABLES)

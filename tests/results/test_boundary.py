@@ -10,7 +10,9 @@ from rio.data.load import load_annotations
 from rio.results.boundary import boundary_of
 from rio.results.evaluation import Evaluation, evaluate
 from rio.results.reading import load_results
-from tests.support.result_files import category, image, lvis_file, thing, write
+from tests.support.annotation_files import write
+from tests.support.evaluations import random_ground_truth, random_results
+from tests.support.result_files import category, image, lvis_file, thing
 
 SIZE = (100, 100)  # a diagonal of 141 px, 2 % of which are 3 px
 
@@ -37,9 +39,8 @@ def test_by_hand(tmp_path):
     records = [{"image_id": 1, "category_id": 1, "score": 0.9, "segmentation": square(12)}]
     for protocol in ("lvis", "lvis_fixed", "coco"):
         result = evaluate(path, records, iou_types=("segm", "boundary"), protocol=protocol)
-        assert result.metrics["segm"]["AP"] == pytest.approx(90) and result.metrics["boundary"]["AP"] == pytest.approx(
-            10
-        )
+        ap = {kind: metrics["AP"] for kind, metrics in result.metrics.items()}
+        assert ap == {"segm": pytest.approx(90), "boundary": pytest.approx(10)}
         assert result.per_category["AP_boundary"].tolist() == pytest.approx([10])
     result.to_json(tmp_path / "evaluation.json")
     again = Evaluation.from_json(tmp_path / "evaluation.json")
@@ -52,18 +53,12 @@ def test_by_hand(tmp_path):
 @pytest.mark.parametrize("loaded", [False, True])
 def test_both_protocols_agree_where_their_rules_do(tmp_path, loaded):
     rng = np.random.default_rng(3)
-    things, records = [], []
-    for number in range(1, 25):
-        left, top, side = (int(v) for v in rng.integers([0, 0, 15], [40, 40, 45]))
-        place = {"image_id": 1 + number % 4, "category_id": 1 + number % 2}
-        segmentation, area = square(left, top, side), side * side
-        things.append(thing(number, *place.values(), [left, top, side, side], segmentation=segmentation, area=area))
-        for _ in range(2):
-            moved = square(*(np.array([left, top, side]) + rng.integers(-3, 4, 3)).clip(0))
-            records.append(place | {"score": float(rng.random()), "segmentation": moved})
-    images = [{"id": i, "width": 100, "height": 100, "file_name": f"{i}.jpg"} for i in range(1, 5)]
-    categories = [category(1), category(2)]
-    path = write(tmp_path / "gt.json", {"images": images, "categories": categories, "annotations": things})
+    truth = random_ground_truth(rng)
+    for record in truth["images"]:
+        del record["neg_category_ids"], record["not_exhaustive_category_ids"]
+    truth["annotations"] = [a for a in truth["annotations"] if a["area"] and not a.keys() & {"iscrowd", "ignore"}]
+    records = [r for r in random_results(rng, truth) if coco_mask.area(r["segmentation"])]
+    path = write(tmp_path / "gt.json", truth)
     annotations = load_annotations(path)
     given = load_results(records, annotations) if loaded else records
     ours, coco = (evaluate(annotations, given, iou_types=("segm", "boundary"), protocol=p) for p in ("lvis", "coco"))

@@ -13,8 +13,8 @@ from rio.results.diagnosis import LOOK_BELOW, diagnose
 from rio.results.evaluation import Evaluation, evaluate
 from rio.results.federated import JudgedPairs
 from rio.results.reading import load_results
-from tests.support.result_files import category, prediction
-from tests.support.result_files import write as write_json
+from tests.support.annotation_files import write
+from tests.support.result_files import category, coco_file, prediction, thing
 
 IMAGES, CLASSES, SIZES = 60, 9, ((640, 480), (480, 640), (500, 400))
 IDS = [2, 3, 4, 6, 7, 8, 11, 13, 14]  # with gaps, as COCO's
@@ -36,11 +36,11 @@ def truth(tmp_path_factory):
         for _ in range(int(rng.integers(1, 7))):
             w, h = (rng.uniform(0.08, 0.5, 2) * (width, height)).round(1).tolist()
             x, y = (rng.random(2) * (width - w, height - h)).round(1).tolist()
-            number, kind = len(things) + 1, int(rng.choice(IDS, p=np.arange(9, 0, -1) / 45))
-            things.append({"id": number, "image_id": i, "category_id": kind, "bbox": [x, y, w, h], "area": w * h})
+            kind = int(rng.choice(IDS, p=np.arange(9, 0, -1) / 45))
+            things.append(thing(len(things) + 1, i, kind, [x, y, w, h]))
     categories = [category(k) | {"name": name} for k, name in zip(IDS, NAMES, strict=True)]
     content = {"images": images, "categories": categories, "annotations": things}
-    return load_annotations(write_json(tmp_path_factory.mktemp("truth") / "gt.json", content))
+    return load_annotations(write(tmp_path_factory.mktemp("truth") / "gt.json", content))
 
 
 def detector(truth, seed=1, *, jitter=0.08, right=0.9, missed=0.2, junk=6, calibrated=True):
@@ -135,16 +135,13 @@ def test_another_reading_is_said_with_its_evidence_and_never_applied(name, truth
 
 def test_evidence_is_counted_by_hand(tmp_path):
     """Ten images of one object each, all found, all but one under the id before; no class is left for the tenth."""
-    images = [{"id": i, "width": 100, "height": 100, "file_name": f"{i}.jpg"} for i in range(1, 11)]
     boxes = [[5 * i, 40, 30, 30] for i in range(1, 11)]
-    things = [
-        {"id": i, "image_id": i, "category_id": 1 + i % 5, "bbox": box, "area": 900} for i, box in enumerate(boxes, 1)
-    ]
-    content = {"images": images, "categories": [category(k) for k in range(1, 6)], "annotations": things}
+    things = [thing(i, i, 1 + i % 5, box) for i, box in enumerate(boxes, 1)]
+    path = coco_file(tmp_path, things, range(1, 6), range(1, 11), (100, 100))
     records = [
         prediction(i, i % 5 if i < 10 and i % 5 else 5, 1 - i / 20, box) for i, box in enumerate(boxes, 1)
     ]  # 5 (class 1) and 10 (class 1) under class 5, the other eight one too low
-    (text,) = evaluate(write_json(tmp_path / "gt.json", content), records, iou_types=None).info["diagnosis"]
+    (text,) = evaluate(path, records, iou_types=None).info["diagnosis"]
     assert text.startswith(
         "every category_id seems one too low: as the results are, 0 of 10 objects looked at are found,"
     )
@@ -229,9 +226,7 @@ def test_transposed_masks(how, protocol, tmp_path):
     things, records = [], []
     for i in range(1, 13):
         x, y, w, h = (int(v) for v in (*rng.integers(0, 40, 2), *rng.integers(15, 50, 2)))
-        outline = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-        box = {"image_id": i, "category_id": 1, "bbox": [x, y, w, h]}
-        things.append({**box, "id": i, "area": w * h, "segmentation": outline})
+        things.append(thing(i, i, 1, [x, y, w, h]))
         mask = np.zeros((side, side), np.uint8)
         mask[y : y + h, x : x + w] = 1
         wrong = np.asfortranarray(mask.T) if how == "transposed" else mask.ravel().reshape(side, side, order="F")
@@ -239,12 +234,10 @@ def test_transposed_masks(how, protocol, tmp_path):
             rle = coco_mask.encode(np.asfortranarray(which))
             shape = {"size": [side, side], "counts": rle["counts"].decode()}
             records.append((found, prediction(i, 1, 0.9 - i / 100, [x, y, w, h], segmentation=shape)))
-    images = [{"id": i, "width": side, "height": side, "file_name": f"{i}.jpg"} for i in range(1, 13)]
-    content = {"images": images, "categories": [{"id": 1, "name": "a"}], "annotations": things}
-    path = write_json(tmp_path / "gt.json", content)
+    path = coco_file(tmp_path, things, [1], range(1, 13), (side, side))
     for which, expected in (("right", 0), ("wrong", 1)):
         chosen = [record for found, record in records if found == which]
-        for given in (chosen, write_json(tmp_path / "dt.json", chosen)):
+        for given in (chosen, write(tmp_path / "dt.json", chosen)):
             found = evaluate(path, given, protocol=protocol).info["diagnosis"]
             assert len(found) == expected, found
             assert all("masks seem to be transposed" in text and "Fortran order" in text for text in found)

@@ -13,8 +13,7 @@ from rio.results.evaluation import evaluate
 from rio.results.federated import JudgedPairs
 from rio.results.objects import objects_of, predictions_of, ranked_examples
 from rio.results.reading import ResultsError, load_results
-from tests.support import result_files
-from tests.support.result_files import image, thing
+from tests.support.result_files import image, prediction, thing
 
 SIZE = (100, 200)  # height, width
 COLUMNS = "image_id image_index annotation_id category_id name frequency score iou kind gt_category_id result_index "
@@ -27,7 +26,7 @@ def box(left, width=20.0):
 
 
 @pytest.fixture
-def load(tmp_path):
+def load(lvis_file):
     """load(objects, negative=..., ...) -> Annotations; objects are (image_id, category_id, box[, extra])."""
 
     def make(objects, images=(1,), negative=None, not_exhaustive=None, frequency="rcf", federated=True):
@@ -40,7 +39,7 @@ def load(tmp_path):
         if not federated:
             for record in records:
                 del record["neg_category_ids"], record["not_exhaustive_category_ids"]
-        return load_annotations(result_files.lvis_file(tmp_path, records, categories, annotations))
+        return load_annotations(lvis_file(records, categories, annotations))
 
     return make
 
@@ -49,7 +48,7 @@ CAT, DOG, EEL = 10, 20, 30
 
 
 def predict(category_id, score, b, image_id=1):
-    return {"image_id": image_id, "category_id": category_id, "score": score, "bbox": b}
+    return prediction(image_id, category_id, score, b)
 
 
 def kinds(frame):
@@ -320,15 +319,3 @@ def test_examples_show_rare_classes_first_and_each_class_once(load):
     assert ranked_examples(annotations, found, count=1) == [2]  # where the rare class was found
     crowded = load([(1, CAT, large)] * 40 + [(2, CAT, large)], images=(1, 2))
     assert ranked_examples(crowded, count=1) == [1]
-
-
-def test_real_annotations(shared_dir):
-    annotations = load_annotations(shared_dir / "data" / "lvis_val_100.json")
-    ids = annotations.image_ids[annotations.annotation_image].tolist()
-    categories = annotations.category_ids[annotations.annotation_class].tolist()
-    records = [predict(c, 0.5, b, i) for i, c, b in zip(ids, categories, annotations.boxes.tolist(), strict=True)]
-    frame = find_errors(annotations, records)
-    assert set(kinds(frame)) == {"correct"} and len(frame) == len(records)
-    examples = ranked_examples(annotations, count=4)
-    groups = [set(objects_of(annotations, i).groups.tolist()) for i in examples]
-    assert "r" in groups[0] and len(set(examples)) == 4

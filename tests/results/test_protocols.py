@@ -14,11 +14,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from rio.data.load import load_annotations
-from rio.results.evaluation import Evaluation, evaluate
+from rio.results.evaluation import evaluate
 from rio.results.protocols import PROTOCOLS
 from rio.results.reading import load_results
+from tests.support.annotation_files import write
 from tests.support.evaluations import assert_identical, official, random_ground_truth, random_results
-from tests.support.result_files import GOOD, category, coco_file, image, prediction, rle, thing, write
+from tests.support.result_files import GOOD, category, coco_file, image, prediction, rle, thing
 
 
 def pycocotools_says(path, records, iou_type):
@@ -87,14 +88,22 @@ def test_coco_on_real_photographs(shared_dir, truth, results, iou_type, expected
     np.testing.assert_array_equal(result.precision[iou_type], precision)
 
 
-def test_a_crowd_region_excuses_what_lies_in_it_and_nothing_else(tmp_path):
+@pytest.mark.parametrize(
+    ("wrong", "lvis", "coco"),
+    [
+        ([prediction(2, 1, 0.9, [40, 40, 20, 20])] * 2, 100, 100),  # in the crowd
+        ([prediction(2, 1, 0.9, [0, 0, 20, 20])], 100, 50),  # beside it, same image, same class
+        ([prediction(1, 1, 0.9, [50, 50, 20, 20])], 50, 50),  # another image
+    ],
+)
+def test_a_crowd_region_excuses_its_image_under_lvis_and_what_lies_in_it_under_coco(wrong, lvis, coco, tmp_path):
     crowd = thing(2, 2, 1, [40, 40, 40, 40], iscrowd=1, segmentation=rle([40, 40, 40, 40]))
     path = coco_file(tmp_path, [thing(1, 1, 1, [10, 10, 20, 20], iscrowd=0), crowd])
-    for box, ap in (([40, 40, 20, 20], 100), ([0, 0, 20, 20], 50)):  # LVIS excuses the one beside it, too
-        twice = [prediction(2, 1, 0.9, box)] if ap == 50 else [prediction(2, 1, 0.9, box)] * 2
-        records = [*twice, prediction(1, 1, 0.8, [10, 10, 20, 20])]
-        result = evaluate(path, records, iou_types=("bbox",), protocol="coco")
-        assert result.metrics["bbox"]["AP"] == pytest.approx(ap)
+    records = [*wrong, prediction(1, 1, 0.8, [10, 10, 20, 20])]
+    for protocol, ap in (("lvis", lvis), ("coco", coco)):
+        for backend in PROTOCOLS[protocol].backends:
+            result = evaluate(path, records, iou_types=("bbox",), protocol=protocol, backend=backend)
+            assert result.metrics["bbox"]["AP"] == pytest.approx(ap)
 
 
 def test_coco_without_predictions_or_objects_and_on_lvis_files(tmp_path, small):
@@ -149,14 +158,12 @@ def test_ap_fixed_keeps_ten_thousand_of_a_category_and_caps_no_image(lvis_file):
         ({"protocol": "coco", "backend": "lvis"}, "backend: expected 'hotcoco' or 'pycocotools' for the protocol coco"),
         ({"backend": "pycocotools"}, "backend: expected 'hotcoco' or 'lvis' for the protocol lvis"),
         ({"protocol": "lvis_fixed", "max_dets": 300}, "max_dets: expected -1 for lvis_fixed.*found 300"),
+        ({"backend": "coco"}, "backend: expected 'hotcoco' or 'lvis'"),
+        ({"iou_types": ("keypoints",)}, "iou_types.*keypoints"),
+        ({"max_dets": 0}, "max_dets.*positive"),
+        ({"max_dets": 3.5}, "max_dets.*3.5"),
     ],
 )
-def test_what_does_not_go_together(arguments, message, small):
+def test_arguments_that_are_wrong_or_do_not_go_together(arguments, message, small):
     with pytest.raises(ValueError, match=message):
         evaluate(small, [GOOD], **arguments)
-
-
-def test_the_written_evaluation_says_which_protocol(small, tmp_path):
-    for protocol, words in (("lvis", "LVIS"), ("lvis_fixed", "LVIS, AP-fixed: 10,000 predictions a category")):
-        evaluate(small, [GOOD], iou_types=None, protocol=protocol).to_json(tmp_path / "evaluation.json")
-        assert Evaluation.from_json(tmp_path / "evaluation.json").info["protocol"] == words

@@ -15,9 +15,8 @@ from rio.data.masks import rle_counts
 from rio.results import reading
 from rio.results.evaluation import evaluate
 from rio.results.reading import ResultsError, load_results
-from rio.results.rles import rle_totals
+from tests.support.annotation_files import write
 from tests.support.result_files import GOOD, HEIGHT, MASK, WIDTH, category, coco_file, image, prediction, rle, thing
-from tests.support.result_files import write as write_json
 
 
 def mask_of(counts, size=(HEIGHT, WIDTH)):
@@ -72,7 +71,7 @@ BAD = {
 def test_bad_results_are_named(kind, source, small, tmp_path):
     records, message = BAD[kind]
     if source == "file":
-        path = write_json(tmp_path / "dt.json", records)
+        path = write(tmp_path / "dt.json", records)
         message = r"dt\.json: " + (message if message.startswith("record") else ".*" + message)
         records = path
     with pytest.raises(ResultsError, match="(?s)" + message):
@@ -143,11 +142,11 @@ def test_a_file_is_read_in_pieces_whatever_it_holds(small, tmp_path, monkeypatch
     monkeypatch.setattr(reading, "PIECE_BYTES", 333)
     records[41]["score"] = "high"
     with pytest.raises(ResultsError, match="record 41, key 'score'.*str"):
-        load_results(write_json(path, records), small)
+        load_results(write(path, records), small)
     del records[41:]
     records[40].pop("bbox")
     with pytest.raises(ResultsError, match="record"):
-        load_results(write_json(path, records), small)
+        load_results(write(path, records), small)
 
 
 def test_lists_may_hold_numpy_numbers_bytes_and_plain_runs(small):
@@ -177,7 +176,7 @@ def test_a_mask_that_is_not_judged_is_not_decoded(lvis_file, tmp_path):
         prediction(1, 1, 0.9, [10, 10, 20, 20], segmentation=rle([10, 10, 20, 20])),
         prediction(1, 2, 0.8, [1, 1, 5, 5], segmentation={"size": [HEIGHT, WIDTH], "counts": "01"}),
     ]
-    results = write_json(tmp_path / "dt.json", records)
+    results = write(tmp_path / "dt.json", records)
     result = evaluate(path, results)
     assert result.metrics["segm"]["AP"] == pytest.approx(100)
     assert result.info["predictions_segm"]["unverified"] == 1
@@ -185,30 +184,14 @@ def test_a_mask_that_is_not_judged_is_not_decoded(lvis_file, tmp_path):
         load_results(results, load_annotations(path))
     records[1]["category_id"] = 1  # judged
     with pytest.raises(ResultsError, match="record 1, key 'segmentation.counts'"):
-        evaluate(path, write_json(results, records))
+        evaluate(path, write(results, records))
 
 
 @pytest.mark.parametrize("box", [[9, 9, -3, -4], [1, 2, 10**400, 4]])
 def test_boxes_beside_masks_are_checked_also_where_only_masks_are_evaluated(box, small, tmp_path):
     records = [{**MASK, "bbox": [1, 2, 3, 4]}, {**MASK, "bbox": box}]
     with pytest.raises(ResultsError, match="record 1, key 'bbox"):
-        evaluate(small, write_json(tmp_path / "dt.json", records), iou_types=("segm",))
-
-
-def test_totals_of_rles_without_decoding():
-    rng = np.random.default_rng(0)
-    kinds = ((1, 1, 1), (1, 1, 0), (7, 5, 0.5), (90, 120, 0.01), (300, 200, 0.999), (64, 64, 0.5))
-    masks = [np.asfortranarray(rng.random((h, w)) < p, dtype=np.uint8) for h, w, p in kinds]
-    blob = np.zeros((2000, 3000), np.uint8, order="F")
-    blob[5:1900, 10:2900] = 1
-    masks.append(blob)
-    totals = rle_totals([coco_mask.encode(m)["counts"].decode() for m in masks])
-    assert totals.tolist() == [m.size for m in masks]
-    assert rle_totals([]).tolist() == []
-    for malformed in ("", "P", "oooooooo1", "\x00", "\u00e4", "05p"):
-        with pytest.raises(ValueError):
-            rle_totals(["0512", malformed])
-    assert rle_totals(["0512", "1"]).tolist() == [13, 1]
+        evaluate(small, write(tmp_path / "dt.json", records), iou_types=("segm",))
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

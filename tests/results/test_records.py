@@ -13,8 +13,8 @@ from rio.data.load import load_annotations
 from rio.results import reading
 from rio.results.evaluation import evaluate
 from rio.results.reading import ResultsError, load_results
+from tests.support.annotation_files import write
 from tests.support.result_files import GOOD, HEIGHT, WIDTH, category, coco_file, image, prediction, rle, thing
-from tests.support.result_files import write as write_json
 
 BOX = [10.0, 10.0, 20.0, 20.0]
 OUTLINE = [10, 10, 30, 10, 30, 30, 10, 30]
@@ -36,7 +36,7 @@ SPELLINGS = {
 @pytest.mark.parametrize("source", ["list", "file"])
 def test_a_spelling_that_means_one_thing_is_taken(name, source, small, tmp_path):
     odd, plain = ([record, record | {"score": 0.25}] for record in SPELLINGS[name])
-    found = load_results(odd if source == "list" else write_json(tmp_path / "dt.json", odd), small)
+    found = load_results(odd if source == "list" else write(tmp_path / "dt.json", odd), small)
     expected = load_results(plain, small)
     assert found.has_boxes == expected.has_boxes and found.scores.tolist() == expected.scores.tolist()
     for column in ("image_index", "class_id", "boxes", "mask_areas"):
@@ -48,7 +48,7 @@ def test_ids_that_are_text_in_the_ground_truth(tmp_path):
     truth = {"images": [{"id": "street-2", "width": WIDTH, "height": HEIGHT, "file_name": "a.jpg"}]}
     truth |= {"categories": [{"id": "car", "name": "car"}, {"id": "bus", "name": "bus"}]}
     truth |= {"annotations": [{"id": 1, "image_id": "street-2", "category_id": "car", "bbox": BOX, "area": 400}]}
-    path = write_json(tmp_path / "gt.json", truth)
+    path = write(tmp_path / "gt.json", truth)
     assert evaluate(path, [prediction("street-2", "car", 0.9, BOX)], iou_types=None).metrics["bbox"]["AP"] > 99
     with pytest.raises(ResultsError, match="record 0, key 'category_id'.*found `str`"):
         load_results([prediction("street-2", "van", 0.9, BOX)], load_annotations(path))
@@ -68,7 +68,7 @@ def test_a_byte_order_mark(piece, small, tmp_path, monkeypatch):
 def test_predictions_of_other_categories_and_images_can_be_left_out(small, tmp_path, monkeypatch):
     others = [MASKED | {"category_id": 77}, MASKED | {"image_id": 6}]
     records = [others[0], MASKED, *others, MASKED | {"score": 0.1}] * 3
-    path = write_json(tmp_path / "dt.json", records)
+    path = write(tmp_path / "dt.json", records)
     monkeypatch.setattr(reading, "PIECE_RECORDS", 2)
     monkeypatch.setattr(reading, "PIECE_BYTES", 400)
     with pytest.raises(ResultsError, match=r"record 0, key 'category_id'.*found 77.*\?skip at the end"):
@@ -80,7 +80,7 @@ def test_predictions_of_other_categories_and_images_can_be_left_out(small, tmp_p
     np.testing.assert_equal(scored.metrics, expected.metrics)
     assert "9 predictions of categories or images that the ground truth lacks were left out" in scored.table()
     with pytest.raises(ResultsError, match="at least one prediction, found 2 of other categories or images"):
-        evaluate(small, f"{write_json(tmp_path / 'others.json', others)}?skip")
+        evaluate(small, f"{write(tmp_path / 'others.json', others)}?skip")
 
 
 def test_errors_name_the_record_although_others_were_left_out(small, tmp_path, monkeypatch):
@@ -88,7 +88,7 @@ def test_errors_name_the_record_although_others_were_left_out(small, tmp_path, m
     for piece in (70, 1 << 19):
         monkeypatch.setattr(reading, "PIECE_BYTES", piece)
         with pytest.raises(ResultsError, match="record 3, key 'bbox'"):
-            load_results(f"{write_json(tmp_path / 'dt.json', records)}?skip", small)
+            load_results(f"{write(tmp_path / 'dt.json', records)}?skip", small)
 
 
 # ---- masks in results, boxes in the ground truth
@@ -100,7 +100,7 @@ def test_masks_against_a_ground_truth_of_boxes(source, protocol, tmp_path):
     box = {k: v for k, v in thing(1, 1, 1, BOX).items() if k != "segmentation"}
     truth = load_annotations(coco_file(tmp_path, [box]))
     records = [prediction(1, 1, 0.5, BOX, segmentation=rle(BOX))]
-    path = write_json(tmp_path / "dt.json", records)
+    path = write(tmp_path / "dt.json", records)
     results = {"list": records, "file": path, "loaded": load_results(records, truth)}[source]
     scored = evaluate(truth, results, iou_types=None, protocol=protocol)
     assert list(scored.metrics) == ["bbox"] and scored.metrics["bbox"]["AP"] == pytest.approx(100)
@@ -110,12 +110,12 @@ def test_masks_against_a_ground_truth_of_boxes(source, protocol, tmp_path):
             evaluate(truth, results, iou_types=kinds, protocol=protocol)
 
 
-def test_a_broken_mask_of_the_ground_truth_matters_to_masks_only(lvis_file, tmp_path):
-    broken = {**thing(1, 5, 8, BOX), "segmentation": {"size": [3, 4], "counts": "0"}}
-    path = lvis_file([image(5)], [category(8)], [broken])
-    for results in ([prediction(5, 8, 0.5, BOX)], write_json(tmp_path / "dt.json", [prediction(5, 8, 0.5, BOX)])):
+@pytest.mark.parametrize("broken", [{"size": [3, 4], "counts": "0"}, [[1, 2, 3]]], ids=["RLE", "polygon"])
+def test_a_broken_mask_of_the_ground_truth_matters_to_masks_only(broken, lvis_file, tmp_path):
+    path = lvis_file([image(5)], [category(8)], [thing(1, 5, 8, BOX, segmentation=broken)])
+    for results in ([prediction(5, 8, 0.5, BOX)], write(tmp_path / "dt.json", [prediction(5, 8, 0.5, BOX)])):
         assert evaluate(path, results, iou_types=None).metrics["bbox"]["AP"] == pytest.approx(100)
-    for results in ([MASKED], write_json(tmp_path / "dt.json", [MASKED])):
+    for results in ([MASKED], write(tmp_path / "dt.json", [MASKED])):
         with pytest.raises(AnnotationError, match="segmentation"):
             evaluate(path, results, iou_types=None)
         assert evaluate(path, results, iou_types=("bbox",)).metrics["bbox"]["AP"] == pytest.approx(100)

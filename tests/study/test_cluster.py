@@ -11,7 +11,6 @@ import time
 
 import pytest
 
-from rio.cli.parser import main
 from rio.study import cluster
 from rio.study.cluster import Job, Slurm, submit
 from rio.study.plan import StudyError, prepare
@@ -183,7 +182,7 @@ def test_ctrl_c_leaves_the_jobs_and_says_how_to_come_back(slurm, study, data, ou
         cluster.watch(plan, out, data)
 
 
-def test_what_a_cluster_lacks_is_named(slurm, write, study, data, out, monkeypatch, capsys):
+def test_what_a_cluster_lacks_is_named(slurm, write, study, data, out, monkeypatch, command):
     plan = study()
     (slurm / "refusal").write_text("sbatch: error: invalid partition specified: gpux\n")
     with pytest.raises(StudyError, match=r"sbatch refused the jobs: .*invalid partition specified: gpux\. Fix: "):
@@ -194,23 +193,20 @@ def test_what_a_cluster_lacks_is_named(slurm, write, study, data, out, monkeypat
     (slurm / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact' >&2; exit 1\n")
     with pytest.raises(StudyError, match=r"found: slurm_load_jobs error: Unable to contact\. Fix: "):
         cluster.status(plan, out, data)
-    words = ["study", str(write()), "--output-dir", str(out), *data]
-    assert main([*words, "--cluster", "slurm", "--sbatch", "account"]) == 2
-    assert "--sbatch: expected KEY=VALUE, found 'account'. Fix: " in capsys.readouterr().err
+    words = ["study", write(), "--output-dir", out, *data, "--cluster", "slurm"]
+    assert "--sbatch: expected KEY=VALUE, found 'account'. Fix: " in command(*words, "--sbatch", "account", code=2)
     monkeypatch.setenv("PATH", str(out))
     for more in (["--status"], []):
-        assert main([*words, "--cluster", "slurm", *more]) == 2
-        assert "expected squeue, sbatch and srun on this machine, found none. Fix: " in capsys.readouterr().err
+        assert "expected squeue, sbatch and srun on this machine, found none. Fix: " in command(*words, *more, code=2)
     monkeypatch.setitem(sys.modules, "submitit", None)
-    assert main([*words, "--cluster", "slurm"]) == 2
-    assert "expected the package submitit, found none. Fix: " in capsys.readouterr().err
+    assert "expected the package submitit, found none. Fix: " in command(*words, code=2)
 
 
-def test_a_study_here_does_not_train_what_jobs_train(slurm, study, write, data, out, capsys):
+def test_a_study_here_does_not_train_what_jobs_train(slurm, study, write, data, out, command):
     submit(study(), out, Slurm(), data)
     (slurm / "queue").write_text("1_0 RUNNING n1\n")
-    assert main(["study", str(write()), "--output-dir", str(out), *data]) == 2
-    assert "jobs 1_0 of this study are in SLURM's queue. Fix: --cluster slurm" in capsys.readouterr().err
+    said = command("study", write(), "--output-dir", out, *data, code=2)
+    assert "jobs 1_0 of this study are in SLURM's queue. Fix: --cluster slurm" in said
 
 
 @pytest.mark.parametrize(
@@ -221,6 +217,5 @@ def test_a_study_here_does_not_train_what_jobs_train(slurm, study, write, data, 
         (["--cluster", "slurm", "--processes", "2"], "--processes: expected --cluster local, found slurm"),
     ],
 )
-def test_flags_that_do_not_go_together(capsys, words, message):
-    assert main(["study", "none.yaml", *words]) == 2
-    assert message in capsys.readouterr().err
+def test_flags_that_do_not_go_together(command, words, message):
+    assert message in command("study", "none.yaml", *words, code=2)

@@ -34,6 +34,8 @@ def random_ground_truth(rng, num_images=12, masks=True):
                 a["segmentation"] = rle(a["bbox"])
             elif kind < 0.4:
                 a["area"] = float(rng.integers(1, 12000))  # the file's area counts, not the box's
+            elif kind < 0.5:
+                a["ignore"] = (1, True, 0, 2)[int(rng.integers(4))]
             annotations.append(a)
     return {"images": images, "categories": categories, "annotations": annotations}
 

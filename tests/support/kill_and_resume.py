@@ -60,11 +60,8 @@ class Run:
     """`rio train` in a forked process: torch and detectron2 are imported once for all of them."""
 
     def __init__(self, folder: Path, data: Path, iterations: int, workers: int):
-        words = [
-            "train", "--config-file", str(tiny_shapes.DEMO_CONFIG), "--output-dir", str(folder), "--resume",
-            *tiny_shapes.data_flags(data), *tiny_shapes.model_options(iterations),
-            "SOLVER.CHECKPOINT_PERIOD", "2", "DATALOADER.NUM_WORKERS", str(workers), "SEED", "7",
-        ]  # fmt: skip
+        options = ["--resume", "SOLVER.CHECKPOINT_PERIOD", 2, "DATALOADER.NUM_WORKERS", workers, "SEED", 7]
+        words = tiny_shapes.train_words(data, folder, *options, max_iter=iterations)
         self.folder, self.pid = folder, os.fork()
         if self.pid == 0:
             code = 1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 from pycocotools import mask as coco_mask
+
+from tests.support.annotation_files import write
 
 WIDTH, HEIGHT = 120, 90
 
@@ -37,17 +37,13 @@ def rle(box, width=WIDTH, height=HEIGHT):
     return {"size": [height, width], "counts": out["counts"].decode()}
 
 
-def write(path, content):
-    path.write_text(json.dumps(content))
-    return path
-
-
 def lvis_file(folder, images, categories, annotations, name="gt.json"):
     return write(folder / name, {"images": images, "categories": categories, "annotations": annotations})
 
 
-def coco_file(folder, annotations, categories=(1, 2), images=(1, 2)):
-    content = {"images": [{"id": i, "width": WIDTH, "height": HEIGHT, "file_name": f"{i}.jpg"} for i in images]}
+def coco_file(folder, annotations, categories=(1, 2), images=(1, 2), size=(WIDTH, HEIGHT)):
+    width, height = size
+    content = {"images": [{"id": i, "width": width, "height": height, "file_name": f"{i}.jpg"} for i in images]}
     content["categories"] = [{"id": c, "name": str(c)} for c in categories]
     return write(folder / "coco.json", content | {"annotations": annotations})
 

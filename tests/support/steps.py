@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +33,11 @@ def train_until(run: Trainer, iteration: int) -> Interrupted:
     with pytest.raises(Interrupted) as stopped:
         run.train()
     return stopped.value
+
+
+def lines_of(folder: Path | str) -> list[dict]:
+    """What a run has logged in metrics.json."""
+    return [json.loads(line) for line in Path(folder, "metrics.json").read_text().splitlines()]
 
 
 def differing(a: dict, b: dict) -> list[str]:

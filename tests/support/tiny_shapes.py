@@ -27,6 +27,12 @@ def data_flags(folder: Path) -> list[str]:
     return flags
 
 
+def train_words(folder: Path, output: Path, *options: object, max_iter: int = 3) -> list[str]:
+    """The command that trains the small model on it."""
+    flags = ["--config-file", DEMO_CONFIG, *data_flags(folder), "--output-dir", output]
+    return list(map(str, ["train", *flags, *model_options(max_iter), *options]))
+
+
 def data_options(folder: Path) -> list[str]:
     """The same as config keys."""
     return [
