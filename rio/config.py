@@ -13,15 +13,15 @@ from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 
-from rio.engine.config_files import ConfigError, ConfigFileNotFound, check, merge_file, merge_options
+from rio.engine.config_files import REMOVED, ConfigError, ConfigFileNotFound, check, merge_file, merge_options
 from rio.losses import KEYS as LOSS_KEYS
 from rio.losses import LOSSES
 from rio.losses.calibration import STRENGTHS
 from rio.losses.softmax import Softmax
-from rio.memory_bank import REPLAY_ORDERS
 from rio.sampler import METHODS
 
-__all__ = ["KEYS", "ConfigError", "ConfigFileNotFound", "add_rio_config", "get_rio_cfg", "load_config", "validate"]
+__all__ = ["KEYS", "REMOVED", "ConfigError", "ConfigFileNotFound"]
+__all__ += ["add_rio_config", "get_rio_cfg", "load_config", "validate"]
 ROI_HEADS = ("RIOROIHeads", "RIOCascadeROIHeads")
 
 # Key of MODEL.RIO: (default, range). The reference's R-50 settings.
@@ -46,10 +46,8 @@ KEYS: dict[str, tuple[Any, str | tuple[str, ...]]] = {
     "BANK_ENABLED": (True, ""),
     # RoIs stored per target class; the oldest leaves when a class is full. Reference: MAX_CACHE.
     "SLOTS_PER_CLASS": (60, ">= 1"),
-    # RoIs replayed per step for each target class in the batch, at most SLOTS_PER_CLASS. Reference: MIN_CACHE.
+    # RoIs replayed per step for each target class in the batch, the newest. Reference: MIN_CACHE.
     "REPLAY_PER_CLASS": (20, ">= 1"),
-    # Which slots are replayed: "newest"; or "random", without replacement. Reference: RANDOM_SELECT.
-    "REPLAY_ORDER": ("newest", REPLAY_ORDERS),
     # RoIs of one object stored per step at most, those with the highest IoU with it. 0 = all (reference): up to a
     # quarter of an image's RoIs, so one object can fill a class's slots.
     "WRITE_MAX_PER_OBJECT": (0, ">= 0"),

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from rio.data.errors import check
 from rio.engine.rows import gathered, image_of_row, paired_iou, rank_in_group, world_size
 
-REPLAY_ORDERS = ("newest", "random")
 _FORMAT = 1  # of the extra state; format 2 had a buffer object_ids, which is ignored
 
 
@@ -62,14 +61,13 @@ class MemoryBank(nn.Module):
         class_ids: the T target classes, 0-based, each once.
         feature_dim: D.
         slots_per_class: S >= 1.
-        replay_per_class: M, 1..S.
-        replay_order: which slots of a class: "newest"; or "random", without replacement.
+        replay_per_class: M, 1..S; the newest are replayed.
         replay_absent_classes: number of target classes that are not in the batch and are replayed too, drawn from
             those with stored RoIs anew each step.
         write_max_per_object: RoIs of one object per write at most, those whose proposal box has the highest IoU
             with the ground-truth box, the first of equal ones; 0 = all.
         storage_dtype: a floating dtype for the features; boxes are always float32.
-        seed: of the random order, of the absent classes, and of which classes come first under a cap.
+        seed: of the absent classes, and of which classes come first under a cap.
         sync: append the writes of all ranks (see above); else each rank has a bank of its own. Every rank must then
             call ``write`` every step. No effect without torch.distributed.
 
@@ -93,7 +91,6 @@ class MemoryBank(nn.Module):
         feature_dim: int,
         slots_per_class: int = 60,
         replay_per_class: int = 20,
-        replay_order: str = "newest",
         replay_absent_classes: int = 0,
         write_max_per_object: int = 0,
         storage_dtype: torch.dtype = torch.float32,
@@ -116,11 +113,9 @@ class MemoryBank(nn.Module):
         check(len(ids) > 0, "class_ids", "at least one target class of few images", "none", advice)
         expected, advice = f"ids below num_classes ({num_classes}), each once", "leave MODEL.RIO.BANK_CLASS_IDS at []"
         check(not bad, "class_ids", expected, bad[:5], f"{advice}; category_ids of a file are other numbers")
-        orders = f"one of {list(REPLAY_ORDERS)}"
-        check(replay_order in REPLAY_ORDERS, "replay_order", orders, replay_order, "change MODEL.RIO.REPLAY_ORDER")
         check(storage_dtype.is_floating_point, "storage_dtype", "a floating dtype", storage_dtype, "see BANK_DTYPE")
         self.num_classes, self.num_target_classes, self.feature_dim = num_classes, len(ids), feature_dim
-        self.slots_per_class, self.replay_per_class, self.replay_order = slots_per_class, replay_per_class, replay_order
+        self.slots_per_class, self.replay_per_class = slots_per_class, replay_per_class
         self.replay_absent_classes, self.write_max_per_object = replay_absent_classes, write_max_per_object
         self.seed, self.sync = seed, sync
         self.iteration = 0  # training steps seen; on the host, so reading it does not wait
@@ -138,7 +133,7 @@ class MemoryBank(nn.Module):
         self.register_buffer("target_index", target_index, persistent=False)
 
     def extra_repr(self) -> str:
-        names = ("num_target_classes", "slots_per_class", "replay_per_class", "feature_dim", "replay_order", "sync")
+        names = ("num_target_classes", "slots_per_class", "replay_per_class", "feature_dim", "sync")
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     @torch.no_grad()
@@ -181,11 +176,6 @@ class MemoryBank(nn.Module):
         rank, column = wanted.nonzero(as_tuple=True)  # (N,) each; waits for the device
         index = column if columns is None else columns[column]
         slot = (self.num_written[index] - 1 - rank) % self.slots_per_class  # (N,), the newest first
-        if self.replay_order == "random":
-            key = torch.rand(num_targets, self.slots_per_class, generator=generator, device=device)
-            empty = torch.arange(self.slots_per_class, device=device) >= self.num_written[:, None]
-            order = key.masked_fill_(empty, 2.0).index_select(0, index).argsort(dim=1)  # empty slots last
-            slot = order.gather(1, rank[:, None]).squeeze(1)
         row = index * self.slots_per_class + slot
         return Replay(
             features=self.features.flatten(0, 1).index_select(0, row).to(dtype or self.features.dtype),

@@ -103,7 +103,6 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
                 feature_dim=input_shape.channels * (input_shape.width or 1) * (input_shape.height or 1),
                 slots_per_class=rio.SLOTS_PER_CLASS,
                 replay_per_class=rio.REPLAY_PER_CLASS,
-                replay_order=rio.REPLAY_ORDER,
                 replay_absent_classes=rio.REPLAY_ABSENT_CLASSES,
                 write_max_per_object=rio.WRITE_MAX_PER_OBJECT,
                 storage_dtype=getattr(torch, rio.BANK_DTYPE),

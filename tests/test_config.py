@@ -87,7 +87,7 @@ REFERENCE = {
     "lvis_v0.5/rio_r50.yaml": """
 MODEL:
   RIO: {CLASSIFIER: cosine, COSINE_SCALE: 48.0, SLOTS_PER_CLASS: 60, REPLAY_PER_CLASS: 20, BANK_ENABLED: true,
-        REPLAY_ORDER: newest, BANK_MAX_IMAGE_COUNT: 30, WRITE_MAX_PER_OBJECT: 0, REPLAY_ABSENT_CLASSES: 0,
+        BANK_MAX_IMAGE_COUNT: 30, WRITE_MAX_PER_OBJECT: 0, REPLAY_ABSENT_CLASSES: 0,
         REPLAY_LOSSES: [cls, box], REPLAY_MAX_PER_FOREGROUND: 0.0, BANK_START_ITER: 0, SAMPLER: rfs}
   ROI_HEADS: {SCORE_THRESH_TEST: 0.0001, NUM_CLASSES: 1230}
 DATALOADER: {REPEAT_THRESHOLD: 0.001}
@@ -132,11 +132,12 @@ def test_what_is_allowed(tmp_path):
     assert load_config(write(tmp_path, "")) == load_config() == get_rio_cfg()
     classes = ["MODEL.ROI_HEADS.NUM_CLASSES", 3, "MODEL.RIO.CLASS_FREQUENCY", "rcf", "MODEL.RIO.BANK_CLASS_IDS", [0, 2]]
     assert load_config(opts=classes).MODEL.RIO.CLASS_FREQUENCY == "rcf"
+    assert load_config(write(tmp_path, "MODEL: {RIO: {REPLAY_ORDER: newest}}")) == get_rio_cfg()  # of before
     off = ["MODEL.RIO.BANK_ENABLED", "False", "MODEL.RIO.CLASSIFIER", "linear"]  # then another head is fine
     assert load_config(opts=[*off, "MODEL.ROI_HEADS.NAME", "StandardROIHeads"])
 
 
-@pytest.mark.parametrize("old", sorted(REFERENCE_NAMES.keys() - {"MemoryROIHeads"}))
+@pytest.mark.parametrize("old", sorted(REFERENCE_NAMES.keys() - {"MemoryROIHeads", "RANDOM_SELECT"}))
 def test_keys_of_the_reference_name_the_new_one(old, tmp_path):
     new = REFERENCE_NAMES[old].split()[0]
     assert new.removeprefix("MODEL.RIO.") in KEYS
@@ -174,7 +175,8 @@ OUT_OF_RANGE["REPLAY_MAX_PER_FOREGROUND"] = "-0.5"
         (["MODEL.RIO.COSINE_SCALE", "None"], "found None"),
         (["MODEL.RIO.CLASSIFIER", "cosin"], "did you mean 'cosine'"),
         (["MODEL.RIO.CLASSIFIER", "3"], "CLASSIFIER: expected str"),
-        (["MODEL.RIO.REPLAY_ORDER", "oldest"], r"\['newest', 'random'\], found 'oldest'"),
+        (["MODEL.RIO.REPLAY_ORDER", "random"], "REPLAY_ORDER: expected newest, .*found random, .*remove the key"),
+        (["MODEL.RIO.RANDOM_SELECT", "True"], "the reference's RANDOM_SELECT. Fix: write nothing in its place"),
         (["MODEL.RIO.SAMPLER", "RFS"], "did you mean 'rfs'"),
         (["MODEL.RIO.BANK_ENABLED", "1"], "expected bool"),
         (["MODEL.RIO.BANK_ENABLED", "None"], "expected True or False"),

@@ -43,7 +43,7 @@ def a_step(bank: memory_bank.MemoryBank) -> None:
 
 
 def bank_step(module: types.ModuleType) -> None:
-    changes = {"replay_order": "random", "replay_absent_classes": 1, "write_max_per_object": 1}
+    changes = {"replay_absent_classes": 1, "write_max_per_object": 1}
     bank = module.MemoryBank(num_classes=K, class_ids=[1, 4], feature_dim=2, replay_per_class=2, **changes)
     a_step(bank.cuda())
 

@@ -112,7 +112,7 @@ def test_a_second_signal_stops_at_once_without_a_checkpoint(prepared, tmp_path):
 
 
 def test_a_run_of_an_earlier_version_is_resumed(prepared, tmp_path):
-    """Its config has fewer keys, its bank (format 2) knows the objects; training goes on as it would have."""
+    """Its config has other keys, its bank (format 2) knows the objects; training goes on as it would have."""
     options = ["MODEL.RIO.BANK_MAX_IMAGE_COUNT", 1000, "DATASETS.TEST", "()"]
     whole = prepared(tmp_path / "whole", *options, max_iter=4)
     whole.train()
@@ -127,6 +127,7 @@ def test_a_run_of_an_earlier_version_is_resumed(prepared, tmp_path):
         "WRITE_MAX_PER_OBJECT", "REPLAY_ABSENT_CLASSES", "CLASS_FREQUENCY", "CLS_LOSS", "IMAGE_COUNT", "NUM_IMAGES",
     ):  # fmt: skip
         del config["MODEL"]["RIO"][newer]
+    config["MODEL"]["RIO"]["REPLAY_ORDER"] = "newest"
     (run / "config.yaml").write_text(yaml.safe_dump(config))
 
     second = prepared(run, *options, resume=True, max_iter=4)
@@ -139,8 +140,7 @@ def test_a_run_of_an_earlier_version_is_resumed(prepared, tmp_path):
 
 def test_telemetry_is_written_and_repeated_by_a_resumed_run(prepared, tmp_path):
     """The variants on; the second half's lines are those of the uninterrupted run, except for time and memory."""
-    options = ["MODEL.RIO.REPLAY_ORDER", "random", "MODEL.RIO.WRITE_MAX_PER_OBJECT", 2]
-    options += ["MODEL.RIO.REPLAY_ABSENT_CLASSES", 1, "DATASETS.TEST", "()"]
+    options = ["MODEL.RIO.WRITE_MAX_PER_OBJECT", 2, "MODEL.RIO.REPLAY_ABSENT_CLASSES", 1, "DATASETS.TEST", "()"]
     whole = prepared(tmp_path / "whole", *options, max_iter=20)
     whole.train()
     train_until(prepared(tmp_path / "halves", *options, max_iter=20), 14)

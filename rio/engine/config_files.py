@@ -22,11 +22,13 @@ REFERENCE_NAMES = {
     "TEMP_S": "MODEL.RIO.COSINE_SCALE (the same number)",
     "MIN_CACHE": "MODEL.RIO.REPLAY_PER_CLASS (the same number)",
     "MAX_CACHE": "MODEL.RIO.SLOTS_PER_CLASS (the same number)",
-    "RANDOM_SELECT": "MODEL.RIO.REPLAY_ORDER ('newest' for False, 'random' for True)",
+    "RANDOM_SELECT": "nothing in its place (the newest RoIs are replayed, as with its default False)",
     "CACHE_CAT_FILE": "MODEL.RIO.BANK_MAX_IMAGE_COUNT (30 means classes with image_count <= 30; no file is read)",
     "CLS_LAYER": "MODEL.RIO.CLASSIFIER ('cosine' or 'linear')",
     "MemoryROIHeads": "RIOROIHeads",
 }
+# Keys that are gone -> the one value that still says what is done. Runs and configs of before may have them.
+REMOVED = {"MODEL.RIO.REPLAY_ORDER": "newest"}
 
 
 class ConfigError(ValueError):
@@ -81,6 +83,10 @@ def _set(cfg: CfgNode, key: str, value: Any, where: str) -> None:
     word = value if key == "MODEL.ROI_HEADS.NAME" else name
     if isinstance(word, str) and (new := REFERENCE_NAMES.get(word)):
         raise ConfigError(f"{where}: {key}: expected a name of RIO's, found the reference's {word}. Fix: write {new}")
+    if key in REMOVED:
+        expected, found = f"{REMOVED[key]}, all that is left of this key", f"{value}, which was nowhere ahead of it"
+        check(value == REMOVED[key], f"{where}: {key}", expected, found, "remove the key, or use an older rio")
+        return
     old: Any = cfg
     for part in (*above, name):
         if not isinstance(old, CfgNode) or part not in old:

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from detectron2.utils import comm
 
-from rio.config import ConfigError, get_rio_cfg, validate
+from rio.config import REMOVED, ConfigError, get_rio_cfg, validate
 from rio.data.annotations import Annotations, check_same_categories
 from rio.data.files import write_atomically
 from rio.data.names import annotations_of
@@ -286,8 +286,8 @@ def _resolve_bank(cfg: CfgNode, train: Annotations) -> None:
 
 
 def _log_changes(stored: CfgNode, cfg: CfgNode) -> None:
-    """Warn of every key that differs; a key that an older version did not know had its default's meaning."""
-    defaults, now = (dict(_leaves(CfgNode.load_cfg(one.dump()))) for one in (get_rio_cfg(), cfg))
+    """Warn of every key that differs; a key that one version does not know has its default's meaning there."""
+    defaults, now = (REMOVED | dict(_leaves(CfgNode.load_cfg(one.dump()))) for one in (get_rio_cfg(), cfg))
     before = defaults | dict(_leaves(stored))
     for key in (f"MODEL.RIO.{key}" for key in _COUNTS):
         before[key] = before[key] or now[key]

@@ -95,7 +95,7 @@ class Run:
             bank("SLOTS_PER_CLASS"),
             (most := bank("WRITE_MAX_PER_OBJECT")) and f"at most {most} per object and step",
         ]
-        replay = [f"{per_class}, {bank('REPLAY_ORDER') or 'newest'}"]
+        replay = [f"{per_class}, {bank('REPLAY_ORDER') or 'newest'}"]  # runs of before may have had random slots
         replay += [f"also {n} absent classes" for n in [bank("REPLAY_ABSENT_CLASSES")] if n]
         replay += [f"at most {n} per foreground RoI" for n in [bank("REPLAY_MAX_PER_FOREGROUND")] if n]
         repeats = self.rio("SAMPLER") in ("rfs", "irfs")

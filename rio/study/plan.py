@@ -247,17 +247,19 @@ def check_disjoint(where: str, tune_on: str, others: Sequence[str]) -> None:
 def keep_settings(folder: Path, settings: str) -> None:
     """Write a run's settings (YAML) into its folder, or check that they are those it began with.
 
-    A key that is only in the new settings was added to rio since; the run is the same as long as it has its default.
+    A key that is only in the new settings was added to rio since, one that is only in the old removed; the run is the
+    same as long as it has its default.
     """
     file = folder / "study_settings.yaml"
     if not file.exists():
         write_atomically(file, settings.encode())
         return
-    from rio.config import get_rio_cfg
+    from rio.config import REMOVED, get_rio_cfg
 
     texts = get_rio_cfg().dump(), file.read_text(encoding="utf-8"), settings
     defaults, began, now = (_flat(yaml.safe_load(text)) for text in texts)
-    before = {key: value for key, value in defaults.items() if key in now} | began
+    now = REMOVED | now
+    before = {key: value for key, value in (REMOVED | defaults).items() if key in now} | began
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if keys:
         changed = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in keys[:5])

@@ -35,7 +35,7 @@ TARGETS = list(range(0, 2 * 553, 2))  # LVIS v1 has 553 classes of at most 30 im
 TARGETS_A_STEP, ROIS_A_TARGET = 3, 20  # rare objects are few, also under repeat factor sampling
 FREQUENCY = "".join("r" if c % 4 == 0 else "c" if c % 4 == 2 else "f" for c in range(NUM_CLASSES))
 # Every way of writing and replaying that the reference has not.
-VARIANTS = {"replay_order": "random", "replay_absent_classes": 2, "write_max_per_object": 4}
+VARIANTS = {"replay_absent_classes": 2, "write_max_per_object": 4}
 
 
 def labels(generator: torch.Generator, rois: int = ROIS) -> torch.Tensor:

@@ -26,7 +26,7 @@ PER_CLASS = ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False, "MODEL.ROI_MASK_
 WITH = {
     "softmax": ("MODEL.RIO.CLASSIFIER", "cosine", "MODEL.RIO.REPLAY_LOSSES", "('cls', 'box')", *PER_CLASS),
     "sigmoid": ("MODEL.RIO.BANK_ENABLED", False, "MODEL.MASK_ON", False),
-    "federated": ("MODEL.RIO.REPLAY_ORDER", "random", "MODEL.RIO.REPLAY_ABSENT_CLASSES", 1),
+    "federated": ("MODEL.RIO.REPLAY_ABSENT_CLASSES", 1),
     "eql": ("MODEL.RIO.WRITE_MAX_PER_OBJECT", 1, "MODEL.RIO.BANK_START_ITER", 1),
     "eqlv2": ("MODEL.RIO.REPLAY_MAX_PER_FOREGROUND", 0.5),
     "seesaw": CASCADE,
@@ -116,7 +116,7 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(gpu, prepared, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"replay_order": "random"}, {"write_max_per_object": 1}, {"storage_dtype": torch.float16}]
+    "changes", [{}, {"replay_absent_classes": 1}, {"write_max_per_object": 1}, {"storage_dtype": torch.float16}]
 )
 def test_a_bank_holds_the_same_on_both_devices(changes, gpu):
     banks = [make(**changes), make(**changes).cuda()]

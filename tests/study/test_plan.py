@@ -100,6 +100,14 @@ def test_changed_settings_are_refused_and_a_new_key_with_its_default_is_not(tmp_
     with pytest.raises(StudyError, match="MODEL.RIO.SAMPLER_SQRT: True -> False"):
         keep_settings(tmp_path, now.dump())
     now.MODEL.RIO.SAMPLER_SQRT = True
+    for order in ("newest", "random"):  # a key of before, and the one value of it that is left
+        (tmp_path / order).mkdir()
+        then = now.clone()
+        then.MODEL.RIO.REPLAY_ORDER = order
+        keep_settings(tmp_path / order, then.dump())
+    keep_settings(tmp_path / "newest", now.dump())
+    with pytest.raises(StudyError, match="MODEL.RIO.REPLAY_ORDER: 'random' -> 'newest'"):
+        keep_settings(tmp_path / "random", now.dump())
     del now.MODEL.RIO["BANK_SYNC"]  # it was set then, and means nothing now
     with pytest.raises(StudyError, match="MODEL.RIO.BANK_SYNC: True -> None"):
         keep_settings(tmp_path, now.dump())
