@@ -1,7 +1,5 @@
 """What every test shares: real data where it is at hand, one thread a process, no window."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path
@@ -57,7 +55,7 @@ def command(capsys):
         found = main([str(word) for word in words])
         out, error = capsys.readouterr()
         assert found == code, out + error
-        assert code != 2 or (error.count("error: ") == 1 and "Traceback" not in out + error)
+        assert code != 2 or (f"\n{error}".count("\nerror: ") == 1 and "Traceback" not in out + error)
         return out + error
 
     return run

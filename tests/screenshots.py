@@ -7,8 +7,6 @@ Each notebook is run from top to bottom and photographed at its main view, into 
 whole, to look at, in either theme.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import os

@@ -1,7 +1,5 @@
 """The cosine classifier against its formula, by hand, and its gradient."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

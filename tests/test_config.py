@@ -1,7 +1,5 @@
 """The config: every shipped file, every way to get it wrong, and what the error then says."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

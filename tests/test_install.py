@@ -1,7 +1,5 @@
 """rio/install.py and the Makefile: the corrected wheel, what is kept, what is refused, and lists that must agree."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import os

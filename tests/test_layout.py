@@ -1,7 +1,5 @@
 """The layout: which room may import which, what stays light, how long a file may be, what no file may mention."""
 
-from __future__ import annotations
-
 import ast
 import json
 import subprocess

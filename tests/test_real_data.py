@@ -3,8 +3,6 @@
 The commands are those of the README's section "Your own data", with fewer iterations.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The sampler: detectron2's factors, a stream that starts anywhere, batches that resume exactly."""
 
-from __future__ import annotations
-
 import doctest
 import itertools
 from types import SimpleNamespace

@@ -6,8 +6,6 @@
   an image or refused; nothing else of it is shown.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import html.parser

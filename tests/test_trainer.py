@@ -1,7 +1,5 @@
 """Training: a run that was stopped, killed or resumed ends as an uninterrupted one; errors say what to change."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """Ways of resampling side by side: numbers of the modules below, and a check by the real sampler and bank."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

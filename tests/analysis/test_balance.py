@@ -1,7 +1,5 @@
 """Balance: exposures worked by hand, replay held to a simulation, measures with known values."""
 
-from __future__ import annotations
-
 import doctest
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Tables of a data set, worked by hand on three images."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Positive and negative gradients by class: softmax by its formula, and what balancing losses are for."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

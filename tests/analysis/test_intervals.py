@@ -1,7 +1,5 @@
 """Intervals of differences: the bootstrap itself, what it covers, and the verdict."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

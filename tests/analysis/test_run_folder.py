@@ -1,7 +1,5 @@
 """A run's folder as its files tell it: half-written, growing, rewritten, broken."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

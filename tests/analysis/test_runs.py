@@ -1,7 +1,5 @@
 """Finished runs: which are found, what is refused, and that every number is the evaluation's own."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,7 +1,5 @@
 """The data doctor: every kind of fault is named once, with what it means; sound files have none."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Files as labelling tools and libraries write them, by their documentation: taken, and said what is odd about them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

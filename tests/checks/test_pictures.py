@@ -1,7 +1,5 @@
 """What the doctor says of pictures: their headers, and which of them are in the training set too."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

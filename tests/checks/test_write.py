@@ -1,7 +1,5 @@
 """A repaired copy: what has one right answer, every change listed; the rest, and the input, as they were."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A trained run, for all tests of commands."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

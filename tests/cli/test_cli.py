@@ -1,7 +1,5 @@
 """The command line: what a user types, what comes out, and how a mistake is answered."""
 
-from __future__ import annotations
-
 import errno
 import json
 import multiprocessing

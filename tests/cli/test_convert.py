@@ -1,7 +1,5 @@
 """`rio convert`: VOC, YOLO (with data.yaml or Label Studio's classes.txt) and CVAT give the same COCO file."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

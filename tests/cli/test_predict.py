@@ -1,7 +1,5 @@
 """`rio predict`: which pictures are drawn, from which score on, and what is said of the rest."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The cache of columns: what is kept, what is used, what is made anew."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging

@@ -1,7 +1,5 @@
 """Images: RGB, turned as EXIF says, made smaller on request; what cannot be read right is refused by name."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from PIL import Image

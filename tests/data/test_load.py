@@ -1,7 +1,5 @@
 """Annotation files: the columns by hand, extremes, reading in pieces, and real files."""
 
-from __future__ import annotations
-
 import json
 import math
 import pickle

@@ -1,7 +1,5 @@
 """Masks: run lengths, and which polygons are taken without decoding them."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

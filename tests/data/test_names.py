@@ -1,7 +1,5 @@
 """Names of data sets: what each stands for, and what is said of one that is not there."""
 
-from __future__ import annotations
-
 import logging
 import os
 from pathlib import Path

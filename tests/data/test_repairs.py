@@ -1,7 +1,5 @@
 """What tools write in another spelling, and can mean one thing only: taken so, and counted by kind."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The rules of annotation files: every kind of fault is an error that names it, or a record left out, listed and counted."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle
@@ -218,10 +216,12 @@ def test_missing_images(load, tmp_path, many):
     (root / "more").mkdir(parents=True)
     for name in ["a.jpg", *(f"more/{i}.jpg" for i in range(many))]:
         (root / name).touch()
-    for name, target in {5: None, 6: "7.jpg", 8: "8.jpg"}.items() if many else ():  # a link is a file, a loop is not
-        (root / f"more/{name}.jpg").unlink()
-        if target:
-            (root / f"more/{name}.jpg").symlink_to(target)
+    for name, target in (
+        {5: None, 6: "7.jpg", 8: "8.jpg"}.items() if many else ()
+    ):  # a link is a file; a loop, a folder are not
+        path = root / f"more/{name}.jpg"
+        path.unlink()
+        path.symlink_to(target) if target else path.mkdir()
     with pytest.raises(AnnotationError, match="image 7, key 'file_name'.*none at .*b.jpg"):
         load(data, image_root=root, check_images=True)
     a = load(data, image_root=root)

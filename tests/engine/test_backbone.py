@@ -1,7 +1,5 @@
 """The demo's backbone: shapes, TensorFlow padding, freezing, and weights that load checked or not at all."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 

@@ -1,7 +1,5 @@
 """Checkpoints: which one a run resumes from, which ones stay, and disks without room."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Several processes against one: the bank's content, whole runs, evaluation, ranks that die, other world sizes."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

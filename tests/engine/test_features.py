@@ -1,7 +1,5 @@
 """Frozen features: true to the detector, complete or resumed, refused where they do not belong; training on them."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """The parts that wait less for the GPU compute what detectron2's do, bit for bit."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from detectron2.engine import SimpleTrainer

@@ -1,7 +1,5 @@
 """On a pretend GPU: all ways to train, evaluate and predict keep their tensors on one device, and rarely wait."""
 
-from __future__ import annotations
-
 import json
 import math
 import warnings

@@ -1,7 +1,5 @@
 """Inference: what is written is what is scored; test time augmentation; one image."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

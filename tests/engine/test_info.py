@@ -1,7 +1,5 @@
 """`rio info`: what is there, what is missing, and what to do about it."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import json

@@ -1,7 +1,5 @@
 """Training batches: augmentation by position only; which pictures are taken, and how the others are refused."""
 
-from __future__ import annotations
-
 import errno
 import io
 import os

@@ -1,7 +1,5 @@
 """Names, catalogs and the lazily built records, against detectron2's own."""
 
-from __future__ import annotations
-
 import copy
 import json
 import os

@@ -1,7 +1,5 @@
 """Setup: what a config leaves open is filled in from the data; what does not fit names the key and the fix."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

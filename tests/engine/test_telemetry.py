@@ -1,7 +1,5 @@
 """What a step logs: worked by hand, left out where it cannot be computed, and with one wait for the device."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from detectron2.layers import ShapeSpec

@@ -1,7 +1,5 @@
 """Weights of the reference, the model zoo and our own load; what does not fit or could run code is named."""
 
-from __future__ import annotations
-
 import doctest
 import io
 import pickle

@@ -7,8 +7,6 @@ feature shows.
     python tests/golden/make_golden_steps.py
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Calibration: worked by hand, against recorded scores, and through the heads and the command line's flag."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The losses where they are used: in the heads, with replay, in checkpoints and in runs."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances

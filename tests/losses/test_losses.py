@@ -1,7 +1,5 @@
 """The losses: worked by hand on one small batch, against recorded steps, and what every one of them must bear."""
 
-from __future__ import annotations
-
 import copy
 import math
 

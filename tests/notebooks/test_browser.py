@@ -3,8 +3,6 @@
 python -m pytest tests/notebooks/test_browser.py  # skips without chromium or playwright
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Every notebook keeps the house's rules, and runs from top to bottom on data that is drawn for it."""
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 from pathlib import Path

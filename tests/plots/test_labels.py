@@ -1,7 +1,5 @@
 """Labels cover neither points, lines, bars nor each other."""
 
-from __future__ import annotations
-
 import itertools
 
 import matplotlib.pyplot as plt

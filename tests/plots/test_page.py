@@ -1,7 +1,5 @@
 """Figures in a page: its theme's colours, ids of their own; colours that no group has; axes that do not mislead."""
 
-from __future__ import annotations
-
 import itertools
 import re
 

@@ -1,7 +1,5 @@
 """Figures: what is drawn where, by matplotlib's own objects; colours everybody can tell apart."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import subprocess

@@ -1,7 +1,5 @@
 """Boundary AP: the boundary by its definition, a case worked by hand, and both protocols against each other."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask

@@ -1,7 +1,5 @@
 """Costs of errors, recall and calibration against hotcoco, small cases by hand; the default threshold."""
 
-from __future__ import annotations
-
 import hotcoco
 import numpy as np
 import pytest

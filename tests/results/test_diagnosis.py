@@ -1,7 +1,5 @@
 """Results that are read wrongly are told apart from results of a bad detector."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

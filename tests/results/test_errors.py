@@ -1,7 +1,5 @@
 """Error kinds by hand, and against the evaluation: what is called correct here is a true positive there."""
 
-from __future__ import annotations
-
 import hotcoco
 import numpy as np
 import pytest

@@ -1,7 +1,5 @@
 """Evaluation against the official `lvis` package, bit for bit, and by hand."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import json

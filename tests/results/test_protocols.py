@@ -1,7 +1,5 @@
 """The protocols beside LVIS's own: COCO's against pycocotools, AP-fixed against the official `lvis`, bit for bit."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import dataclasses

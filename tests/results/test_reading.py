@@ -1,7 +1,5 @@
 """Results files: every record becomes a row of columns, or an error that names it."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Results in the spellings of other tools; results that hold more than the ground truth; what AP leaves unsaid."""
 
-from __future__ import annotations
-
 import codecs
 import json
 

@@ -1,7 +1,5 @@
 """The embedded set: the promised tail, labels that fit the pictures, the same bytes every time, nothing overwritten."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

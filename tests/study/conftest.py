@@ -1,7 +1,5 @@
 """What the tests of studies share: a third data set, a study file, an evaluation."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Study files and their mistakes; settings that changed; what a tuning study must not see."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Trainings as processes of their own: found again, stopped, resumed, told from others, explained in plain words."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

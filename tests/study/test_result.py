@@ -1,7 +1,5 @@
 """What a study has measured: its file, its tables, its comparisons, the committed results."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Studies running: side by side, resuming, failing, stopping, dealt over GPUs; with small scripts in place of runs."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

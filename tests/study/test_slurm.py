@@ -1,7 +1,5 @@
 """A study on a real SLURM (tests/support/slurm.py): an array, preempted, requeued, left alone, cancelled, resumed."""
 
-from __future__ import annotations
-
 import functools
 import re
 import shlex

@@ -1,7 +1,5 @@
 """A small annotation file to break: two images, three categories, three objects, a crowd region."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """A small memory bank, rows for it that are told apart by one number, and what a call makes a GPU wait for."""
 
-from __future__ import annotations
-
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -1,7 +1,5 @@
 """Random ground truth and results, and what the official `lvis` says of them."""
 
-from __future__ import annotations
-
 import copy
 import logging
 import math
@@ -47,7 +45,7 @@ def random_results(rng, ground_truth, per_image=30, masks=True):
         i["id"]: [a for a in ground_truth["annotations"] if a["image_id"] == i["id"]] for i in ground_truth["images"]
     }
     records = []
-    for image_id, annotations in by_image.items():  # noqa: F402
+    for image_id, annotations in by_image.items():
         for _ in range(int(rng.integers(0, per_image))):
             if annotations and rng.random() < 0.8:
                 a = annotations[rng.integers(len(annotations))]

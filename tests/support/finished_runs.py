@@ -4,8 +4,6 @@ What the tests of the notebooks and of their views share. The predictions are in
 concluded from them.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

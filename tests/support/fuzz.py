@@ -4,8 +4,6 @@ Every input is made from a good one, by mutations of its values and of its bytes
 error of ours, within `SECONDS_EACH` and `MEMORY`. A failure prints the seed that makes it again.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import copy

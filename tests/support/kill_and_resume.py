@@ -8,8 +8,6 @@ is compared, and another one begins. Compared bit for bit: all of model_final.pt
 evaluation. A second uninterrupted run must agree too.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import io

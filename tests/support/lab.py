@@ -3,8 +3,6 @@
 What the browser tests and `python -m tests.screenshots` share.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import json

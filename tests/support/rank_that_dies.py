@@ -3,8 +3,6 @@
 HOW is "killed" (SIGKILL) or "error" (an exception). Once the file MARKER exists, no rank dies.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """What a notebook shows of an error."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """Ground truth and results to read and evaluate, written record by record."""
 
-from __future__ import annotations
-
 from pycocotools import mask as coco_mask
 
 from tests.support.annotation_files import write

@@ -3,8 +3,6 @@
 python -m tests.support.slurm FOLDER      # prints the SLURM_CONF to export; Ctrl-C ends it
 """
 
-from __future__ import annotations
-
 import contextlib
 import getpass
 import os

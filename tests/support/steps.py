@@ -1,7 +1,5 @@
 """What the tests of training do to a run, and how they compare two."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """A small script in place of a training: writes what a training writes, saves and ends at Ctrl-C, takes no time."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time

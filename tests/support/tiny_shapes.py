@@ -1,7 +1,5 @@
 """A drawn data set and a detector so small that training takes a second; shared by the tests of training."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rio.shapes import dataset
