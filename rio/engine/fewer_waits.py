@@ -11,6 +11,8 @@ background RoIs), N in `select_foreground_proposals`, 1 in the box loss.
 
 from __future__ import annotations
 
+import inspect
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,18 +30,41 @@ from detectron2.utils.events import get_event_storage
 from fvcore.nn import smooth_l1_loss
 from torch import Tensor, nn
 
-from rio.engine import telemetry
+from rio.engine import info, telemetry
 from rio.engine.rows import image_of_row
+
+logger = logging.getLogger(__name__)
 
 
 def wait_less(model: nn.Module) -> nn.Module:
-    """Exchange the parts of a model that are exactly detectron2's classes for the ones below; returns the model."""
+    """Exchange the parts of a model that are exactly detectron2's classes for the ones below; returns the model.
+
+    Parts whose methods take other parameters in the installed detectron2 stay its own, with a line in the log.
+    """
+    misfits = {quiet for quiet in (*_QUIET.values(), QuietPolygons) if not _fits(quiet)}
+    misfits |= {QuietRCNN} if QuietPolygons in misfits else set()  # which makes them
+    exchanged = {theirs: quiet for theirs, quiet in _QUIET.items() if quiet not in misfits}
     for module in list(model.modules()):
         for part in (module, *vars(module).values()):
             for one in part if isinstance(part, list) else [part]:
-                if type(one) in _QUIET:
-                    one.__class__ = _QUIET[type(one)]
+                if type(one) in exchanged:
+                    one.__class__ = exchanged[type(one)]
     return model
+
+
+def _fits(quiet: type) -> bool:
+    theirs = quiet.__mro__[1]
+    for name, method in vars(quiet).items():
+        if not inspect.isfunction(method):
+            continue
+        expected = list(inspect.signature(getattr(theirs, name)).parameters) if hasattr(theirs, name) else None
+        found = inspect.signature(method).parameters.values()
+        if [p.name for p in found if p.name in (expected or ()) or p.default is p.empty] != expected:
+            takes = f"takes ({', '.join(expected)})" if expected else "is missing"
+            text = "detectron2 %s: %s.%s %s, not what rio was written for. Its own is used; a step waits more often."
+            logger.warning(text, info.detectron2_origin()["version"], theirs.__name__, name, takes)
+            return False
+    return True
 
 
 class QuietRCNN(GeneralizedRCNN):
@@ -221,6 +246,8 @@ class _OneTransfer:
     def run_step(self) -> None:
         with telemetry.collected() as self._statistics:
             super().run_step()  # type: ignore[misc]
+        for values, put in self._statistics:  # a detectron2 that calls no _write_metrics
+            put(values.tolist())
 
     def _write_metrics(self, loss_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> None:
         columns = [torch.stack([loss.detach().double() for loss in loss_dict.values()])]
@@ -229,6 +256,7 @@ class _OneTransfer:
         super()._write_metrics(dict(zip(loss_dict, losses, strict=True)), *args, **kwargs)  # type: ignore[misc]
         for (_, put), values in zip(self._statistics, statistics, strict=True):
             put(values.tolist())
+        self._statistics.clear()
 
 
 class Step(_OneTransfer, SimpleTrainer):

@@ -1,16 +1,19 @@
 """The parts that wait less for the GPU compute what detectron2's do, bit for bit."""
 
+from importlib.metadata import version
+
 import pytest
 import torch
 from detectron2.engine import SimpleTrainer
+from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes, PolygonMasks
 from detectron2.utils.events import EventStorage
 
-from rio.engine.fewer_waits import QuietMatcher, QuietPolygons, QuietPooler, QuietTransform, wait_less
-from rio.engine.telemetry import collected, log_accuracy
+from rio.engine.fewer_waits import QuietMatcher, QuietPolygons, QuietPooler, QuietTransform, Step, wait_less
+from rio.engine.telemetry import collected, log_accuracy, put_later
 from tests.support.steps import differing, lines_of
 
 CASCADE = ("MODEL.ROI_HEADS.NAME", "RIOCascadeROIHeads", "INPUT.MASK_FORMAT", "bitmask", "MODEL.RPN.LOSS_WEIGHT", 0.5)
@@ -46,6 +49,37 @@ def test_only_detectron2s_own_classes_are_exchanged():
     wait_less(holder)
     assert [type(part) for part in holder] == [QuietPooler, Another]
     assert type(holder.matcher) is type(holder.matchers[0]) is QuietMatcher
+
+
+@pytest.mark.parametrize("kind", [ROIPooler, Matcher, PolygonMasks])
+def test_parts_of_a_detectron2_whose_methods_take_something_else_stay_its_own(kind, monkeypatch, caplog):
+    method = {ROIPooler: "forward", Matcher: "set_low_quality_matches_", PolygonMasks: "crop_and_resize"}[kind]
+    if kind is Matcher:
+        monkeypatch.delattr(Matcher, method)
+    else:
+        monkeypatch.setattr(kind, method, lambda self, things, sizes: None)
+    holder = torch.nn.ModuleList([ROIPooler(7, (0.25, 0.125), 0, "ROIAlignV2"), object.__new__(GeneralizedRCNN)])
+    torch.nn.Module.__init__(holder[1])
+    holder.matcher = Matcher([0.5], [0, 1])
+    wait_less(holder)
+    stays = {ROIPooler: holder[0], Matcher: holder.matcher, PolygonMasks: holder[1]}
+    own = {one for one in stays if not type(stays[one]).__name__.startswith("Quiet")}
+    assert own == {kind}
+    says = "is missing" if kind is Matcher else "takes (self, things, sizes)"
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith(f"detectron2 {version('detectron2')}: {kind.__name__}.{method} {says}, not what rio was")
+
+
+def test_metrics_that_detectron2_does_not_ask_for_are_written_all_the_same(monkeypatch):
+    """As a version would that has another name for `_write_metrics`."""
+
+    def run_step(self):
+        put_later(torch.tensor([3.0]), lambda values: {"found": values[0]})
+
+    monkeypatch.setattr(SimpleTrainer, "run_step", run_step)
+    with EventStorage() as storage:
+        Step(torch.nn.Linear(1, 1), [], None).run_step()
+        assert storage.latest()["found"][0] == 3.0
 
 
 @pytest.mark.parametrize("low", [True, False])
