@@ -119,9 +119,12 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _extract(args: argparse.Namespace) -> None:
+    from detectron2.utils import comm
+
     from rio.engine.feature_extraction import extract
     from rio.engine.setup import setup_inference, start_logging
 
     start_logging(None)
     store = extract(setup_inference(config(args)), args.weights, args.output)
-    print(f"Features: {store.folder} (train on them: rio train ... MODEL.RIO.FEATURES {store.folder})")
+    if comm.is_main_process():
+        print(f"Features: {store.folder} (train on them: rio train ... MODEL.RIO.FEATURES {store.folder})")

@@ -23,6 +23,7 @@ from tests.support import tiny_shapes
 from tests.support.tiny_shapes import train_words
 
 CONFIG = ["--config-file", str(tiny_shapes.DEMO_CONFIG)]
+SHARED = [["train"], ["features", "--weights", "w.pth", "--output", "out"]]  # commands that several processes share
 
 
 def test_help_is_instant_and_lists_the_commands():
@@ -103,11 +104,12 @@ def test_ctrl_c_saves_and_the_run_resumes(tiny_set, tmp_path, number):
     assert (tmp_path / "run" / "last_checkpoint").read_text().startswith("model_00000")
 
 
+@pytest.mark.parametrize("words", SHARED)
 @pytest.mark.parametrize(
     ("device", "gpus", "processes", "expected"),
     [("cuda", 2, 2, ("nccl", 1)), ("cpu", 2, 2, ("gloo", None)), ("cpu", 1, 2, ("gloo", None)), ("cuda", 1, 2, None)],
 )
-def test_torchruns_children_go_by_the_configs_device(monkeypatch, command, device, gpus, processes, expected):
+def test_torchruns_children_go_by_the_configs_device(monkeypatch, command, words, device, gpus, processes, expected):
     import torch
 
     chosen = []
@@ -122,7 +124,7 @@ def test_torchruns_children_go_by_the_configs_device(monkeypatch, command, devic
         raise UsageError(f"{backend}, {chosen[0] if chosen else None}")
 
     monkeypatch.setattr(torch.distributed, "init_process_group", joined)
-    said = command("train", *CONFIG, "MODEL.DEVICE", device, code=2)
+    said = command(*words, *CONFIG, "MODEL.DEVICE", device, code=2)
     if expected is None:
         assert "--nproc_per_node 2: expected as many GPUs on this machine, found 1. Fix: lower it" in said
     else:
@@ -229,20 +231,22 @@ def test_study_passes_on_its_flags_and_prints_the_tables(monkeypatch, tmp_path, 
     assert said["folder"] == str(Path("output") / "demo")
 
 
+@pytest.mark.parametrize("words", SHARED)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_training_on_several_gpus_waits_for_its_processes_to_save(monkeypatch, number):
+def test_work_on_several_gpus_waits_for_its_processes_to_save(monkeypatch, number, words):
     import detectron2.engine
     import torch
 
     saved = []
 
-    def launch(*_given):
+    def launch(_work, processes, *_given):
+        assert processes == 2
         os.kill(os.getpid(), number)  # as a terminal and SLURM do, to all processes
         saved.append("model_0000009")
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(detectron2.engine, "launch", launch)
-    assert main(["train", *CONFIG, "--num-gpus", "2"]) == 128 + number and saved
+    assert main([*words, *CONFIG, "--num-gpus", "2"]) == 128 + number and saved
 
 
 # ---- mistakes
@@ -254,7 +258,7 @@ def test_a_training_on_several_gpus_waits_for_its_processes_to_save(monkeypatch,
         (["train", "--output-dir", "x"], "--config-file: expected a config"),
         (["train", *CONFIG, "SOLVER.MAX_ITR", "1"], "SOLVER.MAX_ITR"),
         (["train", *CONFIG, "--train-json", "a.json"], "--train-json and --train-images: expected both"),
-        (["train", *CONFIG, "--num-gpus", "64"], "--num-gpus 64"),
+        *(([*words, *CONFIG, "--num-gpus", "64"], "--num-gpus 64") for words in SHARED),
         (["eval"], "expected --weights CHECKPOINT, or --results"),
         (["eval", "--weights", "none.pth"], "--weights none.pth: expected a checkpoint"),
         (["eval", "--protocol", "coco", "--backend", "lvis"], "--backend: expected hotcoco or pycocotools"),

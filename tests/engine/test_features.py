@@ -25,6 +25,7 @@ from rio.results.evaluation import Evaluation
 from tests.support import tiny_shapes
 from tests.support.steps import lines_of
 
+ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = ("features", "proposal_boxes", "gt_boxes", "gt_classes", "sizes", "counts")
 
 
@@ -121,13 +122,34 @@ def test_a_detector_of_detectron2s_own_serves(detector, weights, store, tmp_path
     np.testing.assert_array_equal(theirs.features, ours.features)
 
 
+@pytest.fixture
+def by_two_processes(weights, tiny_set, tmp_path):
+    """Function: `rio features` by torchrun, from a module; what it printed. The features are in tmp_path."""
+
+    def run(module: str, *options: object) -> str:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", module]
+        command += ["features", "--config-file", tiny_shapes.DEMO_CONFIG, "--weights", weights, "--output", tmp_path]
+        command += [*tiny_shapes.data_options(tiny_set), *tiny_shapes.model_options(), *options]
+        words = list(map(str, command))
+        return subprocess.run(words, check=True, timeout=240, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
+
+    return run
+
+
 @pytest.mark.slow
-def test_two_processes_keep_the_same_features(store, weights, tiny_set, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "rio"]
-    command += ["features", "--config-file", tiny_shapes.DEMO_CONFIG, "--weights", weights, "--output", tmp_path]
-    command += [*tiny_shapes.data_options(tiny_set), *tiny_shapes.model_options(), "MODEL.RIO.FEATURE_VIEWS", "2"]
-    subprocess.run(list(map(str, command)), check=True, timeout=240)
+def test_two_processes_keep_the_same_features(store, by_two_processes, tmp_path):
+    by_two_processes("rio", "MODEL.RIO.FEATURE_VIEWS", 2)
     assert bytes_of(FeatureStore(tmp_path)) == bytes_of(store)
+
+
+@pytest.mark.slow
+def test_two_processes_take_a_gpu_each(by_two_processes, tmp_path):
+    said = by_two_processes("tests.support.pretend_gpus", "MODEL.DEVICE", "cuda").splitlines()
+    assert sorted(line for line in said if line.startswith("rank")) == ["rank 0: cuda:0", "rank 1: cuda:1"]
+    assert len([line for line in said if line.startswith("Features: ")]) == 1
+    done = FeatureStore(tmp_path)
+    for key, entry in done.about["sets"].items():
+        assert (done.open(key, train=key == "train").counts > 0).all(), entry["data"]
 
 
 def test_training_on_features_is_resumed_to_the_bit(trained, prepared, store, tmp_path):
