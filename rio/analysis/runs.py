@@ -26,10 +26,11 @@ from rio.results.evaluation import GROUP_METRICS as METRICS
 from rio.results.evaluation import Evaluation, evaluate
 from rio.results.federated import JudgedPairs
 from rio.results.reading import Results, load_results
-from rio.results.thresholds import best_threshold
+from rio.results.thresholds import LOWEST_SCORE, best_threshold
 
 NAMES = {"none": "no resampling", "rfs": "RFS", "rio": "RIO (RFS + bank)"}
 IOU_NAMES = {"bbox": "box AP", "segm": "mask AP", "boundary": "boundary AP"}
+MATCHES = ["kind", "frequency", "score", "annotation_index", "result_index"]  # what is kept of a run's
 WRONG = ("classification", "localisation", "both", "duplicate", "background")  # kinds of a wrong prediction
 
 
@@ -51,6 +52,7 @@ class Runs:
 
     def __init__(self, where: Where, *, ground_truth: str | None = None, training_set: str | None = None) -> None:
         self.folders = find_runs(where)
+        self._matches: dict[tuple[str, str], pd.DataFrame] = {}
         self.first = next(iter(self.folders.values()))
         self.evaluations = {key: folder.evaluation() for key, folder in self.folders.items()}
         self.ground_truth = ground_truth or self._dataset("TEST")
@@ -272,7 +274,15 @@ class Runs:
     @cached_property
     def thresholds(self) -> dict[tuple[str, str], float]:
         """Of every run the score from which a prediction counts: `rio.results.thresholds.best_threshold`."""
-        return {key: best_threshold(self.truth, self.results(key)) for key in self.folders}
+        return {key: best_threshold(self.truth, None, errors=self.matches(key, LOWEST_SCORE)) for key in self.folders}
+
+    def matches(self, key: tuple[str, str], score_threshold: float) -> pd.DataFrame:
+        """`rio.results.errors.find_errors` of a run's predictions of this score or more, without missed objects."""
+        if score_threshold < LOWEST_SCORE:
+            return find_errors(self.truth, self.results(key), score_threshold=score_threshold)
+        if key not in self._matches:  # once for all thresholds: predictions of lower scores change nothing above them
+            self._matches[key] = find_errors(self.truth, self.results(key), score_threshold=LOWEST_SCORE)[MATCHES]
+        return self._matches[key][self._matches[key]["score"] >= score_threshold]
 
     def errors(self, *, score_threshold: float | None = None) -> pd.DataFrame:
         """What became of the objects of each frequency group, and which kinds of wrong predictions there are.
@@ -292,7 +302,7 @@ class Runs:
         parts = []
         for key in self.folders:
             threshold = self.thresholds[key] if score_threshold is None else score_threshold
-            rows = find_errors(truth, self.results(key), score_threshold=threshold)
+            rows = self.matches(key, threshold)
             objects = pd.DataFrame({"frequency": groups[used], "kind": outcomes(truth, rows).to_numpy()})
             for part, table, kinds in (("objects", objects, OUTCOMES), ("predictions", rows, WRONG)):
                 index = pd.MultiIndex.from_product([GROUP_NAMES, kinds], names=["frequency", "kind"])
@@ -326,7 +336,8 @@ class Runs:
         truth, arm = self.truth, self.arm(arm or self.arms[-1])
         keys = [key for key in self.folders if key[0] == arm]
         lowest = {key: self.thresholds[key] if score_threshold is None else score_threshold for key in keys}
-        matrix = np.mean([confusions(truth, self.results(k), score_threshold=lowest[k]) for k in keys], axis=0)[:-1]
+        counts = [confusions(truth, self.results(k), errors=self.matches(k, lowest[k])) for k in keys]
+        matrix = np.mean(counts, axis=0)[:-1]
         there = np.flatnonzero(matrix.sum(axis=1))
         order = there[np.argsort(-self.image_count[there], kind="stable")]
         names = [truth.category_names[k] for k in order]

@@ -32,7 +32,7 @@ _LATER = {
     "curves": "study_curves",
     "studies": "arm_ap paired_differences",
     "training": "loss_curves",
-    "objects": "draw_objects outlines",
+    "objects": "draw_objects object_shapes outlines ZOOM_SCRIPT",
     "page": "inline_svg save_all",
 }
 _MODULE_OF = {name: module for module, names in _LATER.items() for name in names.split()}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
@@ -18,6 +21,8 @@ from rio.plots.style import COLORS, GROUPS, ink_on, styled
 Mask = np.ndarray | list[list[float]] | Mapping[str, object] | None
 OPACITY = 0.34  # of the masks
 PAD = 1.2  # points around a label
+ZOOM_SCRIPT = pathlib.Path(__file__).with_name("zoom.js").read_text("utf-8")  # for pictures in a page
+SHOWN, LETTERS = 320, 6.5  # of `object_shapes`: the longer side, px; the letters, points
 
 
 @styled
@@ -64,8 +69,7 @@ def draw_objects(
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
 
-    # Frequent first, rare last and so on top; within a group large before small, so that small ones stay visible.
-    order = sorted(range(len(boxes)), key=lambda i: (-GROUPS.index(groups[i]), -boxes[i, 2] * boxes[i, 3]))
+    order = _order(boxes, groups)
     for depth, i in enumerate(order, start=2):
         bold, mask = groups[i] == "r", None if masks is None else masks[i]
         look = {"edgecolor": COLORS[groups[i]], "linewidth": 1.9 if bold else 1.0, "zorder": depth}
@@ -83,6 +87,46 @@ def draw_objects(
             look = {"fontsize": font_size, "fontweight": weight, "zorder": 10 + len(boxes), "clip_on": True}
             _name_box(placed, boxes[i], " ".join(words).strip(), COLORS[groups[i]], look)
     return ax
+
+
+def _order(boxes: np.ndarray, groups: Sequence[str]) -> list[int]:
+    """Frequent first, rare last and so on top; within a group large before small, so that small ones stay visible."""
+    return sorted(range(len(boxes)), key=lambda i: (-GROUPS.index(groups[i]), -boxes[i, 2] * boxes[i, 3]))
+
+
+def object_shapes(
+    size: tuple[int, int],
+    boxes: np.ndarray,
+    masks: Sequence[Mask] | None,
+    labels: Sequence[str],
+    groups: Sequence[str],
+    scores: Sequence[float] | None = None,
+) -> list[dict[str, Any]]:
+    """What `draw_objects` draws, with its labels where it places them, as numbers for an SVG over the image.
+
+    Args:
+        size: (height, width) of the image, px; the rest as for `draw_objects`.
+
+    Returns:
+        One dict per object, in drawing order: index; box (x, y, width, height); path, the outline of its mask as an SVG
+        path, "" without one; text, its label, the place of that, (x, y, width, height), and the font_size. In px of the
+        image, whose longer side is taken to be shown at `SHOWN` px.
+    """
+    height, width = size
+    boxes, inches = np.asarray(boxes, float).reshape(-1, 4), SHOWN / max(size) / 100
+    ax = Figure(figsize=(width * inches, height * inches), dpi=100).add_axes((0, 0, 1, 1))
+    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    draw_objects(ax, np.zeros((height, width), np.uint8), boxes, None, labels, groups, scores, font_size=LETTERS)
+    to_image, shapes, order = ax.transData.inverted(), [], _order(boxes, groups)
+    for i, text in zip(order, ax.texts[::-1], strict=True):  # the names of the rare ones were written first
+        extent = text.get_window_extent().padded(PAD * 100 / 72)
+        (x, bottom), (right, y) = to_image.transform(extent) + 0.5
+        edges = outlines(None if masks is None else masks[i], size)
+        path = "".join(f"M{' '.join(f'{v:g}' for v in points.round(1).ravel())}Z" for points in edges)
+        place = np.round((x, y, right - x, bottom - y), 1).tolist()
+        shapes.append({"index": i, "box": boxes[i].round(1).tolist(), "path": path, "text": text.get_text()})
+        shapes[-1] |= {"place": place, "font_size": round(LETTERS / 72 / inches, 2)}
+    return shapes
 
 
 def _draw_mask(ax: Axes, mask: Mask, size: tuple[int, int], name: str, look: dict[str, object]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rio.data import names as datasets
 from rio.report.page import write_report
+from rio.report.runs import load_runs
 from rio.report.summary import write_summary
 from rio.study.plan import features_folders, load_study, prepare
 from rio.study.result import format_table
@@ -60,7 +61,8 @@ def demo(
     print("\nAverage precision on the validation images (percent), all / rare / common / frequent classes:\n")
     print(format_table(result.table()) + "\n")
     folders = {name: outcome.folders[arm, study.seeds[0]] for name, arm in SHOWN.items()}
-    shown = {"runs": folders, "train": train, "val": val.with_frequency_of(train), "study": result}
+    val = val.with_frequency_of(train)
+    shown = {"runs": load_runs(folders, val), "train": train, "val": val, "study": result}
     title = "RIO on the embedded long-tailed set"
     report = write_report(Path(output_dir) / "report.html", title=title, **shown)
     summary = write_summary(Path(output_dir) / "summary.png", **shown)

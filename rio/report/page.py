@@ -8,20 +8,23 @@ from __future__ import annotations
 import base64
 import contextlib
 import datetime
+import hashlib
 import io
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from rio import __version__, plots
 from rio.analysis import balance
@@ -32,21 +35,25 @@ from rio.data.files import write_atomically
 from rio.data.images import read_image
 from rio.plots.parts import counted
 from rio.report.runs import Run, load_runs, rois_per_instance
+from rio.results.errors import verdicts, verdicts_of_objects
 from rio.results.evaluation import GROUP_METRICS
 from rio.results.objects import Objects, objects_of, predictions_of, ranked_examples
-from rio.results.thresholds import RULE, best_threshold
+from rio.results.thresholds import RULE
 from rio.study.result import StudyResult
 
+# Classes of the pictures' objects: groups, and whether they are right.
+_TONES = plots.COLORS | {"right": plots.KIND_COLORS["correct"], "wrong": plots.KIND_COLORS["classification"]}
+_TONES |= {"open": plots.KIND_COLORS["missed"]}
 PACKAGES = ("torch", "torchvision", "detectron2", "numpy", "hotcoco", "matplotlib")
 PICTURES = 6
-PICTURE_PIXELS = 640
+PICTURE_PIXELS = 1280  # of a picture at most; there is room to zoom in
 
 
 def write_report(
     path: str | os.PathLike[str],
     *,
     title: str,
-    runs: Mapping[str, str | os.PathLike[str]],
+    runs: Mapping[str, str | os.PathLike[str]] | Sequence[Run],
     train: Annotations,
     val: Annotations,
     study: StudyResult | None = None,
@@ -57,7 +64,7 @@ def write_report(
         path: the HTML file; its folder is made if missing, and an older report is replaced at once.
         title: heading of the page.
         runs: name of the arm -> its run folder (config.yaml, evaluation.json, instances_results.json, metrics.json),
-            in the order to show them; weakest first reads best.
+            in the order to show them; weakest first reads best. Or what `rio.report.runs.load_runs` made of these.
         train: training set, for counts and balance.
         val: validation set, for the pictures; with its image folder and the training set's frequency groups.
         study: shown too, if its runs were evaluated while they trained: AP against the length of training.
@@ -79,9 +86,14 @@ def write_report(
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["number"] = _number
+    script = plots.ZOOM_SCRIPT + Path(__file__).with_name("pictures.js").read_text("utf-8")
     page = environment.get_template("page.html.j2").render(
         **{"title": title, "runs": loaded, "train": train, "val": val, "rule": RULE},
         **{"colors": plots.COLORS, "group_names": GROUP_NAMES, "level_names": plots.LEVEL_NAMES},
+        # The page's policy runs this script and no other.
+        script=markupsafe.Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        tones={kind: (color, plots.ink_on(color)) for kind, color in _TONES.items()},
         **_data(train),
         synthetic=bool(trained_on) and all(name.startswith("shapes_") for name in trained_on),
         balance=_balance(train, loaded),
@@ -118,9 +130,12 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _uri(figure: Figure, kind: str, **options: Any) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind.split("+")[0], **options)
+def _uri(figure: Figure, **options: Any) -> str:
+    figure.savefig(buffer := io.BytesIO(), format="svg", **options)
+    return _data_uri(buffer, "svg+xml")
+
+
+def _data_uri(buffer: io.BytesIO, kind: str) -> str:
     return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
@@ -135,7 +150,7 @@ def _figure(
             figure = draw(*table, ax, **options).figure
             # Without a date or creator line the same runs give the same report.
             nameless = {"metadata": {"Date": None, "Creator": None}, "transparent": True}
-            uris[mode] = _uri(figure, "svg+xml", bbox_inches="tight", pad_inches=0.03, **nameless)
+            uris[mode] = _uri(figure, bbox_inches="tight", pad_inches=0.03, **nameless)
             plt.close(figure)
     return uris
 
@@ -155,7 +170,7 @@ def _data(train: Annotations) -> dict[str, Any]:
     return {"groups": rows.to_dict("index"), "counts": counts, "tail": _figure(plots.sorted_tail, table, alt=tail)}
 
 
-def _balance(train: Annotations, runs: list[Run]) -> dict[str, Any] | None:
+def _balance(train: Annotations, runs: Sequence[Run]) -> dict[str, Any] | None:
     """What training saw under each arm whose config has MODEL.RIO."""
     measured = rois_per_instance(train, runs)
     known = [run for run in runs if run.rio("SAMPLER") is not None and train.instance_count.any()]
@@ -166,7 +181,7 @@ def _balance(train: Annotations, runs: list[Run]) -> dict[str, Any] | None:
     return {"figure": figure, "rows": table.to_dict("records"), "measured": measured}
 
 
-def _results(runs: list[Run]) -> list[dict[str, Any]]:
+def _results(runs: Sequence[Run]) -> list[dict[str, Any]]:
     sections = []
     for kind, name in IOU_NAMES.items():
         having = [run for run in runs if kind in run.evaluation.metrics]
@@ -200,8 +215,10 @@ def _curves(study: StudyResult | None) -> dict[str, Any] | None:
     return {"figures": figures, "rows": rows, "seeds": table["seed"].nunique(), "categories": len(study.categories)}
 
 
-def _pictures(runs: list[Run], val: Annotations) -> list[dict[str, Any]]:
-    pictures, lowest = [], {run.name: best_threshold(val, run.results) for run in runs}
+def _pictures(runs: Sequence[Run], val: Annotations) -> list[dict[str, Any]]:
+    pictures, predicted = [], [verdicts(run.errors, len(run.results)) for run in runs]
+    reached = np.array([verdicts_of_objects(val, run.errors, run.threshold) for run in runs])
+    by_all = np.where((reached == reached[0]).all(axis=0), reached[0], "open")
     for index in ranked_examples(val, count=PICTURES):
         truth = objects_of(val, index)
         order = sorted(range(len(truth)), key=lambda i, groups=truth.groups: plots.GROUPS.index(groups[i]))
@@ -209,29 +226,29 @@ def _pictures(runs: list[Run], val: Annotations) -> list[dict[str, Any]]:
         picture = {"file": val.file_names[index], "names": list(names), "panels": [], "missing": None}
         pictures.append(picture)
         try:
-            pixels = read_image(val.image_path(index))
+            pixels = read_image(val.image_path(index), max_side=PICTURE_PIXELS)
         except (OSError, ValueError) as error:
             picture["missing"] = type(error.__cause__ or error).__name__
             continue
-        found = [(run, predictions_of(run.results, val, index, score_threshold=lowest[run.name])) for run in runs]
-        for run, objects in [(None, truth), *found]:
-            note = counted(len(objects), "object" if run is None else "prediction")
-            note += "" if run is None else f" from {lowest[run.name]:.2f} on"
-            title = "Ground truth" if run is None else run.name
-            picture["panels"].append({"title": title, "note": note, "uri": _panel(pixels, objects)})
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=88)
+        picture |= {"uri": _data_uri(buffer, "jpeg"), "height": truth.size[0], "width": truth.size[1]}
+        shapes, note = _shapes(truth, by_all), counted(len(truth), "object")
+        picture["panels"] = [{"title": "Ground truth", "note": note, "objects": shapes, "truth": []}]
+        for run, own, missed in zip(runs, predicted, reached, strict=True):
+            found = predictions_of(run.results, val, index, score_threshold=run.threshold)
+            note = f"{counted(len(found), 'prediction')} from {run.threshold:.2f} on"
+            panel = {"title": run.name, "note": note, "objects": _shapes(found, own)}
+            under = [shape | {"verdict": missed[truth.indices[shape["index"]]]} for shape in shapes]
+            picture["panels"].append(panel | {"truth": under})
     return pictures
 
 
-def _panel(pixels: np.ndarray, objects: Objects) -> str:
-    """The image with its objects as a JPEG data URI, twice the size it is shown at."""
-    height, width = pixels.shape[:2]
-    scale = PICTURE_PIXELS / max(height, width) / 200
-    figure = Figure(figsize=(width * scale, height * scale), dpi=200)
-    ax = figure.add_axes((0, 0, 1, 1))
-    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="auto")
-    draw_on(ax, pixels, objects, font_size=6.5)
-    ax.set_aspect("auto")
-    return _uri(figure, "jpeg", dpi=200, pil_kwargs={"quality": 86, "optimize": True})
+def _shapes(objects: Objects, verdict: np.ndarray) -> list[dict[str, Any]]:
+    """Objects as the page draws them; verdict: of all objects or predictions of the data set."""
+    of = objects
+    shapes = plots.object_shapes(of.size, of.boxes, of.segmentations, of.names, of.groups, of.scores)
+    return [s | {"group": str(of.groups[i]), "verdict": verdict[of.indices[i]]} for s in shapes for i in [s["index"]]]
 
 
 def draw_on(ax: Axes, pixels: np.ndarray, objects: Objects, *, font_size: float) -> None:
@@ -248,7 +265,7 @@ def _losses(run: Run) -> dict[str, str] | None:
     return {"name": run.name} | _figure(plots.loss_curves, run.metrics, alt=alt, size=(3.5, 2.5))
 
 
-def _categories(runs: list[Run], train: Annotations) -> list[dict[str, Any]]:
+def _categories(runs: Sequence[Run], train: Annotations) -> list[dict[str, Any]]:
     """Box AP of every category, rarest first; counts are the training set's."""
     first = runs[0].evaluation.per_category.set_index("category_id")[["name", "frequency"]]
     images = pd.Series(train.image_count, train.category_ids).reindex(first.index, fill_value=0)

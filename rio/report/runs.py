@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -12,8 +13,10 @@ import pandas as pd
 from rio.analysis import arms, balance
 from rio.analysis.run_folder import RunFolder, RunFolderError
 from rio.data.annotations import Annotations
+from rio.results.errors import find_errors
 from rio.results.evaluation import Evaluation
 from rio.results.reading import Results, load_results
+from rio.results.thresholds import LOWEST_SCORE, best_threshold
 from rio.sampler import image_repeat_factors
 
 ARM_NAMES = {"none": "No resampling", "rfs": "RFS", "irfs": "IRFS", "rio": "RIO", "bank": "Bank"}
@@ -33,6 +36,17 @@ class Run:
     evaluation: Evaluation
     results: Results
     metrics: pd.DataFrame
+    truth: Annotations
+
+    @cached_property
+    def errors(self) -> pd.DataFrame:
+        """What its predictions from `LOWEST_SCORE` on are, worked out once for the report and the summary."""
+        return find_errors(self.truth, self.results, score_threshold=LOWEST_SCORE)
+
+    @cached_property
+    def threshold(self) -> float:
+        """The score from which its predictions are drawn."""
+        return best_threshold(self.truth, self.results, errors=self.errors)
 
     def rio(self, key: str) -> Any:
         """A setting of MODEL.RIO; None where the config has none."""
@@ -124,8 +138,10 @@ class Run:
         }
 
 
-def load_runs(runs: Mapping[str, str | os.PathLike[str]], val: Annotations) -> list[Run]:
-    """Read finished runs, {arm: folder}; raises what `write_report` raises."""
+def load_runs(runs: Mapping[str, str | os.PathLike[str]] | Sequence[Run], val: Annotations) -> Sequence[Run]:
+    """Read finished runs, {arm: folder}; those read already stay. Raises what `write_report` raises."""
+    if runs and not isinstance(runs, Mapping):
+        return runs
     if not runs:
         raise ReportError("runs: expected at least one arm and its run folder, found none. Fix: train first.")
     return [_load(arm, RunFolder(path), val) for arm, path in runs.items()]
@@ -145,9 +161,8 @@ def _load(arm: str, folder: RunFolder, val: Annotations) -> Run:
         metrics = folder.metrics(strict=True)
     except RunFolderError as error:
         raise ReportError(f"{error}. Fix: restore the file, or train the arm again.") from error
-    return Run(
-        ARM_NAMES.get(arm, arm), folder, folder.evaluation(), load_results(folder.predictions_file, val), metrics
-    )
+    results = load_results(folder.predictions_file, val)
+    return Run(ARM_NAMES.get(arm, arm), folder, folder.evaluation(), results, metrics, val)
 
 
 def rois_per_instance(train: Annotations, runs: Sequence[Run]) -> float | None:

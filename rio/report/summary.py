@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,16 +17,15 @@ from rio.data.annotations import Annotations
 from rio.data.files import write_atomically
 from rio.data.images import read_image
 from rio.report.page import draw_on
-from rio.report.runs import load_runs
+from rio.report.runs import Run, load_runs
 from rio.results.objects import objects_of, predictions_of, ranked_examples
-from rio.results.thresholds import best_threshold
 from rio.study.result import StudyResult
 
 
 def write_summary(
     path: str | os.PathLike[str],
     *,
-    runs: Mapping[str, str | os.PathLike[str]],
+    runs: Mapping[str, str | os.PathLike[str]] | Sequence[Run],
     train: Annotations,
     val: Annotations,
     study: StudyResult | None = None,
@@ -46,13 +45,12 @@ def write_summary(
     Raises:
         ReportError, FileNotFoundError, rio.results.reading.ResultsError: as `write_report`.
     """
-    path, loaded = Path(path), load_runs(runs, val)
-    panels, lowest = [], {run.name: best_threshold(val, run.results) for run in loaded[:1] + loaded[1:][-1:]}
+    path, loaded, panels = Path(path), load_runs(runs, val), []
     for index in ranked_examples(val, count=2):  # chosen on ground truth only, as the report's are
         pixels = read_image(val.image_path(index))
         panels.append(("ground truth", pixels, objects_of(val, index)))
-        for run in loaded[:1] + loaded[1:][-1:]:
-            found = predictions_of(run.results, val, index, score_threshold=lowest[run.name])
+        for run in (*loaded[:1], *loaded[1:][-1:]):
+            found = predictions_of(run.results, val, index, score_threshold=run.threshold)
             panels.append((run.name, pixels, found))
     with plots.style():
         figure = plt.figure(figsize=(15 if study else 14, 5.6), layout="constrained")

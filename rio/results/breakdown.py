@@ -63,7 +63,7 @@ def breakdown(annotations: Annotations, results: Results, *, max_dets: int = 300
 
 
 def confusions(
-    annotations: Annotations, results: Results, *, score_threshold: float = 0.05, max_dets: int = 300
+    annotations: Annotations, results: Results, *, score_threshold: float = 0.05, errors: pd.DataFrame | None = None
 ) -> np.ndarray:
     """What objects are taken for, every prediction compared with every object of its image, whatever its class.
 
@@ -71,13 +71,13 @@ def confusions(
         annotations: the ground truth; K categories.
         results: predictions with boxes.
         score_threshold: lowest score of a prediction that counts.
-        max_dets: highest-scoring predictions kept of an image; -1 keeps all.
+        errors: of `find_errors` on the predictions that count, if at hand.
 
     Returns:
         (K + 1, K + 1) int64 counts at IoU 0.5: rows are the objects' classes, columns the predictions'; the last column
         counts objects that nothing found, the last row predictions of nothing.
     """
-    errors = find_errors(annotations, results, max_dets=max_dets, score_threshold=score_threshold)
+    errors = find_errors(annotations, results, score_threshold=score_threshold) if errors is None else errors
     evaluator = _evaluator(annotations, results, errors)
     return evaluator.confusion_matrix(iou_thr=0.5, max_det=max(len(errors), 1))["matrix"].astype(np.int64)
 

@@ -199,6 +199,23 @@ def outcomes(annotations: Annotations, errors: pd.DataFrame) -> pd.Series:
     return pd.Series(pd.Categorical.from_codes(outcome[rows], OUTCOMES), rows)
 
 
+def verdicts(errors: pd.DataFrame, num_predictions: int) -> np.ndarray:
+    """(predictions,) "right", "wrong", or "open": not judged, or not in the rows of `find_errors`."""
+    found = errors[errors["result_index"] >= 0]
+    said = np.full(num_predictions, "open", object)
+    kinds = [found["kind"] == "correct", found["kind"] == "unverified"]
+    said[found["result_index"]] = np.select(kinds, ["right", "open"], "wrong")
+    return said
+
+
+def verdicts_of_objects(annotations: Annotations, errors: pd.DataFrame, score_threshold: float) -> np.ndarray:
+    """(annotations,) "right": found by a prediction of this score or more; "wrong"; "open": not to be found."""
+    found = errors[(errors["kind"] == "correct") & (errors["score"] >= score_threshold)]
+    said = np.where(JudgedPairs.of(annotations).counted, "wrong", "open").astype(object)
+    said[found["annotation_index"]] = "right"
+    return said
+
+
 def _claims(iou: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """Greedy matching in row order: (D,) claimed object, -1: none. A tie goes to the later object (LVIS)."""
     rows, columns = np.nonzero(candidates)

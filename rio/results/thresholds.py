@@ -16,7 +16,7 @@ FALLBACK = 0.5  # where nothing is right, or no results are there to choose by
 _CANDIDATES = (np.arange(1, 100) / 100).round(2)
 
 
-def best_threshold(annotations: Annotations, results: Results, *, errors: pd.DataFrame | None = None) -> float:
+def best_threshold(annotations: Annotations, results: Results | None, *, errors: pd.DataFrame | None = None) -> float:
     """The score with the highest geometric mean of the frequency groups' F1 (IoU 0.5), of 0.01, 0.02, ..., 0.99.
 
     F1 of all predictions together is the frequent categories' choice, and above every score of a rare one where these
@@ -25,7 +25,7 @@ def best_threshold(annotations: Annotations, results: Results, *, errors: pd.Dat
 
     Args:
         annotations: the ground truth.
-        results: its predictions.
+        results: its predictions; not needed with `errors`.
         errors: of `find_errors` on these from `LOWEST_SCORE` on, if at hand.
 
     Returns:
@@ -36,7 +36,9 @@ def best_threshold(annotations: Annotations, results: Results, *, errors: pd.Dat
     return FALLBACK if table.empty else float(table[::-1].prod(axis=1).idxmax())
 
 
-def f1_by_threshold(annotations: Annotations, results: Results, *, errors: pd.DataFrame | None = None) -> pd.DataFrame:
+def f1_by_threshold(
+    annotations: Annotations, results: Results | None, *, errors: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """F1 (0..1) at every score that `best_threshold` chooses from: a column for each frequency group that has objects.
 
     F1 = 2 right / (predictions + objects), of what LVIS judges; a prediction belongs to its category's group. Arguments

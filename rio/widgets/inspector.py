@@ -19,6 +19,7 @@ import traitlets
 from rio import plots
 from rio.data.annotations import GROUP_NAMES, Annotations
 from rio.data.images import read_image
+from rio.results.errors import verdicts_of_objects
 from rio.results.objects import Objects, objects_of, predictions_of
 from rio.widgets import scores, theme
 from rio.widgets.explain import Explanation, explain_object, explain_prediction
@@ -51,7 +52,7 @@ VERDICTS = {"right": "correct", "wrong": "classification", "open": "missed"}
 class Viewer(anywidget.AnyWidget):
     """Panels over one image, or a grid of crops, drawn in the browser; keys step through the list and tag."""
 
-    _esm = theme.FOLDER / "inspect_viewer.js"
+    _esm = plots.ZOOM_SCRIPT + (theme.FOLDER / "inspect_viewer.js").read_text("utf-8")
     _css = theme.FOLDER / "inspect_viewer.css"
     image = traitlets.Bytes(b"").tag(sync=True)
     scene = traitlets.Dict().tag(sync=True)
@@ -274,7 +275,7 @@ class Inspector(ipywidgets.VBox):
             self.explanation = explain_prediction(self.source, row.name, threshold)
         picture, problem = _picture(truth, image)
         objects = objects_of(truth, image)
-        reached = np.where(self.source.found_score[objects.indices] >= threshold, "right", "wrong")
+        reached = verdicts_of_objects(truth, self.source.matches, threshold)[objects.indices]
         note = f"{len(objects)} objects{problem}"
         panels = [_panel("truth", "Ground truth", objects, row.annotation_index, note, reached)]
         runs = [("found", self.source, row.result_index)] + [("other", self.other, -1)] * (self.other is not None)

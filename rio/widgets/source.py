@@ -16,7 +16,7 @@ from rio.analysis.run_folder import RunFolder
 from rio.data import names
 from rio.data.annotations import GROUP_NAMES, Annotations, category_id_to_class_id, check_same_categories
 from rio.data.masks import rle_of
-from rio.results.errors import OUTCOMES, find_errors, outcomes
+from rio.results.errors import OUTCOMES, find_errors, outcomes, verdicts
 from rio.results.federated import JudgedPairs
 from rio.results.reading import Results, ResultsError, load_results
 from rio.results.thresholds import LOWEST_SCORE, best_threshold
@@ -152,10 +152,7 @@ class PredictionSource:
     @cached_property
     def verdicts(self) -> np.ndarray:
         """(predictions,) "right", "wrong", or "open": not judged, or below `lowest`."""
-        verdicts, found = np.full(len(self.results), "open", object), self.matches[self.matches["result_index"] >= 0]
-        words = {"correct": "right", "unverified": "open"}
-        verdicts[found["result_index"]] = [words.get(kind, "wrong") for kind in found["kind"]]
-        return verdicts
+        return verdicts(self.matches, len(self.results))
 
     def involving(self, group: str = "", class_id: int = -1) -> pd.Series:
         """Which entries involve a frequency group or a class, as the predicted class's or the object's.

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from rio import plots
+from rio.analysis import runs as analysis
 from rio.analysis.intervals import interval_of_mean
 from rio.analysis.runs import Runs, RunsError, latex_table, markdown_table, with_best
 from rio.data.load import load_annotations
@@ -180,6 +181,18 @@ def test_kinds_of_errors_are_those_of_find_errors(runs):
         assert wrong[kind] == (rows["kind"] == kind).sum()
     correct = own[(own["part"] == "objects") & (own["kind"] == "correct")]["count"].sum()
     assert correct == (rows["kind"] == "correct").sum()
+
+
+def test_a_runs_errors_are_found_once_for_all_thresholds(finished_study, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        analysis, "find_errors", lambda *words, **more: calls.append(words) or find_errors(*words, **more)
+    )
+    runs = Runs(finished_study)
+    tables = [runs.errors(), runs.errors(score_threshold=0.3), runs.confusions("rio", score_threshold=0.3)]
+    assert len(calls) == len(runs.folders) and all(map(len, tables))
+    runs.errors(score_threshold=0.001)  # below what is kept
+    assert len(calls) == 2 * len(runs.folders)
 
 
 def test_results_of_another_data_set_or_missing(copy):

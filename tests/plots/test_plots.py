@@ -241,6 +241,21 @@ def canvas(pixels=200):
     return figure.add_axes((0, 0, 1, 1)), np.full((pixels, pixels, 3), 90, np.uint8)
 
 
+def test_object_shapes_are_those_of_draw_objects_in_px_of_the_image():
+    boxes = [[10, 10, 40, 40], [5, 5, 150, 120], [60, 60, 50, 50]]
+    masks = [None, [[5, 5, 155, 5, 155, 125]], np.pad(np.ones((50, 50), bool), ((60, 40), (60, 90)))]
+    shapes = plots.object_shapes((150, 200), boxes, masks, ["emu", "fox", "dog"], list("rfc"), [0.914, 0.5, 0.25])
+    assert [shape["index"] for shape in shapes] == [1, 2, 0]  # the rare one last, so on top
+    assert [shape["text"] for shape in shapes] == ["fox 50%", "dog 25%", "emu 91%"]
+    assert shapes[0]["path"] == "M5 5 155 5 155 125Z" and shapes[2]["path"] == ""
+    assert np.ptp(np.reshape(shapes[1]["path"][1:-1].split(), (-1, 2)).astype(float), axis=0) == pytest.approx(
+        50, abs=1
+    )
+    x, y, width, height = np.transpose([shape["place"] for shape in shapes])
+    assert (x >= 0).all() and (y >= 0).all() and (x + width <= 200).all() and (y + height <= 150).all()
+    assert plots.object_shapes((150, 200), [], None, [], []) == []
+
+
 def test_draw_objects_puts_rare_ones_on_top_and_bolder():
     ax, image = canvas()
     boxes = [[10, 10, 40, 40], [5, 5, 150, 150], [60, 60, 50, 50]]

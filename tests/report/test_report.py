@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html.parser
 import json
 import re
@@ -11,6 +13,7 @@ import pytest
 from PIL import Image
 
 from rio.data.load import load_annotations
+from rio.report import runs
 from rio.report.page import write_report
 from rio.report.runs import ReportError
 from rio.report.summary import write_summary
@@ -86,7 +89,7 @@ def study(tmp_path_factory):
 class Page(html.parser.HTMLParser):
     """Tags, attributes and text of a page; complains about tags that do not close."""
 
-    VOID = frozenset({"meta", "img", "source", "br"})
+    VOID = frozenset({"meta", "img", "source", "br", "input"})
 
     def __init__(self, text):
         super().__init__()
@@ -117,14 +120,17 @@ def page(study):
 
 def test_it_is_self_contained_and_small(study, page):
     for tag, attributes in page.tags:
-        assert tag not in ("script", "link", "iframe", "object", "base")
+        assert tag not in ("link", "iframe", "object", "base")
         for key, value in attributes.items():
             assert not key.startswith("on")
-            if key in ("src", "srcset"):
-                assert value.startswith("data:image/")
-            assert key != "href" and "url(" not in (value or "")
+            if key in ("src", "srcset", "href"):
+                assert value.startswith(("data:image/", "#picture-")) and tag != "script"
+            assert "url(" not in (value or "")
     policies = [a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
     assert policies and policies[0].startswith("default-src 'none'")
+    (script,) = re.findall(r"<script>(.*?)</script>", study[-1].read_text(encoding="utf-8"), re.DOTALL)
+    own = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policies[0].endswith(f"script-src 'sha256-{own}'"), "another script, or none, would run"
     assert study[-1].stat().st_size < 4e6
     assert str(study[0]) not in study[-1].read_text(encoding="utf-8")  # nothing of the machine it was written on
     assert [p.name for p in study[-1].parent.iterdir()] == ["report.html"]
@@ -142,7 +148,52 @@ def test_nothing_is_cut_off_and_pictures_are_large(study, width, media, least):
         outside = """most => [...document.querySelectorAll('main *')].filter(node => node.checkVisibility()
             && node.getBoundingClientRect().right > most + 1).map(node => node.outerHTML.slice(0, 80))"""
         assert browser.evaluate(outside, width) == []
-        assert browser.evaluate("document.querySelector('.panels img').clientWidth") >= least
+        assert browser.evaluate("document.querySelector('.panels svg').clientWidth") >= least
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(bool(lab.missing()), reason=lab.missing() or "chromium and playwright are there")
+def test_layers_opacity_verdicts_and_zoom(study):
+    def look(of, what):
+        return of.evaluate(f"node => getComputedStyle(node).{what}")
+
+    def shown(panels):
+        return {panel.get_attribute("viewBox") for panel in panels.all()}
+
+    with lab.browser_page(1000) as browser:
+        browser.goto(study[-1].as_uri())
+        first, second = (browser.locator(".picture").nth(i).locator("svg") for i in range(2))
+        truth, arm = first.nth(0), first.nth(1)  # a crown, which the arm misses, and a disc, which it finds
+        crown, disc = (arm.locator(f".truth .{group} .box") for group in "rf")
+        assert not disc.is_visible() and arm.locator(".found .f").first.is_visible()
+        browser.locator("#show-truth").check()
+        browser.locator("#show-found").uncheck()
+        assert (
+            disc.is_visible()
+            and not arm.locator(".found .f").first.is_visible()
+            and truth.locator(".f").first.is_visible()
+        )
+        assert look(crown, "stroke") != look(disc, "stroke") == look(truth.locator(".f .box"), "stroke")
+        browser.locator("#by-verdict").check()
+        assert [look(box, "stroke") for box in (crown, disc)] == ["rgb(170, 68, 153)", "rgb(46, 139, 111)"]
+        browser.locator("[type=range]").fill("80")
+        assert look(truth.locator(".mask").first, "fillOpacity") == "0.8"
+        browser.locator("#show-labels").uncheck()
+        assert not truth.locator(".label").first.is_visible()
+
+        whole = shown(second)
+        browser.locator(".picture").first.locator("[value='+']").click()
+        (zoomed,) = shown(first)  # all panels of a picture together, and no other
+        assert float(zoomed.split()[2]) == pytest.approx(64 / 1.5) and shown(second) == whole
+        truth.hover()
+        place = truth.bounding_box()
+        browser.mouse.down()
+        browser.mouse.move(place["x"] + 20, place["y"] + 30, steps=3)
+        browser.mouse.up()
+        assert shown(first) != {zoomed} and len(shown(first)) == 1
+        browser.keyboard.press("f")
+        assert shown(first) == {"0 0 64 48"}
+        assert not browser.problems
 
 
 def test_it_says_what_a_newcomer_needs(page):
@@ -154,9 +205,10 @@ def test_it_says_what_a_newcomer_needs(page):
         assert words in page.text, words
     # 6 foreground RoIs an image were logged; 5 annotated images hold 10 objects.
     assert "an object gets about 3.0 foreground RoIs, the mean that these runs logged" in page.text
-    pictures = [a for tag, a in page.tags if tag == "img" and a["src"].startswith("data:image/jpeg")]
-    assert len(pictures) == 3 * 4  # every picture for the ground truth and the three arms
-    assert "001.png" in pictures[0]["alt"]  # the image with the rare category first
+    panels = [a["aria-label"] for tag, a in page.tags if tag == "svg"]
+    assert len(panels) == 3 * 4  # every picture for the ground truth and the three arms
+    assert "001.png" in panels[0]  # the image with the rare category first
+    assert sum(tag == "image" for tag, _ in page.tags) == 3  # each picture is in the page once
     assert all(a.get("alt") for tag, a in page.tags if tag == "img")
 
 
@@ -231,6 +283,16 @@ def test_the_summary_shows_every_arm_in_one_picture(study, tmp_path):
     with pytest.raises(ReportError, match="at least one arm"):
         write_summary(tmp_path / "none.png", runs={}, train=train, val=val)
     assert not (tmp_path / "none.png").exists()
+
+
+def test_predictions_are_sorted_into_kinds_once(study, tmp_path, monkeypatch):
+    _, folders, train, val, _ = study
+    calls, once = [], runs.find_errors
+    monkeypatch.setattr(runs, "find_errors", lambda *words, **more: calls.append(words) or once(*words, **more))
+    shown = {"runs": runs.load_runs(folders, val), "train": train, "val": val}
+    write_report(tmp_path / "r.html", title="x", **shown)
+    write_summary(tmp_path / "s.png", **shown)
+    assert len(calls) == len(folders)
 
 
 def test_ap_against_the_length_of_training(study, tmp_path):

@@ -124,65 +124,19 @@ function render({ model, el }) {
   let url = null;
   let drawn = [];
   // What is looked at, and how: it stays from entry to entry; the place stays as long as the image does.
-  const look = { zoom: 1, x: 0.5, y: 0.5, image: null, byVerdict: false };
+  const look = { image: null, byVerdict: false };
+  const zoom = zoomable(root, () => ({ ...model.get("scene"), svgs: drawn.map(([svg]) => svg) }), place);
   const tone = (object) => (look.byVerdict ? object.verdict : object.group);
-  const tools = makeTools(root, { zoomBy, toObject, recolor: (on) => { look.byVerdict = on; draw(); }, link });
-
-  function frame() {
-    look.zoom = Math.min(Math.max(look.zoom, 1), 40);
-    const half = 0.5 / look.zoom;
-    look.x = Math.min(Math.max(look.x, half), 1 - half);
-    look.y = Math.min(Math.max(look.y, half), 1 - half);
-    for (const [svg, , { width, height }] of drawn) {
-      svg.setAttribute("viewBox", `${(look.x - half) * width} ${(look.y - half) * height} ${width / look.zoom} ${height / look.zoom}`);
-    }
-    place();
-  }
-
-  function zoomBy(factor, at = null) { // `at`: the point that stays where it is, 0..1
-    const before = look.zoom;
-    look.zoom = factor === 0 ? 1 : Math.min(Math.max(before * factor, 1), 40);
-    if (at) ["x", "y"].forEach((axis, i) => { look[axis] = at[i] + (look[axis] - at[i]) * (before / look.zoom); });
-    frame();
-  }
+  const tools = makeTools(root, { zoomBy: zoom.zoomBy, toObject, recolor: (on) => { look.byVerdict = on; draw(); }, link });
 
   function toObject() {
-    const { panels, width, height } = model.get("scene");
+    const { panels } = model.get("scene");
     const object = (panels || []).flatMap((panel) => panel.objects).find((one) => one.focus);
-    if (!object) return;
-    const [x, y, w, h] = object.box;
-    Object.assign(look, { x: (x + w / 2) / width, y: (y + h / 2) / height, zoom: 0.4 / Math.max(w / width, h / height, 0.01) });
-    frame();
+    if (object) zoom.toBox(object.box);
   }
 
   function link() {
     navigator.clipboard?.writeText(`${location.href.split("#")[0]}#${model.get("scene").entry}`);
-  }
-
-  const whereIn = (svg, event) => { // 0..1 of the image
-    const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
-    const { width, height } = model.get("scene");
-    return [point.x / width, point.y / height];
-  };
-
-  function pannable(svg) {
-    let start = null;
-    svg.addEventListener("wheel", (event) => {
-      if (!root.contains(document.activeElement)) return; // the page scrolls until the picture was clicked
-      event.preventDefault();
-      zoomBy(event.deltaY < 0 ? 1.25 : 0.8, whereIn(svg, event));
-    }, { passive: false });
-    svg.addEventListener("pointerdown", (event) => { start = { at: whereIn(svg, event), from: [event.clientX, event.clientY], moved: false }; });
-    svg.addEventListener("pointermove", (event) => {
-      if (!start || !event.buttons) return;
-      start.moved ||= Math.hypot(event.clientX - start.from[0], event.clientY - start.from[1]) > 4;
-      if (!start.moved || look.zoom === 1) return;
-      const now = whereIn(svg, event);
-      look.x += start.at[0] - now[0];
-      look.y += start.at[1] - now[1];
-      frame();
-    });
-    svg.addEventListener("click", (event) => { if (start?.moved) event.stopPropagation(); start = null; }, true);
   }
 
   function drawGrid(scene) {
@@ -207,7 +161,7 @@ function render({ model, el }) {
     if (!scene || !scene.panels) return;
     const panels = make("div", { class: "rio-panels" });
     root.append(panels, tools);
-    if (look.image !== scene.image) Object.assign(look, { image: scene.image, zoom: 1 });
+    if (look.image !== scene.image) { look.image = scene.image; zoom.look.zoom = 1; }
     if (url) URL.revokeObjectURL(url);
     const bytes = model.get("image");
     url = bytes && bytes.byteLength ? URL.createObjectURL(new Blob([bytes], { type: "image/jpeg" })) : null;
@@ -226,7 +180,7 @@ function render({ model, el }) {
       const objects = [...panel.objects].sort((a, b) => a.focus - b.focus || b.box[2] * b.box[3] - a.box[2] * a.box[3]);
       const select = (id) => model.send({ select: id, panel: panel.name });
       for (const object of objects) svg.append(drawObject(object, panel, scene.colors[tone(object)], select));
-      pannable(svg);
+      zoom.pannable(svg);
       if (panel.ghost) { // where the object in question is, in the panel that lacks it
         const [x, y, width, height] = panel.ghost;
         svg.append(make("svg:rect", { x, y, width, height, class: "rio-ghost rio-under" }));
@@ -236,7 +190,7 @@ function render({ model, el }) {
       panels.append(figure);
       drawn.push([svg, panel, scene]);
     }
-    frame();
+    zoom.frame();
   }
 
   function place() {
@@ -245,7 +199,7 @@ function render({ model, el }) {
 
   root.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "INPUT") return;
-    const by = STEPS[event.key], actions = { "+": () => zoomBy(1.5), "-": () => zoomBy(1 / 1.5), f: () => zoomBy(0), z: toObject };
+    const by = STEPS[event.key], actions = { "+": () => zoom.zoomBy(1.5), "-": () => zoom.zoomBy(1 / 1.5), f: () => zoom.zoomBy(0), z: toObject };
     if (by === undefined && !actions[event.key] && !/^\d$/.test(event.key)) return;
     event.preventDefault();
     event.stopPropagation();
