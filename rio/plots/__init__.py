@@ -31,7 +31,7 @@ _LATER = {
     "quality": "error_costs confusions",
     "curves": "study_curves",
     "studies": "arm_ap paired_differences",
-    "training": "loss_curves",
+    "training": "loss_curves over_seams seams_of",
     "objects": "draw_objects object_shapes outlines ZOOM_SCRIPT",
     "page": "inline_svg save_all",
 }

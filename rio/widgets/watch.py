@@ -51,7 +51,10 @@ class Watch(ipywidgets.VBox):
 
     def refresh(self) -> None:
         """Read the folders again and draw what is there."""
-        found = {name for run in self.runs.values() for name in run.metrics().select_dtypes("number")} - {"iteration"}
+        found = {name for run in self.runs.values() for name in run.metrics().select_dtypes("number")} - {
+            "iteration",
+            "resumed",
+        }
         options, chosen = sorted(found, key=lambda n: (FIRST.index(n) if n in FIRST else 99, n)), self.scalar.value
         if options and [*self.scalar.options] != options:
             self.scalar.options = options
@@ -59,10 +62,13 @@ class Watch(ipywidgets.VBox):
         self._draw()
 
     def _draw(self, _change: object = None) -> None:
-        columns = {}
+        columns, seams = {}, {}
         for name, run in self.runs.items():
             table, scalar = run.metrics(), self.scalar.value
             values = table.set_index("iteration")[scalar].dropna() if scalar in table else pd.Series(dtype=float)
+            seams[name] = plots.seams_of(table)
+            if self.smooth.value and "loss" in scalar:
+                values = plots.over_seams(values, seams[name])
             if self.smooth.value and len(values) > 50:
                 values = values.rolling(len(values) // 25, min_periods=1, center=True).median()
             columns[name] = values[values > 0] if self.logarithmic.value else values
@@ -78,6 +84,11 @@ class Watch(ipywidgets.VBox):
         log = self.logarithmic.value
         domain = [low / 1.15, high * 1.15] if log else [min(0, low), high + room]
         colors = (*plots.LINE_COLORS, "var(--ink)")
+        marks = [
+            {"at": int(at), "color": colors[i % len(colors)], "text": "resumed"}
+            for i, name in enumerate(table)
+            for at in seams[name]
+        ]
         series = [
             {"name": name, "kind": "line", "color": colors[i % len(colors)], "x": table.index.tolist(),
              "y": [None if np.isnan(v) else float(f"{v:.5g}") for v in table[name]]}
@@ -85,6 +96,6 @@ class Watch(ipywidgets.VBox):
         ]  # fmt: skip
         self.chart.spec = {
             "height": 300, "series": series, "names": [f"iteration {at:,}" for at in table.index.tolist()],
-            "x": {"domain": [0, max(int(table.index.max()), 1)], "label": "iteration"},
+            "x": {"domain": [0, max(int(table.index.max()), 1)], "label": "iteration", "marks": marks},
             "y": {"domain": domain, "label": str(self.scalar.value), "scale": "log" if log else "linear"},
         }  # fmt: skip

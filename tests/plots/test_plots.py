@@ -233,6 +233,26 @@ def test_loss_curves_skip_rows_of_the_evaluation_and_use_the_later_of_a_resume()
     assert one.get_xlim() == (0, 1)
 
 
+@pytest.mark.parametrize("seam", [120, 123])
+def test_a_falling_loss_makes_no_step_down_where_the_run_was_resumed(seam):
+    loss = 3 * np.exp(-np.arange(300) / 100)
+
+    def logged(begin):  # as detectron2 does: every 5 steps the median of the last 20, after a resume of those since
+        every = range(4, 300, 5)
+        return pd.Series([np.median(loss[max(k - 19, begin * (k >= begin)) : k + 1]) for k in every], every)
+
+    whole, resumed = logged(0), logged(seam)
+    before, after = (np.abs(values - whole).max() for values in (resumed, plots.over_seams(resumed, [seam])))
+    assert after < before / 1.9
+    table = pd.DataFrame({"iteration": resumed.index, "total_loss": resumed.to_numpy()})
+    table = pd.concat([table, pd.DataFrame([{"iteration": seam, "resumed": 1.0}])]).sort_values("iteration")
+    values, smooth = plots.loss_curves(table).lines[:2]
+    assert list(values.get_ydata()) == pytest.approx(resumed.tolist())  # as logged
+    steps = [np.diff(np.interp(range(100, 160), *line.get_data())) for line in (values, smooth)]
+    assert steps[1].min() > steps[0].min() / 1.5  # no step down
+    assert plots.over_seams(resumed, [0]).equals(resumed), "a run whose first rows are gone"
+
+
 # ------------------------------------------------------------------------------------------ objects
 
 

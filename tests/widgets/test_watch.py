@@ -43,6 +43,16 @@ def test_runs_side_by_side(tmp_path):
     assert curves(view) == {"a": [7.0], "b": [None]} and view.chart.spec["y"]["label"] == "bbox/APr"
 
 
+def test_a_resumed_run_is_marked_and_smoothed_over_the_seam(tmp_path):
+    log(tmp_path / "a", (4, {"total_loss": 4.0}), (10, {"resumed": 1.0}), (14, {"total_loss": 2.0}))
+    view = TrainingPanel("shapes/demo", tmp_path / "a").beside()
+    assert list(view.scalar.options) == ["total_loss"]
+    assert [(mark["at"], mark["text"]) for mark in view.chart.spec["x"]["marks"]] == [(10, "resumed")]
+    assert curves(view) == {"a": [4.0, 3.5]}  # the last 20 steps: 5 at 2.0, the others from before at 4.0
+    view.smooth.value = False
+    assert curves(view) == {"a": [4.0, 2.0]}
+
+
 def test_no_run_anywhere(tmp_path):
     view = TrainingPanel("shapes/demo", tmp_path / "a").beside()
     assert view.chart.spec == {} and "a: No run" in view.status.value

@@ -57,7 +57,7 @@ function ticks(axis, most = 6) {
   return out;
 }
 
-// Draws `spec` into `box`. spec: {height, x: {label, domain, scale, ticks: false}, y: {...}, diagonal,
+// Draws `spec` into `box`. spec: {height, x: {label, domain, scale, ticks: false, marks: [{at, color, text}]}, y: {...}, diagonal,
 //   series: [{name, kind: "bars"|"line"|"points", color, dash, x, y, low, high, groups, dim}], names: [...]}
 // Index i of every series is the same thing (a category); `names[i]` names it. A value of null is left out.
 // options: {selected, onHover(i) -> tooltip rows, onSelect(i)}. Returns {select(i)}.
@@ -76,6 +76,10 @@ function drawChart(box, spec, options = {}) {
   if (spec.x.ticks !== false) for (const value of ticks(spec.x, 8)) {
     if (spec.x.grid) root.append(shape("line", { x1: x(value), x2: x(value), y1: top, y2: height - bottom, class: "rio-grid" }));
     root.append(text(shown(value), x(value), height - bottom + 16, "middle"));
+  }
+  for (const { at, color, text: words } of spec.x.marks || []) {
+    root.append(shape("line", { x1: x(at), x2: x(at), y1: top, y2: height - bottom, class: "rio-diagonal", style: `stroke:${color}` }));
+    root.append(text(words, x(at) + 4, top + 9, "start"));
   }
   if (spec.x.label) root.append(text(spec.x.label, (left + width - right) / 2, height - 6, "middle"));
   if (spec.y.label) {
