@@ -6,7 +6,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from rio.data.load import load_annotations
-from rio.results.errors import KINDS, box_iou, find_errors, outcomes
+from rio.results.errors import KINDS, box_iou, find_errors, outcomes, verdicts, verdicts_of_objects
 from rio.results.evaluation import evaluate
 from rio.results.federated import JudgedPairs
 from rio.results.objects import objects_of, predictions_of, ranked_examples
@@ -171,6 +171,9 @@ def test_an_ignored_object_is_neither_found_nor_missed(load):
     assert kinds(frame) == ["correct", "unverified", "duplicate", "classification"]
     assert frame["annotation_id"].tolist() == [101, -1, 100, 102]
     assert outcomes(annotations, frame).to_dict() == {1: "correct"}
+    assert verdicts(frame, len(records)).tolist() == ["right", "open", "wrong", "wrong"]
+    assert verdicts_of_objects(annotations, frame, 0.5).tolist() == ["open", "right", "open"]
+    assert verdicts_of_objects(annotations, frame, 0.95).tolist() == ["open", "wrong", "open"]
     plain = load([(1, CAT, box(10), ignored), (1, DOG, box(100))], federated=False)  # COCO has no such key
     assert kinds(find_errors(plain, records[1:2])) == ["correct", "missed"]
 
