@@ -301,17 +301,13 @@ class Runs:
         groups = truth.frequency[truth.annotation_class]
         parts = []
         for key in self.folders:
-            threshold = self.thresholds[key] if score_threshold is None else score_threshold
-            rows = self.matches(key, threshold)
+            rows = self.matches(key, threshold := self.thresholds[key] if score_threshold is None else score_threshold)
             objects = pd.DataFrame({"frequency": groups[used], "kind": outcomes(truth, rows).to_numpy()})
             for part, table, kinds in (("objects", objects, OUTCOMES), ("predictions", rows, WRONG)):
                 index = pd.MultiIndex.from_product([GROUP_NAMES, kinds], names=["frequency", "kind"])
                 counts = table[["frequency", "kind"]].astype(str).value_counts().reindex(index, fill_value=0)
-                parts.append(
-                    counts.reset_index(name="count").assign(
-                        arm=self.title(key[0]), part=part, score_threshold=threshold
-                    )
-                )
+                counts = counts.reset_index(name="count").assign(arm=self.title(key[0]), part=part)
+                parts.append(counts.assign(score_threshold=threshold))
         table = pd.concat(parts).groupby(["arm", "frequency", "part", "kind"], sort=False).mean().reset_index()
         table["objects"] = table["frequency"].map(pd.Series(groups[used]).value_counts()).fillna(0).astype(int)
         table = table[table["objects"] > 0]
