@@ -47,6 +47,22 @@ def _quiet_libraries():
 
 
 @pytest.fixture
+def empty_folder(monkeypatch, tmp_path) -> Path:
+    """The working directory, where no data set is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """The cache's folder, not made yet; files count as old enough to trust their time stamps at once."""
+    monkeypatch.setenv("RIO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("rio.data.load.SETTLED_SECONDS", -1.0)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
 def command(capsys):
     """Function: what a command of `python -m rio` prints; `code` is its exit code, an error one message."""
     from rio.cli.parser import main

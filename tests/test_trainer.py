@@ -18,7 +18,7 @@ import yaml
 from rio.engine.errors import Interrupted, TrainingError, is_out_of_memory
 from rio.engine.setup import setup_training
 from rio.trainer import Trainer
-from tests.support.steps import differing, do_in, lines_of, train_until
+from tests.support.steps import differing, do_in, lines_of, stopped_and_resumed, train_until
 
 BANK = "roi_heads.box_predictor.memory_bank."
 
@@ -141,9 +141,7 @@ def test_telemetry_is_written_and_repeated_by_a_resumed_run(prepared, tmp_path):
     options = ["MODEL.RIO.WRITE_MAX_PER_OBJECT", 2, "MODEL.RIO.REPLAY_ABSENT_CLASSES", 1, "DATASETS.TEST", "()"]
     whole = prepared(tmp_path / "whole", *options, max_iter=20)
     whole.train()
-    train_until(prepared(tmp_path / "halves", *options, max_iter=20), 14)
-    halves = prepared(tmp_path / "halves", *options, max_iter=20, resume=True)
-    halves.train()
+    halves = stopped_and_resumed(prepared, tmp_path / "halves", *options, at=14, max_iter=20)
     assert not differing(whole.model.state_dict(), halves.model.state_dict())
     lines = [
         [{k: v for k, v in line.items() if k.startswith(("memory_bank/", "rois/"))} for line in lines_of(folder)]

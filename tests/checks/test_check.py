@@ -11,11 +11,7 @@ import pytest
 import rio
 from rio.cli.parser import main
 from rio.data.errors import AnnotationFileNotFoundError
-from tests.support.annotation_files import SQUARE, TRIANGLE, at, coco, lvis, write
-
-
-def obj(**changes: Any):
-    return at("annotations", 1, **changes)  # annotation 102 in image 3
+from tests.support.annotation_files import SQUARE, TRIANGLE, at, coco, lvis, obj, same_id, twice, write
 
 
 def kinds(report: Any) -> dict[str, tuple[str, int]]:
@@ -81,20 +77,8 @@ def boxes(*rows: list[float], **more: Any):
     return change
 
 
-def twice(name: str):
-    def change(data: dict[str, Any]) -> None:
-        data[name] += [{**record, "id": record["id"] + 1000} for record in data[name]]
-
-    return change
-
-
 def partly(data: dict[str, Any]) -> None:
     data["categories"][0]["frequency"] = "f"
-
-
-def same_id(data: dict[str, Any]) -> None:
-    for annotation in data["annotations"]:
-        annotation["id"] = 1
 
 
 # what, change, kind, level, count

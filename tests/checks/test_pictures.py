@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 
 import rio
 from tests.support.annotation_files import coco, write
@@ -53,42 +53,30 @@ def large(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:20_000])
 
 
-BROKEN = {
-    "cut off": (cut, "truncated"),
-    "half of a large one": (large, "truncated"),
-    "empty": (lambda path: path.write_bytes(b""), "cannot identify"),
-    "a page of an error": (lambda path: path.write_text("<html>404</html>"), "cannot identify"),
-    "grey values of 16 bits": (lambda path: Image.new("I;16", (64, 48)).save(path, "PNG"), "16 or 32 bits"),
-}  # fmt: skip
+# what, change, what is found, its words
+WRONG = [
+    ("cut off", cut, "picture_unreadable", "truncated"),
+    ("half of a large one", large, "picture_unreadable", "truncated"),
+    ("empty", lambda p: p.write_bytes(b""), "picture_unreadable", "cannot identify"),
+    ("a page of an error", lambda p: p.write_text("<html>404</html>"), "picture_unreadable", "cannot identify"),
+    ("16-bit grey", lambda p: Image.new("I;16", (64, 48)).save(p, "PNG"), "picture_unreadable", "16 or 32 bits"),
+    ("swapped", lambda p: picture(0, (48, 64)).save(p), "picture_size", "the picture has 48 x 64: they are swapped"),
+    ("turned by EXIF", lambda p: picture(0, (64, 48)).save(p, exif=TURNED), "picture_size", "48 x 64 once it is"),
+    ("resized", lambda p: picture(0, (128, 96)).save(p), "picture_size", "128 x 96, 2 times as many: it was resized"),
+    ("of another picture", lambda p: picture(0, (50, 90)).save(p), "picture_size", "the picture has 50 x 90"),
+]  # fmt: skip
 
 
 def test_sound_pictures(tmp_path, root):
     assert not found(tmp_path, root)
 
 
-@pytest.mark.parametrize("kind", BROKEN)
-def test_pictures_that_training_would_stop_at(tmp_path, root, kind):
-    change, words = BROKEN[kind]
+@pytest.mark.parametrize(("change", "kind", "words"), [row[1:] for row in WRONG], ids=[row[0] for row in WRONG])
+def test_pictures_that_training_would_stop_at(tmp_path, root, change, kind, words):
     change(root / "a.jpg")
     (finding,) = found(tmp_path, root).values()
-    assert (finding.kind, finding.level, finding.count) == ("picture_unreadable", "error", 1)
+    assert (finding.kind, finding.level, finding.count) == (kind, "error", 1)
     assert finding.examples[0][0] == "image 3 (a.jpg)" and words in finding.examples[0][2]
-
-
-SHAPES = {
-    "swapped": (lambda p: picture(0, (48, 64)).save(p), "64 x 48 px, the picture has 48 x 64: they are swapped"),
-    "turned by EXIF": (lambda p: picture(0, (64, 48)).save(p, exif=TURNED), "48 x 64 once it is turned as its EXIF"),
-    "resized": (lambda p: picture(0, (128, 96)).save(p), "128 x 96, 2 times as many: it was resized"),
-    "of another picture": (lambda p: picture(0, (50, 90)).save(p), "64 x 48 px, the picture has 50 x 90"),
-}
-
-
-@pytest.mark.parametrize("kind", SHAPES)
-def test_pictures_of_another_size(tmp_path, root, kind):
-    change, words = SHAPES[kind]
-    change(root / "a.jpg")
-    (finding,) = found(tmp_path, root).values()
-    assert finding.kind == "picture_size" and words in finding.examples[0][2]
 
 
 def test_a_picture_turned_by_exif_whose_size_is_the_shown_one_is_sound(tmp_path, root):
@@ -116,19 +104,13 @@ def test_a_folder_that_is_not_there(tmp_path):
     assert findings["missing_image"].count == 2 and findings["image_folder"].level == "error"
 
 
+# how a picture of the training set comes into the other: as what it is found
 LEAKS = {
-    "a copy": (lambda source, target: shutil.copy(source, target), "picture_in_train"),
-    "a copy under another name": (lambda source, target: shutil.copy(source, target), "picture_in_train"),
-    "written again": (lambda source, target: Image.open(source).save(target, quality=60), "picture_like_train"),
-    "smaller": (lambda source, target: Image.open(source).resize((64, 48)).save(target), "picture_like_train"),
-    "brighter": (
-        lambda source, target: ImageEnhance.Brightness(Image.open(source)).enhance(1.2).save(target),
-        "picture_like_train",
-    ),
-    "mirrored": (
-        lambda source, target: Image.open(source).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(target),
-        "picture_like_train",
-    ),
+    "a copy": (lambda picture, target: shutil.copy(picture.filename, target), "picture_in_train"),
+    "written again": (lambda picture, target: picture.save(target, quality=60), "picture_like_train"),
+    "smaller": (lambda picture, target: picture.resize((64, 48)).save(target), "picture_like_train"),
+    "brighter": (lambda p, target: ImageEnhance.Brightness(p).enhance(1.2).save(target), "picture_like_train"),
+    "mirrored": (lambda p, target: ImageOps.mirror(p).save(target), "picture_like_train"),
 }
 
 
@@ -138,7 +120,7 @@ def test_pictures_of_the_training_set(tmp_path, root, kind):
     train = draw(tmp_path / "train", first=10)
     reference = {"train": write(tmp_path / "train.json", coco()), "train_images": train}
     assert not found(tmp_path, root, **reference)
-    change(root / "b.jpg", train / "a.jpg")
+    change(Image.open(root / "b.jpg"), train / "a.jpg")
     size = Image.open(train / "a.jpg").size
     data = coco()
     data["images"][1] |= dict(zip(("width", "height"), size, strict=True))

@@ -13,7 +13,7 @@ from rio.cli.parser import main
 from rio.data.errors import AnnotationError
 from rio.data.load import load_annotations
 from tests.data.test_repairs import SAME, text_ids
-from tests.support.annotation_files import SQUARE, at, coco, lvis, write
+from tests.support.annotation_files import SQUARE, at, coco, lvis, same_id, twice, with_root, write
 
 
 def repaired(folder: Path, data: Any, **options: Any) -> tuple[Any, Any]:
@@ -59,25 +59,10 @@ def test_ids_that_are_text_get_numbers_and_are_kept(tmp_path):
     assert not rio.check(tmp_path / "fixed.json").exit_code
 
 
-def repeated(data: dict[str, Any]) -> None:
-    for annotation in data["annotations"]:
-        annotation["id"] = 4
-
-
-def root(data: dict[str, Any]) -> None:
-    for category in data["categories"]:
-        category["supercategory"] = "things"
-    data["categories"].insert(0, {"id": 0, "name": "things", "supercategory": "none"})
-
-
 def box_only(data: dict[str, Any]) -> None:
     for annotation in data["annotations"]:
         del annotation["segmentation"]
     data["annotations"][0]["area"] = 0.0
-
-
-def twice(data: dict[str, Any]) -> None:
-    data["annotations"] += [annotation | {"id": annotation["id"] + 9} for annotation in data["annotations"]]
 
 
 def image_twice(data: dict[str, Any]) -> None:
@@ -101,11 +86,11 @@ ALSO = [
     ("area 0", at("annotations", 0, area=0), {"area_zero": 1}, lambda f: 140 < areas(f)[0] < 160),
     ("area 0 of a box", box_only, {"area_zero": 1}, lambda f: areas(f)[0] == 300),
     ("area null", at("annotations", 2, area=None), {"area_zero": 1}, lambda f: areas(f)[2] == 100),
-    ("ids repeated", repeated, {"duplicate_annotation_id": 3}, lambda f: ids(f) == [4, 5, 6, 7]),
+    ("ids repeated", same_id, {"duplicate_annotation_id": 3}, lambda f: ids(f) == [1, 2, 3, 4]),
     ("objects twice", lambda d: d.update(annotations=d["annotations"] * 2), TWINS, lambda f: len(ids(f)) == 4),
-    ("objects twice, under new ids", twice, TWINS, lambda f: len(ids(f)) == 4),
+    ("objects twice, under new ids", twice("annotations"), TWINS, lambda f: len(ids(f)) == 4),
     ("an image twice", image_twice, {"duplicate_image_id": 1}, lambda f: ids(f, "images") == [7, 3]),
-    ("the root category", root, {"root_category": 1}, lambda f: ids(f, "categories") == [90, 5, 11]),
+    ("the root category", with_root, {"root_category": 1}, lambda f: ids(f, "categories") == [90, 5, 11]),
     ("a byte-order mark", lambda d: "\ufeff" + json.dumps(d), {}, lambda f: f == coco()),
 ]  # fmt: skip
 

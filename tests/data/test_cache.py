@@ -19,16 +19,7 @@ from rio.data import load as module
 from rio.data.annotations import Annotations
 from rio.data.errors import AnnotationError, AnnotationFileNotFoundError
 from rio.data.load import cache_folder, load_annotations
-from tests.support.annotation_files import assert_equal_columns, coco, lvis, many, masks_of, write
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache folder; files count as old enough to trust their time stamps at once."""
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("RIO_CACHE", str(folder))
-    monkeypatch.setattr(module, "SETTLED_SECONDS", -1.0)
-    return folder
+from tests.support.annotation_files import assert_equal_columns, coco, lvis, many, masks_of, touch, write
 
 
 def entries(folder: Path) -> list[Path]:
@@ -141,10 +132,7 @@ def test_entries_by_what_was_asked(tmp_path, cache, monkeypatch):
 
 def test_missing_images_are_looked_for_behind_the_cache(tmp_path, cache):
     path = write(tmp_path / "set.json", coco())
-    images = tmp_path / "images"
-    images.mkdir()
-    for name in ("a.jpg", "b.jpg"):
-        (images / name).touch()
+    images = touch(tmp_path / "images", "a.jpg", "b.jpg")
     kwargs = {"image_root": images, "check_images": True, "cache": True}
     assert load_annotations(path, **kwargs).num_images == 2 == load_annotations(path, **kwargs).num_images
     (images / "b.jpg").unlink()

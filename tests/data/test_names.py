@@ -9,24 +9,19 @@ import pytest
 from rio.data.errors import AnnotationError
 from rio.data.names import SHAPES, DatasetNameError, DatasetNotFoundError, annotations_of, browse, find_datasets
 from rio.shapes import dataset, spec
-from tests.support.annotation_files import coco, lvis, make_lvis, write
+from tests.support.annotation_files import coco, lvis, make_lvis, touch, write
 
 
 @pytest.fixture
-def folder(monkeypatch, tmp_path) -> Path:
-    """An empty working directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
-    return tmp_path
+def folder(empty_folder) -> Path:
+    return empty_folder
 
 
 @pytest.fixture
 def own(folder) -> str:
     """The name of a data set given by path: the small COCO file and an image for each of its records."""
     write(folder / "set.json", coco())
-    (folder / "pictures").mkdir()
-    for name in ("a.jpg", "b.jpg"):
-        (folder / "pictures" / name).touch()
+    touch(folder / "pictures", "a.jpg", "b.jpg")
     return "set.json@pictures"
 
 
@@ -137,10 +132,7 @@ def test_lvis_below_detectron2s_folder(folder, monkeypatch, name):
     (folder / "data" / "coco" / "train2017").mkdir(parents=True)
     with pytest.raises(AnnotationError, match=r"image 3.*\(1 more like it\)"):
         annotations_of(name, check_images=True)
-    for file_name in found.file_names:
-        path = folder / "data" / "coco" / file_name
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
+    touch(folder / "data" / "coco", *found.file_names)
     assert annotations_of(name, check_images=True) is found
 
 

@@ -11,13 +11,21 @@ import pytest
 from rio.data.annotations import Annotations, check_same_categories
 from rio.data.errors import AnnotationError
 from rio.data.names import annotations_of, repairs
-from tests.support.annotation_files import SQUARE, TRIANGLE, at, coco, lvis, masks_of, write
+from tests.support.annotation_files import (
+    SQUARE,
+    TRIANGLE,
+    at,
+    coco,
+    lvis,
+    masks_of,
+    obj,
+    same_id,
+    touch,
+    with_root,
+    write,
+)
 
 FRAME = [10.0, 10.0, 50.0, 10.0, 50.0, 30.0, 10.0, 30.0]  # of annotation 102's box
-
-
-def obj(**changes: Any):
-    return at("annotations", 1, **changes)  # annotation 102 in image 3
 
 
 def rle(size: list[float], counts: list[float]):
@@ -172,8 +180,7 @@ def test_ids_that_are_text_are_numbered_and_kept(load, make):
 
 def test_repeated_annotation_ids_get_new_ones_where_records_may_go(load):
     data = coco()
-    for annotation in data["annotations"]:
-        annotation["id"] = 1
+    same_id(data)
     with pytest.raises(AnnotationError, match=r"annotation 1 .*1 twice \(2 more like it\)"):
         load(data)
     found = load(data, on_error="skip")
@@ -181,31 +188,21 @@ def test_repeated_annotation_ids_get_new_ones_where_records_may_go(load):
     assert (found.repaired[0].kind, found.repaired[0].count) == ("duplicate_annotation_id", 3)
 
 
-def exported(first: dict[str, Any]) -> dict[str, Any]:
-    """With the category that exporters put first."""
-    data = coco()
-    data["categories"] = [first, *({**category, "supercategory": "animals"} for category in data["categories"])]
-    return data
-
-
 def test_the_root_category_of_exporters_is_no_class(load):
-    found = load(exported({"id": 0, "name": "animals", "supercategory": "none"}))
+    data, beasts = coco(), coco()
+    with_root(data)
+    found = load(data)
     assert found.category_ids.tolist() == [5, 11, 90] and found.skipped_counts() == {"root_category": 1}
-    data = exported({"id": 0, "name": "animals", "supercategory": "none"})
     data["annotations"][0]["category_id"] = 0  # it has an object: a class
     assert load(data).num_classes == 4
-    assert load(exported({"id": 0, "name": "beasts", "supercategory": "animals"})).num_classes == 4
-    assert load(coco()).num_classes == 3
+    with_root(beasts, name="beasts", supercategory="animals")
+    assert load(beasts).num_classes == 4 and load(coco()).num_classes == 3
 
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """a.jpg and b.jpg in a folder."""
-    folder = tmp_path / "project" / "train"
-    folder.mkdir(parents=True)
-    for name in ("a.jpg", "b.jpg"):
-        (folder / name).touch()
-    return folder
+    return touch(tmp_path / "project" / "train", "a.jpg", "b.jpg")
 
 
 SPELLED = {
@@ -224,9 +221,7 @@ SPELLED = {
 
 @pytest.mark.parametrize("kind", SPELLED)
 def test_file_names_in_other_spellings(load, pictures, kind):
-    (pictures / "sub").mkdir()
-    for name in ("sub/b.jpg", "sub/B 1.jpg", "\u00e9.jpg"):
-        (pictures / name).touch()
+    touch(pictures, "sub/b.jpg", "sub/B 1.jpg", "\u00e9.jpg")
     name, meant = SPELLED[kind]
     data = coco()
     data["images"][0]["file_name"] = name.format(root=pictures)
@@ -236,8 +231,7 @@ def test_file_names_in_other_spellings(load, pictures, kind):
 
 
 def test_a_name_that_could_be_two_files_is_not_guessed(load, pictures):
-    for name in ("c.JPG", "C.jpg"):
-        (pictures / name).touch()
+    touch(pictures, "c.JPG", "C.jpg")
     data = coco()
     data["images"][0]["file_name"] = "c.jpg"
     with pytest.raises(AnnotationError, match=r"none at .*c\.jpg"):

@@ -9,11 +9,7 @@ import pytest
 
 from rio.data.errors import AnnotationError
 from rio.data.rules import missing_images, require_images
-from tests.support.annotation_files import SQUARE, TRIANGLE, at, coco, lvis
-
-
-def obj(**changes: Any):
-    return at("annotations", 1, **changes)  # annotation 102 in image 3
+from tests.support.annotation_files import SQUARE, TRIANGLE, at, coco, lvis, obj, touch
 
 
 def rle(size: list[int], counts: Any):
@@ -212,10 +208,7 @@ def test_an_image_that_is_no_file_is_found_before_training(load, tmp_path, how):
 def test_missing_images(load, tmp_path, many):
     data = coco()
     data["images"] += [{"id": 100 + i, "width": 9, "height": 9, "file_name": f"more/{i}.jpg"} for i in range(many)]
-    root = tmp_path / "images"
-    (root / "more").mkdir(parents=True)
-    for name in ["a.jpg", *(f"more/{i}.jpg" for i in range(many))]:
-        (root / name).touch()
+    root = touch(tmp_path / "images", "a.jpg", *(f"more/{i}.jpg" for i in range(many)))
     for name, target in (
         {5: None, 6: "7.jpg", 8: "8.jpg"}.items() if many else ()
     ):  # a link is a file; a loop, a folder are not

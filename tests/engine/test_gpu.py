@@ -14,7 +14,7 @@ from rio.losses import LOSSES
 from tests.support import tiny_shapes
 from tests.support.bank import make, rows
 from tests.support.pretend_cuda import pretend_cuda
-from tests.support.steps import differing, lines_of, train_until
+from tests.support.steps import differing, lines_of, stopped_and_resumed
 
 NO_TEST = ("DATASETS.TEST", "()")
 AMP = ("SOLVER.AMP.ENABLED", True)
@@ -103,10 +103,7 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(gpu, prepared, tmp_pa
     options = [*NO_TEST, *AMP]
     straight = prepared(tmp_path / "straight", *options, max_iter=3)
     straight.train()
-    train_until(prepared(tmp_path / "run", *options, max_iter=3), 1)
-    second = prepared(tmp_path / "run", *options, resume=True, max_iter=3)
-    assert second.start_iter == 2
-    second.train()
+    second = stopped_and_resumed(prepared, tmp_path / "run", *options, at=1, max_iter=3)
     assert not differing(second.model.state_dict(), straight.model.state_dict())
     saved = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)
     assert all(type(value) is torch.Tensor and not value.is_cuda for value in saved["model"].values())

@@ -29,10 +29,8 @@ from tests.support.annotation_files import SQUARE, TRIANGLE, coco, lvis, make_lv
 
 
 @pytest.fixture
-def catalogs(monkeypatch, tmp_path):
-    """Run in an empty folder, and leave detectron2's catalogs and our caches as they were."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+def catalogs(empty_folder):
+    """Leave detectron2's catalogs as they were."""
     before = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
     yield
     DatasetCatalog.data, MetadataCatalog.data = before
@@ -211,16 +209,8 @@ def test_records_equal_detectron2s_on_lvis(shared_dir, catalogs, tmp_path):
     assert like_load_lvis_json(ours, load_lvis_json(str(path), os.path.join("datasets", "coco/"), None))
 
 
-@pytest.fixture
-def tiny_cache(monkeypatch, tmp_path):
-    """Any file is cached, large or small, and its columns mapped."""
-    monkeypatch.setenv("RIO_CACHE", str(tmp_path / "cache"))
+def test_records_equal_detectron2s_on_a_file_like_lvis_v1(catalogs, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(rio.data.load, "CACHE_MIN_BYTES", 0)
-    monkeypatch.setattr(rio.data.load, "SETTLED_SECONDS", -1.0)
-    return tmp_path / "cache"
-
-
-def test_records_equal_detectron2s_on_a_file_like_lvis_v1(catalogs, tiny_cache, tmp_path):
     # Several pieces of the file, images in no order, polygons of LVIS's lengths.
     tail = lvis_size.log_linear_tail()
     path, again = (lvis_size.generate(tmp_path / f"{n}.json", scale=0.002, tail=tail) for n in "ab")
@@ -229,13 +219,14 @@ def test_records_equal_detectron2s_on_a_file_like_lvis_v1(catalogs, tiny_cache, 
     for _ in range(2):
         annotations = load_annotations(path, image_root="images/")
         assert like_load_lvis_json(records(annotations), theirs)
-    assert isinstance(annotations.mask_json.base, np.memmap) and len(list(tiny_cache.glob("*-v*"))) == 1
+    assert isinstance(annotations.mask_json.base, np.memmap) and len(list(cache.glob("*-v*"))) == 1
     counts = {category["id"]: category for category in json.loads(path.read_text())["categories"]}
     assert annotations.image_count.tolist() == [counts[k]["image_count"] for k in sorted(counts)]
     assert annotations.instance_count.tolist() == [counts[k]["instance_count"] for k in sorted(counts)]
 
 
-def test_loader_workers_read_the_cached_columns(catalogs, tiny_cache, tmp_path):
+def test_loader_workers_read_the_cached_columns(catalogs, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(rio.data.load, "CACHE_MIN_BYTES", 0)
     path = lvis_size.generate(tmp_path / "train.json", scale=0.0005, tail=lvis_size.log_linear_tail())
     load_annotations(path, image_root="images")
     ours = records(load_annotations(path, image_root="images"))

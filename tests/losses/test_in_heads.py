@@ -10,7 +10,7 @@ from rio.engine.weights import CheckpointError, load_weights
 from rio.losses import LOSSES
 from rio.roi_heads import RIOFastRCNNOutputLayers
 from tests.engine.test_distributed import first_half, load, run, train_words
-from tests.support.steps import train_until
+from tests.support.steps import stopped_and_resumed
 from tests.test_roi_heads import assert_finite, batch, build, equal, make_cfg, spied, train_steps
 
 COUNTS = {"IMAGE_COUNT": [90, 3, 200, 20, 1], "INSTANCE_COUNT": [200, 4, 2000, 20, 1], "NUM_IMAGES": 1000}
@@ -143,12 +143,8 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(name, prepared, tmp_p
     options = ["MODEL.RIO.CLS_LOSS", name, "MODEL.RIO.CLASSIFIER", "linear", "DATASETS.TEST", "()"]
     straight = prepared(tmp_path / "straight", *options, max_iter=4)
     straight.train()
-    train_until(prepared(tmp_path / "run", *options, max_iter=4), 1)
-    second = prepared(tmp_path / "run", *options, resume=True, max_iter=4)
-    assert second.start_iter == 2
-    second.train()
-    ours, theirs = second.model.state_dict(), straight.model.state_dict()
-    assert equal(ours, theirs)
+    second = stopped_and_resumed(prepared, tmp_path / "run", *options, at=1, max_iter=4)
+    assert equal(second.model.state_dict(), straight.model.state_dict())
     stored = load_config(tmp_path / "run" / "config.yaml").MODEL.RIO
     assert len(stored.IMAGE_COUNT) == len(stored.INSTANCE_COUNT) == 6 and stored.NUM_IMAGES > 0
 

@@ -16,7 +16,7 @@ from rio.results.evaluation import METRICS, Evaluation, evaluate
 from rio.results.official import numpy_float
 from rio.results.reading import ResultsError
 from tests.support.annotation_files import write
-from tests.support.evaluations import assert_identical, official, random_ground_truth, random_results
+from tests.support.evaluations import assert_identical, official, random_ground_truth, random_results, without_boxes
 from tests.support.finished_runs import FOUND, invented
 from tests.support.result_files import GOOD, MASK, category, coco_file, image, prediction, rle, thing
 
@@ -44,7 +44,7 @@ def test_random_cases_are_bit_identical(seed, tmp_path):
     ground_truth = random_ground_truth(rng)
     records = random_results(rng, ground_truth)
     if seed > 6:
-        records = [{k: v for k, v in record.items() if k != "bbox"} for record in records]
+        records = without_boxes(records)
     path = write(tmp_path / "gt.json", ground_truth)
     max_dets = (300, 8, -1)[seed % 3]  # 8: the cap bites in many images
     for backend in ("lvis", "hotcoco"):
@@ -62,7 +62,7 @@ def test_masks_compared_while_a_file_is_read_are_bit_identical(boxes, library, t
         ground_truth["annotations"].append(twin)
     records = random_results(rng, ground_truth)
     if not boxes:
-        records = [{k: v for k, v in r.items() if k != "bbox"} for r in records]
+        records = without_boxes(records)
     path, results = write(tmp_path / "gt.json", ground_truth), write(tmp_path / "dt.json", records)
     monkeypatch.setattr(reading, "PIECE_BYTES", 700)
     monkeypatch.setattr(matching, "PAIRS_FOR_C", 0 if library == "pycocotools" else 10**9)

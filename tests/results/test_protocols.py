@@ -16,16 +16,13 @@ from rio.results.evaluation import evaluate
 from rio.results.protocols import PROTOCOLS
 from rio.results.reading import load_results
 from tests.support.annotation_files import write
-from tests.support.evaluations import assert_identical, official, random_ground_truth, random_results
+from tests.support.evaluations import assert_identical, official, random_ground_truth, random_results, without_boxes
 from tests.support.result_files import GOOD, category, coco_file, image, prediction, rle, thing
 
 
 def pycocotools_says(path, records, iou_type):
     """From file to numbers, nothing of ours in between: precision (T, R, K, A), the metrics in 0..1."""
-    records = copy.deepcopy(records)
-    if iou_type == "segm":
-        for record in records:
-            record.pop("bbox", None)  # else it takes w * h for a mask's area
+    records = without_boxes(records) if iou_type == "segm" else copy.deepcopy(records)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(path))
         run = COCOeval(truth, truth.loadRes(records), iou_type)
@@ -52,7 +49,7 @@ def test_coco_is_pycocotools_to_the_bit(seed, tmp_path):
         a["iscrowd"] = int(rng.random() < 0.3)
     records = random_results(rng, truth, per_image=(30, 1500, 30, 30)[seed])  # 1500: the cap of 100 bites
     if seed == 2:
-        records = [{k: v for k, v in record.items() if k != "bbox"} for record in records]
+        records = without_boxes(records)
     path, results = write(tmp_path / "gt.json", truth), write(tmp_path / "dt.json", records)
     for backend in PROTOCOLS["coco"].backends:
         result = evaluate(path, results, protocol="coco", backend=backend)

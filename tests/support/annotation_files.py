@@ -25,22 +25,15 @@ COCO: dict[str, Any] = {
         {"id": 11, "name": "mug"},
     ],
     "annotations": [
-        {
-            "id": 101, "image_id": 7, "category_id": 90, "bbox": [10, 10, 20, 15], "area": 150.0,
-            "iscrowd": 0, "segmentation": [TRIANGLE],
-        },
-        {
-            "id": 102, "image_id": 3, "category_id": 5, "bbox": [10, 10, 40, 20], "area": 250.0, "iscrowd": 0,
-            "segmentation": [TRIANGLE, SQUARE],
-        },
-        {
-            "id": 100, "image_id": 7, "category_id": 90, "bbox": [40, 20, 10, 10], "iscrowd": 0,
-            "segmentation": [SQUARE],
-        },
-        {  # 100 x 50 px, column by column: 4,990 px background, 10 px object
-            "id": 99, "image_id": 7, "category_id": 5, "bbox": [99, 40, 1, 10], "area": 10.0, "iscrowd": 1,
-            "segmentation": {"size": [50, 100], "counts": [4990, 10]},
-        },
+        {"id": 101, "image_id": 7, "category_id": 90, "bbox": [10, 10, 20, 15], "area": 150.0,
+         "iscrowd": 0, "segmentation": [TRIANGLE]},
+        {"id": 102, "image_id": 3, "category_id": 5, "bbox": [10, 10, 40, 20], "area": 250.0,
+         "iscrowd": 0, "segmentation": [TRIANGLE, SQUARE]},
+        {"id": 100, "image_id": 7, "category_id": 90, "bbox": [40, 20, 10, 10],
+         "iscrowd": 0, "segmentation": [SQUARE]},
+        # 100 x 50 px, column by column: 4,990 px background, 10 px object
+        {"id": 99, "image_id": 7, "category_id": 5, "bbox": [99, 40, 1, 10], "area": 10.0,
+         "iscrowd": 1, "segmentation": {"size": [50, 100], "counts": [4990, 10]}},
     ],
 }  # fmt: skip
 
@@ -83,6 +76,37 @@ def at(list_name: str, position: int, **changes: Any) -> Callable[[dict[str, Any
                 data[list_name][position][key] = value
 
     return change
+
+
+def obj(**changes: Any) -> Callable[[dict[str, Any]], None]:
+    """Change annotation 102, in image 3."""
+    return at("annotations", 1, **changes)
+
+
+def same_id(data: dict[str, Any]) -> None:
+    """As exporters repeat ids: all annotations have 1."""
+    for annotation in data["annotations"]:
+        annotation["id"] = 1
+
+
+def with_root(data: dict[str, Any], **changes: Any) -> None:
+    """The category that exporters put first."""
+    for category in data["categories"]:
+        category["supercategory"] = "animals"
+    data["categories"].insert(0, {"id": 0, "name": "animals", "supercategory": "none", **changes})
+
+
+def twice(name: str) -> Callable[[dict[str, Any]], None]:
+    """All records of a list once more, under new ids."""
+    return lambda data: data[name].extend([record | {"id": record["id"] + 1000} for record in data[name]])
+
+
+def touch(folder: Path, *names: str) -> Path:
+    """The folder, with empty files in place of pictures."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
 
 
 def many(number: int, seed: int = 0) -> dict[str, Any]:

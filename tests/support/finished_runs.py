@@ -27,19 +27,7 @@ def make(
     root: Path, data: Path, *, arms: tuple[str, ...] = ("none", "rfs", "rio"), seeds: tuple[int, ...] = (1,),
     masks: bool = True, train_name: str | None = None, test_name: str | None = None,
 ) -> Path:  # fmt: skip
-    """A study's output: ROOT/ARM-seedS for every arm and seed.
-
-    Args:
-        root: where to.
-        data: a drawn data set: train.json, val.json, train/, val/.
-        arms: of `FOUND`.
-        seeds: of the invented predictions.
-        masks: give the predictions masks.
-        train_name, test_name: how the configs name the data; None: by path.
-
-    Returns:
-        root.
-    """
+    """A study's output, ROOT/ARM-seedS, on a drawn data set, which the configs name by its path or as is said here."""
     train, val = load_annotations(data / "train.json"), load_annotations(data / "val.json")
     for arm in arms:
         for seed in seeds:

@@ -33,6 +33,15 @@ def train_until(run: Trainer, iteration: int) -> Interrupted:
     return stopped.value
 
 
+def stopped_and_resumed(prepared: Callable, folder: Path, *options: object, at: int, max_iter: int) -> Trainer:
+    """A run to its end, which Ctrl-C has stopped in an iteration in between."""
+    train_until(prepared(folder, *options, max_iter=max_iter), at)
+    run = prepared(folder, *options, resume=True, max_iter=max_iter)
+    assert run.start_iter == at + 1
+    run.train()
+    return run
+
+
 def lines_of(folder: Path | str) -> list[dict]:
     """What a run has logged in metrics.json."""
     return [json.loads(line) for line in Path(folder, "metrics.json").read_text().splitlines()]
