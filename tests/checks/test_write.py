@@ -1,6 +1,7 @@
 """A repaired copy: what has one right answer, every change listed; the rest, and the input, as they were."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,6 @@ def box_only(data: dict[str, Any]) -> None:
     data["annotations"][0]["area"] = 0.0
 
 
-def image_twice(data: dict[str, Any]) -> None:
-    data["images"].append(data["images"][0])
-
-
 def areas(data: dict[str, Any]) -> list[float]:
     return [annotation.get("area") for annotation in data["annotations"]]
 
@@ -78,7 +75,7 @@ def ids(data: dict[str, Any], key: str = "annotations") -> list[int]:
 
 
 NANS = {"nan": 1, "area_zero": 1}
-TWINS = {"box_twice": 4}
+TWINS, DOUBLED = {"box_twice": 4}, {"duplicate_image_id": 1}
 # what, change, how many changes of which kind, what holds of the copy
 ALSO = [
     ("NaN", lambda d: json.dumps(d).replace("250.0", "NaN"), NANS, lambda f: areas(f)[1] > 200),
@@ -89,7 +86,7 @@ ALSO = [
     ("ids repeated", same_id, {"duplicate_annotation_id": 3}, lambda f: ids(f) == [1, 2, 3, 4]),
     ("objects twice", lambda d: d.update(annotations=d["annotations"] * 2), TWINS, lambda f: len(ids(f)) == 4),
     ("objects twice, under new ids", twice("annotations"), TWINS, lambda f: len(ids(f)) == 4),
-    ("an image twice", image_twice, {"duplicate_image_id": 1}, lambda f: ids(f, "images") == [7, 3]),
+    ("an image twice", lambda d: d["images"].append(d["images"][0]), DOUBLED, lambda f: ids(f, "images") == [7, 3]),
     ("the root category", with_root, {"root_category": 1}, lambda f: ids(f, "categories") == [90, 5, 11]),
     ("a byte-order mark", lambda d: "\ufeff" + json.dumps(d), {}, lambda f: f == coco()),
 ]  # fmt: skip
@@ -100,23 +97,18 @@ def test_what_has_one_right_answer(tmp_path, change, kinds, holds):
     data = coco()
     text = change(data)
     report, fixed = repaired(tmp_path, text if isinstance(text, str) else data)
-    counts: dict[str, int] = {}
-    for _, one in report.changes:
-        counts[one.kind] = counts.get(one.kind, 0) + 1
-    assert counts == kinds and holds(fixed) and not rio.check(tmp_path / "fixed.json").exit_code
+    assert Counter(change.kind for _, change in report.changes) == kinds
+    assert holds(fixed) and not rio.check(tmp_path / "fixed.json").exit_code
 
 
-def alike(data: dict[str, Any]) -> None:
-    data["annotations"].append(data["annotations"][0] | {"id": 7, "attributes": {"occluded": True}})
-
-
+ALIKE = {"id": 7, "attributes": {"occluded": True}}
 LEFT = {
     "unknown category": (at("annotations", 0, category_id=6), "unknown_category"),
     "negative box": (at("annotations", 0, bbox=[9, 9, -5, 5]), "negative_box"),
     "a box that sticks out": (at("annotations", 0, bbox=[90, 10, 20, 15]), "box_clipped"),
     "no mask among masks": (at("annotations", 0, segmentation=[]), "no_segmentation"),
     "name twice": (at("categories", 0, name="mug"), "duplicate_category_name"),
-    "two objects alike but for a key": (alike, "box_twice"),
+    "two objects alike but for a key": (lambda d: d["annotations"].append(d["annotations"][0] | ALIKE), "box_twice"),
     "a record that is none": (lambda d: d["annotations"].append([1, 2]), "type"),
 }  # fmt: skip
 

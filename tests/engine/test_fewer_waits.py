@@ -115,10 +115,8 @@ def test_pooling(scales):
 
 def test_polygons_that_are_chosen_twice_and_drawn():
     square = [[10.0, 10.0, 40.0, 10.0, 40.0, 40.0, 10.0, 40.0]]
-    triangle, two = (
-        [[0.0, 0.0, 50.0, 0.0, 0.0, 50.0]],
-        [[1.0, 1.0, 9.0, 1.0, 9.0, 9.0], [20.0, 20.0, 30.0, 20.0, 30.0, 30.0]],
-    )
+    triangle = [[0.0, 0.0, 50.0, 0.0, 0.0, 50.0]]
+    two = [[1.0, 1.0, 9.0, 1.0, 9.0, 9.0], [20.0, 20.0, 30.0, 20.0, 30.0, 30.0]]
     theirs = PolygonMasks([square, triangle, two])
     own = QuietPolygons(theirs.polygons, torch.arange(3))
     chosen = torch.tensor([2, 0, 0, 1])

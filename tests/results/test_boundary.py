@@ -55,6 +55,7 @@ def test_both_protocols_agree_where_their_rules_do(tmp_path, loaded):
     for record in truth["images"]:
         del record["neg_category_ids"], record["not_exhaustive_category_ids"]
     truth["annotations"] = [a for a in truth["annotations"] if a["area"] and not a.keys() & {"iscrowd", "ignore"}]
+    truth["annotations"] += [a | {"id": a["id"] + 1000} for a in truth["annotations"][::4]]  # equally close objects
     records = [r for r in random_results(rng, truth) if coco_mask.area(r["segmentation"])]
     path = write(tmp_path / "gt.json", truth)
     annotations = load_annotations(path)

@@ -59,6 +59,7 @@ BAD = {
     "mask too short": ([MASK, mask_of("01")], r"record 1, key 'segmentation.counts'.*10800 px.*found 1"),
     "mask too long": ([mask_of("PPPPP1")], r"counts'.*10800"),
     "counts no RLE": ([mask_of("\u00e4~")], r"counts'.*ASCII"),
+    "a run too long": ([mask_of("oooooooo1")], r"record 0, key 'segmentation.counts'"),
     "runs too short": ([mask_of([3, 4])], r"counts'.*10800.*found 7"),
     "negative runs": ([mask_of([-3, 10803])], r"counts\[0\]'.*`int`"),
 }

@@ -27,12 +27,7 @@ from rio.results.reading import ResultsError, load_results
 from tests.support.annotation_files import coco, lvis
 
 SECONDS_EACH = 5.0  # of processor time: other programs on the machine do not count
-MEMORY = {
-    "annotation files": 256 << 20,
-    "checks": 256 << 20,
-    "results": 256 << 20,
-    "images": 3 << 30,
-}  # bytes more than before
+MEMORY = {"annotation files": 256 << 20, "checks": 256 << 20, "results": 256 << 20, "images": 3 << 30}  # more bytes
 # Images: PIL refuses what unpacks to more than 179 Mpx; below that a few copies of 3 bytes a pixel are as it should be.
 
 VALUES: list[Any] = [
