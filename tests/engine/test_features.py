@@ -178,7 +178,7 @@ def test_only_the_classifier_is_trained(trained, store):
 
 
 def test_every_view_is_shown(store, tiny_set, trained):
-    rois, loader = store.open(trained.cfg.DATASETS.TRAIN[0], train=True), trained._loader
+    rois, loader = store.open(trained.cfg.DATASETS.TRAIN[0], train=True), trained.data_loader
     shown = {v: 0 for v in range(2)}
     for position in range(400):
         boxes = loader.read([(position, 7)]).proposals[0].proposal_boxes.tensor.numpy()
