@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from rio.analysis.run_folder import RunFolder, RunFolderError
+from rio.data.files import dotted
 from rio.data.names import find
 
 # Not what a researcher has changed: where it ran, and what follows from the data.
@@ -94,7 +94,7 @@ def settings_that_differ(folders: Mapping[tuple[str, str], RunFolder]) -> pd.Dat
     rows = {}
     for key, folder in folders.items():
         with contextlib.suppress(OSError, RunFolderError):
-            rows[key] = dict(_flat(folder.config()))
+            rows[key] = dotted(folder.config())
     names = dict.fromkeys(name for row in rows.values() for name in row if name not in ASIDE)
     names = [name for name in names if len({str(row.get(name, "–")) for row in rows.values()}) > 1]
     return pd.DataFrame(
@@ -102,11 +102,3 @@ def settings_that_differ(folders: Mapping[tuple[str, str], RunFolder]) -> pd.Dat
         pd.Index(list(rows), tupleize_cols=False),
         names,
     )
-
-
-def _flat(node: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value

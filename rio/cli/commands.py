@@ -140,9 +140,9 @@ def demo(args: argparse.Namespace) -> int:
 
 def info(args: argparse.Namespace) -> int:
     """Versions, GPUs, data sets found and not found."""
-    from rio.engine.info import print_info
+    from rio.engine.info import collect, format_info
 
-    print_info()
+    print(format_info(collect()))
     return 0
 
 

@@ -1,13 +1,13 @@
-"""Files written so that nothing is ever half there; and which files are pictures."""
+"""Files written so that nothing is ever half there; which files are pictures; nested keys of YAML files."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -46,3 +46,11 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Bi
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def dotted(node: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested keys as one: {"A": {"B": 1}} -> {"A.B": 1}."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= dotted(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return found

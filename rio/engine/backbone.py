@@ -43,9 +43,8 @@ class WeightsNotFoundError(FileNotFoundError):
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution padded like TensorFlow's "same", as the weights were trained: an odd px goes right and bottom.
-
-    (N, C, H, W) -> (N, C', ceil(H / stride), ceil(W / stride)).
+    """(N, C, H, W) -> (N, C', ceil(H / stride), ceil(W / stride)), padded like TensorFlow's "same", as the weights were
+    trained: an odd px goes right and bottom.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -89,13 +88,8 @@ class MBConv(nn.Module):
 class EfficientNetLite0(Backbone):
     """Features at strides 4, 8, 16, 32 with 24, 40, 112, 320 channels, named res2..res5 as a ResNet's.
 
-    Args:
-        out_features: which to return; blocks behind the last are not built.
-        norm: detectron2's name of a norm, such as "FrozenBN" or "BN".
-        freeze_at: 0 nothing, 1 the stem, 2 the stem to res2, ... 5 all; no gradients, frozen statistics.
-
-    Raises:
-        ValueError: An unknown feature, or `freeze_at` outside 0..5.
+    Blocks behind the last of `out_features` are not built. `freeze_at`: 0 nothing, 1 the stem, 2 the stem to res2, ...
+    5 all; no gradients, frozen statistics.
     """
 
     def __init__(self, out_features: tuple[str, ...] = tuple(_STRIDES), *, norm: str = "FrozenBN", freeze_at: int = 0):
@@ -157,9 +151,6 @@ class EfficientNetLite0(Backbone):
                 features[self._ends[i]] = x
         return features
 
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        return {f: ShapeSpec(channels=self._out_feature_channels[f], stride=_STRIDES[f]) for f in self._out_features}
-
 
 @BACKBONE_REGISTRY.register()
 def build_efficientnet_lite_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
@@ -172,11 +163,7 @@ def build_efficientnet_lite_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -
 
 
 def weights_file() -> Path:
-    """The ImageNet weights inside the installed package, checked by their sha256.
-
-    Raises:
-        WeightsNotFoundError: The package is missing, or its file is missing or another one.
-    """
+    """The installed package's ImageNet weights; a WeightsNotFoundError unless the file is there, by its sha256."""
     spec = importlib.util.find_spec(WEIGHTS_MODULE)
     path = Path(spec.submodule_search_locations[0]) / WEIGHTS_FILE if spec and spec.submodule_search_locations else None
     if path is None:
@@ -195,17 +182,8 @@ def weights_file() -> Path:
 
 
 def resolve_weights(name: str) -> str | dict[str, torch.Tensor]:
-    """What MODEL.WEIGHTS means.
-
-    Args:
-        name: value of MODEL.WEIGHTS.
-
-    Returns:
-        For "efficientnet-lite0": parameters and statistics named ``backbone.bottom_up.*``, without the classification
-        head. Anything else is a path and comes back as it is.
-
-    Raises:
-        WeightsNotFoundError: See `weights_file`.
+    """What MODEL.WEIGHTS means: of "efficientnet-lite0" parameters and statistics named ``backbone.bottom_up.*``,
+    without the classification head; anything else is a path and comes back as it is.
     """
     if name != WEIGHTS_NAME:
         return name
@@ -219,10 +197,8 @@ def resolve_weights(name: str) -> str | dict[str, torch.Tensor]:
 
 
 def load_resolved(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Copy a state dict of `resolve_weights` into a detector; blocks that it does not build are left over.
-
-    Raises:
-        ValueError: The detector has another backbone, or lacks a value that the file should give.
+    """Copy a state dict of `resolve_weights` into a detector; blocks that it does not build are left over. A ValueError
+    where it has another backbone, or lacks a value.
     """
     own = {
         key: value

@@ -29,14 +29,9 @@ def sweep(
 ) -> list[tuple[str, float, Evaluation]]:
     """Box AP of every calibration on the first of DATASETS.TEST; nothing is written.
 
-    Args:
-        cfg: of a training on features, from `rio.engine.setup.setup_inference`.
-        weights: its checkpoint.
-        tried: (method, strength) of `rio.losses.calibration.Calibration`, negative: its own; "none" is there anyway.
-        protocol: see `rio.results.evaluation.evaluate`.
-
-    Returns:
-        (method, strength, its evaluation), "none" first, then in the order of `tried`.
+    `weights` are a checkpoint of a training on features, `cfg` its config from `rio.engine.setup.setup_inference`;
+    `tried` holds (method, strength) of `rio.losses.calibration.Calibration`, a negative strength being the method's
+    own. Returns (method, strength, its evaluation), "none" first, then in the order of `tried`.
 
     Raises:
         FeatureError: weights that were not trained on features, or features that lack the set.

@@ -30,8 +30,7 @@ def periodic_checkpoints(folder: str) -> list[str]:
 class Checkpointer(DetectionCheckpointer):
     """detectron2's, written atomically; resumes from the newest file that can be read and fits.
 
-    Args:
-        own_banks: every rank has a memory bank of its own; all are saved in the one file.
+    With `own_banks` every rank has a memory bank of its own; all are saved in the one file.
     """
 
     def __init__(self, *args: Any, own_banks: bool = False, **kwargs: Any):
@@ -40,9 +39,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def save(self, name: str, **extra: Any) -> None:
         """Write ``name.pth`` with all that a resumed run needs, called by every rank; point ``last_checkpoint`` to it.
-
-        Raises:
-            CheckpointError: The disk is full or the folder is not writable; earlier files are untouched.
+        A CheckpointError where the disk is full or the folder not writable; earlier files are untouched.
         """
         banks = []  # of the ranks after the first, whose bank is part of the model
         if self.own_banks:
@@ -77,13 +74,10 @@ class Checkpointer(DetectionCheckpointer):
             ) from error
 
     def resume(self) -> str | None:
-        """Load the newest checkpoint of the folder that can be read and fits; all ranks take the same one.
+        """Load the newest checkpoint of the folder that can be read and fits, the same on all ranks; its path, None
+        without any.
 
-        Returns:
-            Its path; None where the folder has none.
-
-        Raises:
-            CheckpointError: There are some, and none can be read or all belong to another model.
+        A CheckpointError where none of them can be read or all belong to another model.
         """
         problems = []
         for path in comm.all_gather(self._candidates())[0]:

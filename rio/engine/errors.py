@@ -13,11 +13,7 @@ class TrainingError(ValueError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal stopped the run after it had saved a checkpoint.
-
-    Attributes:
-        exit_code: 128 + signal number, as shells report it (130 for Ctrl-C).
-    """
+    """A signal stopped the run after it had saved a checkpoint; `exit_code` is 128 + its number, as in shells."""
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)

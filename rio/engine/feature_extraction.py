@@ -40,10 +40,7 @@ BLOCK = 8  # images at once; a fixed number, so that padding, and with it the fe
 def extract(cfg: CfgNode, weights: str, output_dir: str) -> FeatureStore:
     """Keep the box features of DATASETS.TRAIN and DATASETS.TEST; goes on where an interrupted call stopped.
 
-    Args:
-        cfg: the detector's, from `rio.engine.setup.setup_inference`.
-        weights: a checkpoint.
-        output_dir: one folder for one detector; sets that it lacks are added.
+    `output_dir` is for one detector; sets that it lacks are added. `cfg` is from `rio.engine.setup.setup_inference`.
 
     Raises:
         FeatureError: a box head whose features cannot be kept, features of other weights there, too little disk.
@@ -169,15 +166,9 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 def export(run: str | os.PathLike[str], output_dir: str | os.PathLike[str]) -> Path:
     """Put a classifier that was trained on features back into the detector that they are of.
 
-    Args:
-        run: folder of the finished training on features.
-        output_dir: gets ``model_final.pth``, for `rio eval` and `rio predict`, and its ``config.yaml``.
-
-    Returns:
-        The path of the weights.
-
-    Raises:
-        FeatureError: not such a run; the detector's weights are gone or have changed since.
+    `run` is the folder of the finished training; `output_dir` gets ``model_final.pth``, for `rio eval` and `rio
+    predict`, and its ``config.yaml``. Returns the path of the weights. A FeatureError where it is not such a run, or
+    the detector's weights are gone or have changed since.
     """
     from rio.engine.setup import stored_config
 

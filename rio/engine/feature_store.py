@@ -71,12 +71,7 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 class FeatureSet:
-    """One set's columns, memory-mapped; attributes are named as the files.
-
-    Args:
-        folder: of the set.
-        writable: map for writing.
-    """
+    """One set's columns, memory-mapped; attributes are named as the files."""
 
     def __init__(self, folder: Path, names: list[str], *, writable: bool = False):
         self.folder = folder
@@ -106,13 +101,8 @@ class FeatureSet:
 
 
 class FeatureStore:
-    """A folder of features; reads it, and makes room for the sets that are to be added.
-
-    Args:
-        folder: from ``python -m rio features``.
-
-    Raises:
-        FeatureError: no features there, or of another version.
+    """A folder from ``python -m rio features``: reads it, and makes room for sets that are to be added. A FeatureError
+    where there are no features, or of another version.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
@@ -132,16 +122,10 @@ class FeatureStore:
 
     @classmethod
     def create(cls, folder: str | os.PathLike[str], about: dict[str, Any], config: str, predictor: Any) -> FeatureStore:
-        """Begin a folder of features, or open one of the same weights and config.
+        """Begin a folder of features, or open one; a FeatureError if it has features of other weights or settings.
 
-        Args:
-            folder: made if missing.
-            about: weights, sha256, seed, rois, views, width: what the features depend on.
-            config: the detector's, as YAML.
-            predictor: state dict of its box predictor.
-
-        Raises:
-            FeatureError: the folder holds features of other weights or settings.
+        `about` is what features depend on: weights, sha256, seed, rois, views, width. `config` is the detector's YAML,
+        `predictor` the state dict of its box predictor.
         """
         folder, own = Path(folder), {"format": _FORMAT, **about}
         if (folder / "features.json").exists():
@@ -174,10 +158,8 @@ class FeatureStore:
         return torch.load(self.folder / "predictor.pth", map_location="cpu", weights_only=True)
 
     def add(self, name: str, annotations: Annotations, rois: int, *, train: bool) -> None:
-        """Reserve the disk space of a set, filled with "not there yet"; nothing if it is there.
-
-        Raises:
-            FeatureError: the disk has too little room; nothing is left behind.
+        """Reserve the disk space of a set, filled with "not there yet", unless it is there. A FeatureError where the
+        disk has too little room; nothing is left behind.
         """
         sets = self.about["sets"]
         key = "train" if train else name
@@ -231,11 +213,7 @@ class FeatureStore:
             )
 
     def open(self, name: str, *, train: bool, writable: bool = False) -> FeatureSet:
-        """A set's columns.
-
-        Raises:
-            FeatureError: only for reading: some images are not there yet.
-        """
+        """A set's columns; for reading, a FeatureError where images are not there yet."""
         entry = self.about["sets"]["train" if train else name]
         names = list(columns(1, 1, truth=train))
         found = FeatureSet(self.folder / entry["folder"], names, writable=writable)

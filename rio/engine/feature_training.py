@@ -42,10 +42,7 @@ class Batch(NamedTuple):
 
 @META_ARCH_REGISTRY.register()
 class FrozenFeatureClassifier(nn.Module):
-    """A box predictor in place of a detector: its classifier is trained, its box regression is the detector's, frozen.
-
-    Tensors have the names that they have in the detector.
-    """
+    """A detector's box predictor alone, by its tensors' names: the classifier is trained, the box regression frozen."""
 
     def __init__(self, cfg: CfgNode):
         super().__init__()
@@ -102,11 +99,7 @@ class FrozenFeatureClassifier(nn.Module):
 class FeatureLoader:
     """Training batches of stored RoIs in the sampler's order; the counterpart of `rio.engine.loader.TrainingLoader`.
 
-    Args:
-        rois: the training set's.
-        num_images: I.
-        batches: the stream of (position, image index).
-        views: V. A showing's view follows from its position.
+    `batches` is the stream of (position, image index). Which of the `views` a showing gets follows from its position.
     """
 
     def __init__(self, rois: FeatureSet, num_images: int, batches: BatchSampler, views: int):

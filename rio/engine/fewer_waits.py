@@ -85,11 +85,8 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 
 class QuietPolygons(PolygonMasks):
-    """Polygons whose selection stays on the device until they are drawn: once an image, in place of 5 times.
-
-    Args:
-        polygons: of all objects of an image.
-        index: (n,) int64, those that are meant; None = all of them.
+    """Polygons of an image's objects whose selection, `index` (n,) int64, stays on the device until they are drawn:
+    once an image, in place of 5 times.
     """
 
     def __init__(self, polygons: list[Any], index: Tensor | None = None):

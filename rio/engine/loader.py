@@ -59,11 +59,7 @@ class Mapper(DatasetMapper):
     """detectron2's, which refuses images that it would misread."""
 
     def __call__(self, record: dict) -> dict:
-        """Load, augment.
-
-        Raises:
-            TrainingError: The image cannot be read, has another size or more than 8 bits a channel.
-        """
+        """Load, augment; a TrainingError if the image is unreadable, of another size or more than 8 bits a channel."""
         try:
             with Image.open(record["file_name"]) as image:
                 require_8_bits(image)
@@ -78,10 +74,8 @@ class Mapper(DatasetMapper):
 class TrainingSamples(Dataset):
     """(position, image index) -> model input, the same in every process.
 
-    Args:
-        records: detectron2 dicts, see `rio.engine.records.records`.
-        mapper: a record -> model input; may draw from the global generators.
-        seed: the run's.
+    `mapper` makes it of one of `records` (detectron2's dicts) and may draw from the global generators; `seed` is the
+    run's.
     """
 
     def __init__(self, records: Sequence[dict], mapper: Callable[[dict], dict], seed: int):
@@ -97,14 +91,9 @@ class TrainingSamples(Dataset):
 
 
 class TrainingLoader:
-    """An endless iterable of training batches that begins at `start_iteration`.
+    """An endless iterable of training batches that begins at `start_iteration`; `num_workers` 0 loads in this process.
 
     Its processes start with the first batch: only then is it known where a resumed run begins.
-
-    Args:
-        samples: the data set.
-        batches: the stream of (position, image index).
-        num_workers: loader processes; 0 loads in this one.
     """
 
     def __init__(self, samples: TrainingSamples, batches: BatchSampler, num_workers: int):
@@ -125,7 +114,7 @@ class TrainingLoader:
         self.batches.start_iteration = self.start_iteration
         iterator = iter(
             DataLoader(
-                self.samples, batch_sampler=self.batches, num_workers=self.num_workers, collate_fn=_as_list,
+                self.samples, batch_sampler=self.batches, num_workers=self.num_workers, collate_fn=list,
                 worker_init_fn=_quiet_worker,
                 generator=torch.Generator().manual_seed(0),  # torch's global one belongs to the training step
             )
@@ -135,10 +124,6 @@ class TrainingLoader:
         finally:
             if self.num_workers:  # else an error's traceback keeps them until the garbage collector comes
                 iterator._shutdown_workers()
-
-
-def _as_list(batch: list[dict]) -> list[dict]:
-    return batch
 
 
 def _quiet_worker(worker_id: int) -> None:

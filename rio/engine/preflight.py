@@ -19,11 +19,8 @@ logger = logging.getLogger(__name__)
 
 
 def check_test_set(cfg: CfgNode, name: str, test: Annotations) -> None:
-    """Make sure that a model can be evaluated on a set.
-
-    Raises:
-        ConfigError: It holds no image.
-        TrainingError: A picture cannot be read, by its header, or has another size than its record.
+    """Make sure that a model can be evaluated on a set: a ConfigError if it holds no image, a TrainingError if a
+    picture cannot be read, by its header, or has another size than its record.
     """
     if not test.num_images:
         left_out = ", ".join(f"{kind} {count}" for kind, count in test.skipped_counts().items())

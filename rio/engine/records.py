@@ -16,20 +16,12 @@ from rio.data.names import annotations_of
 
 
 def resolve(name: str) -> str:
-    """Make a data set known to detectron2 under its name; a file that changed on disk is read again.
+    """Make a data set (`rio.data.names`) known to detectron2 under its name, which comes back; read again if it
+    changed.
 
     The catalog's function returns the lazy `Records`. Beside detectron2's usual metadata there are
     ``class_image_count`` (per class a dict of id, image_count, instance_count) and ``frequency`` (per class r, c or f).
-    An entry that detectron2 itself has under the name is replaced.
-
-    Args:
-        name: see `rio.data.names`.
-
-    Returns:
-        The name.
-
-    Raises:
-        DatasetNameError, DatasetNotFoundError, AnnotationError: See `rio.data.names.annotations_of`.
+    An entry that detectron2 itself has under the name is replaced. Raises what `rio.data.names.annotations_of` raises.
     """
     annotations = annotations_of(name)
     if name in DatasetCatalog and MetadataCatalog.get(name).get("annotations") is annotations:
@@ -58,9 +50,6 @@ class Records(Sequence[dict[str, Any]]):
 
     Never a list: 1.3 million dicts take gigabytes in every loader worker, arrays are shared. Each dict is new. Crowd
     regions are left out (`num_crowd` of them): they outline groups, not objects to learn.
-
-    Args:
-        annotations: The data set, loaded with an `image_root`.
     """
 
     def __init__(self, annotations: Annotations) -> None:
@@ -108,11 +97,7 @@ class Records(Sequence[dict[str, Any]]):
 
 
 def records(annotations: Annotations) -> Records:
-    """detectron2's dataset dicts, one per image.
-
-    Raises:
-        AnnotationError: The annotations have no image folder.
-    """
+    """detectron2's dataset dicts, one per image; an AnnotationError without an image folder."""
     if annotations.image_root is None:
         raise AnnotationError(
             annotations.path, "file", "file_name", "an image folder", "none given",
@@ -131,18 +116,7 @@ def rarer_half(annotations: Annotations) -> int:
 
 
 def target_class_ids(annotations: Annotations, max_image_count: int) -> list[int]:
-    """The classes whose objects the memory bank stores: 1 <= image_count <= `max_image_count`.
-
-    Args:
-        annotations: The training set.
-        max_image_count: MODEL.RIO.BANK_MAX_IMAGE_COUNT, images, >= 0.
-
-    Returns:
-        Ascending class ids (0-based).
-
-    Raises:
-        ValueError: `max_image_count` is negative.
-    """
+    """Ascending 0-based class ids that the memory bank stores: 1 <= image_count <= `max_image_count`."""
     if max_image_count < 0:
         raise ValueError(f"max_image_count (MODEL.RIO.BANK_MAX_IMAGE_COUNT): expected >= 0, found {max_image_count}")
     counts = annotations.image_count
@@ -156,11 +130,8 @@ def fractal_dimensions(annotations: Annotations) -> list[float]:
     class's number of objects; at least 1, and 1 for fewer than 4 objects. Crowd regions do not count.
     """
     kept = ~annotations.iscrowd
-    category, image, boxes = (
-        annotations.annotation_class[kept],
-        annotations.annotation_image[kept],
-        annotations.boxes[kept],
-    )
+    columns = annotations.annotation_class, annotations.annotation_image, annotations.boxes
+    category, image, boxes = (column[kept] for column in columns)
     size = np.stack([annotations.image_width, annotations.image_height], axis=1)[image]
     centre, number = (boxes[:, :2] + boxes[:, 2:] / 2) / size, len(annotations.category_ids)
     count, sides = np.bincount(category, minlength=number), np.arange(1, 65)

@@ -53,10 +53,8 @@ def world_size() -> int:
 def gathered(*columns: Tensor) -> list[Tensor]:
     """The rows of all processes, in order of rank.
 
-    Two collectives, the second only if some rank has a row. Rows travel as bytes, so nothing is rounded.
-
-    Args:
-        columns: (W, ...) contiguous, of the same width and dtype on every rank; W may differ and be 0.
+    Two collectives, the second only if some rank has a row. Rows travel as bytes, so nothing is rounded. `columns` are
+    (W, ...), contiguous, of the same width and dtype on every rank; W may differ and be 0.
     """
     world, own = world_size(), columns[0].shape[0]
     counts = torch.empty(world, dtype=torch.int64, device=columns[0].device)

@@ -6,8 +6,6 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Iterator
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -16,7 +14,7 @@ from detectron2.utils import comm
 
 from rio.config import REMOVED, ConfigError, get_rio_cfg, validate
 from rio.data.annotations import Annotations, check_same_categories
-from rio.data.files import write_atomically
+from rio.data.files import dotted, write_atomically
 from rio.data.names import annotations_of
 from rio.engine.errors import TrainingError
 from rio.engine.feature_store import FeatureStore
@@ -31,12 +29,8 @@ _COUNTS = ("CLASS_FREQUENCY", "IMAGE_COUNT", "INSTANCE_COUNT", "NUM_IMAGES")  # 
 def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
     """Fill in what the config leaves open (device, classes, seed, schedule), check it and write ``config.yaml``.
 
-    Args:
-        cfg: from `rio.config.load_config`.
-        resume: go on with the run in OUTPUT_DIR if there is one, with the seed that it drew.
-
-    Returns:
-        A frozen copy, which describes the run completely.
+    With `resume` it goes on with the run in OUTPUT_DIR if there is one, with the seed that it drew. Returns a frozen
+    copy, which describes the run completely.
 
     Raises:
         TrainingError: OUTPUT_DIR holds a run and `resume` is False, it is not writable, or a validation picture cannot
@@ -93,21 +87,12 @@ def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
 
 
 def setup_inference(cfg: CfgNode, *, need_test_sets: bool = True) -> CfgNode:
-    """Fill in a config for evaluation or prediction; writes nothing.
+    """A frozen copy of a config, best of a run's config.yaml, filled in for evaluation or prediction; writes nothing.
 
     The bank is switched off, as inference never reads it. Class names and frequency groups are the training set's;
-    where its file is missing, the test set's.
-
-    Args:
-        cfg: from `rio.config.load_config`, best of a run's config.yaml.
-        need_test_sets: False leaves out test sets whose files are missing; enough to detect on pictures.
-
-    Returns:
-        A frozen copy.
-
-    Raises:
-        ConfigError: A number of classes that does not fit the data, or none and no data set to count them.
-        FileNotFoundError: A test set is missing.
+    where its file is missing, the test set's. `need_test_sets` False leaves out test sets whose files are missing,
+    enough to detect on pictures; else that is a FileNotFoundError. A ConfigError where the number of classes does not
+    fit the data, or there is none and no data set to count them.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -287,15 +272,10 @@ def _resolve_bank(cfg: CfgNode, train: Annotations) -> None:
 
 def _log_changes(stored: CfgNode, cfg: CfgNode) -> None:
     """Warn of every key that differs; a key that one version does not know has its default's meaning there."""
-    defaults, now = (REMOVED | dict(_leaves(CfgNode.load_cfg(one.dump()))) for one in (get_rio_cfg(), cfg))
-    before = defaults | dict(_leaves(stored))
+    defaults, now = (REMOVED | dotted(CfgNode.load_cfg(one.dump())) for one in (get_rio_cfg(), cfg))
+    before = defaults | dotted(stored)
     for key in (f"MODEL.RIO.{key}" for key in _COUNTS):
         before[key] = before[key] or now[key]
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             logger.warning("Resumed with another %s: %.200r -> %.200r", key, before.get(key), now.get(key))
-
-
-def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        yield from _leaves(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else [(prefix + key, value)]

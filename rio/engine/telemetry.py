@@ -34,12 +34,7 @@ FREQUENCY_GROUPS = "".join(GROUP_NAMES)
 def frequency_groups(letters: str, num_classes: int) -> Tensor | None:
     """(K + 2,) int64, class_id + 1 -> r, c, f = 0, 1, 2, or 3 = none of them; the shift gives "ignore" (-1) a place.
 
-    Args:
-        letters: the frequency group of each class; "" = not known.
-        num_classes: K.
-
-    Raises:
-        ValueError: other letters, or another number of them.
+    `letters`: the frequency group of each of the K classes, "" = not known; others are a ValueError.
     """
     if len(letters) not in (0, num_classes) or not set(letters) <= set(FREQUENCY_GROUPS):
         expected, found = f"{num_classes} letters r, c or f", f"{len(letters)}: {letters[:40]!r}"
@@ -63,12 +58,8 @@ def collected() -> Iterator[list[Later]]:
 
 
 def put_later(values: Tensor, named: Callable[[list[float]], dict[str, float]], *, smoothing_hint: bool = True) -> None:
-    """Write scalars with the step's losses, or now, which waits for the device.
-
-    Args:
-        values: (n,) on the device.
-        named: the values on the host -> {name: scalar}.
-        smoothing_hint: of detectron2's ``put_scalar``.
+    """Write scalars with the step's losses, or now, which waits for the device: `named` makes {name: scalar} of
+    `values`, (n,) on the device, once they are on the host.
     """
     storage = get_event_storage()
     scope = "" if _later is None else storage._current_prefix  # of a cascade's stage, which is over by then
@@ -86,10 +77,7 @@ def put_later(values: Tensor, named: Callable[[list[float]], dict[str, float]], 
 def log_accuracy(logits: Tensor, gt_classes: Tensor, num_classes: int) -> None:
     """detectron2's fast_rcnn/cls_accuracy, fg_cls_accuracy and false_negative, without its 6 waits.
 
-    Args:
-        logits: (R, C), or scores.
-        gt_classes: (R,) int64 class ids.
-        num_classes: K.
+    logits: (R, C), or scores; gt_classes: (R,) int64 class ids.
     """
     found, foreground = logits.argmax(dim=1), (gt_classes >= 0) & (gt_classes < num_classes)
     right = found == gt_classes
@@ -121,13 +109,8 @@ def log(
 ) -> None:
     """Write the telemetry of a step, with its losses.
 
-    Args:
-        gt_classes: (R,) int64 of the step's own RoIs.
-        num_classes: K.
-        frequency_group: (K + 2,) of ``frequency_groups``.
-        bank: after the step's write.
-        features: (R, D) of the step's own RoIs; only with a bank.
-        replay: what was sampled; None if replay has not begun.
+    gt_classes (R,) int64 and features (R, D; only with a bank) are the step's own RoIs, frequency_group is that of
+    ``frequency_groups``, bank after the step's write, replay what was sampled, None if replay has not begun.
     """
     found = _shares("rois/share_{}", frequency_group, gt_classes)
     if bank is not None and features is not None:
@@ -162,10 +145,8 @@ def _shares(name: str, frequency_group: Tensor | None, *classes: Tensor) -> dict
 
 @torch.no_grad()
 def statistics(bank: MemoryBank) -> dict[str, Tensor]:
-    """What the bank holds, as 0-dim float tensors on its device; NaN where there is nothing to tell.
-
-    Returns:
-        "fill": share of the slots that hold an RoI; "stored": mean number of RoIs over the target classes with any.
+    """What the bank holds, as 0-dim float tensors on its device, NaN where there is nothing to tell: "fill", the share
+    of the slots that hold an RoI, and "stored", the mean number of RoIs over the target classes with any.
     """
     stored = bank.num_written.clamp(max=bank.slots_per_class)  # (T,)
     filled, slots = stored.sum(), stored.numel() * bank.slots_per_class
@@ -176,14 +157,9 @@ def statistics(bank: MemoryBank) -> dict[str, Tensor]:
 def drift(bank: MemoryBank, replay: Replay, features: Tensor, gt_classes: Tensor) -> Tensor:
     """How stale a replay is, as a 0-dim float: 1 = its features look as those of their classes do now.
 
-    Args:
-        replay: from ``bank.sample``.
-        features: (R, D) of this step.
-        gt_classes: (R,) int64, their class ids; K and -1 allowed.
-
-    Returns:
-        The mean over the replayed rows of the cosine between the row's feature and the mean feature of this step's
-        RoIs of its class. Rows whose class has none are left out; NaN if none is left.
+    The mean over the replayed rows of the cosine between the row's feature and the mean feature of this step's RoIs of
+    its class: features (R, D), gt_classes (R,) int64 with K and -1 allowed. Rows whose class has none are left out; NaN
+    if none is left.
     """
     target = bank.target_index.index_select(0, gt_classes + 1)
     now = torch.zeros(bank.num_target_classes + 1, bank.feature_dim, device=features.device)

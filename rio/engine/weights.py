@@ -76,18 +76,12 @@ def convert_reference_state_dict(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a weights file without running code from it.
+    """Read a weights file without running code from it: {"model": {name: tensor}, ...}, other entries as they are.
 
-    Args:
-        path: ``.pth`` (ours, detectron2's, the reference's, a bare state dict), ``.pkl`` (detectron2's or Detectron1's
-            model zoo), or an address that detectron2 knows (``detectron2://ImageNetPretrained/MSRA/R-50.pkl``).
-
-    Returns:
-        ``{"model": {name: tensor}, ...}``; other entries of the file (optimizer, iteration) as they are.
-
-    Raises:
-        CheckpointNotFound: No such file.
-        CheckpointError: Truncated, of another kind, or holding objects other than tensors and plain containers.
+    path: ``.pth`` (ours, detectron2's, the reference's, a bare state dict), ``.pkl`` (detectron2's or Detectron1's
+    model zoo), or an address that detectron2 knows (``detectron2://ImageNetPretrained/MSRA/R-50.pkl``). A
+    CheckpointNotFound where it is missing; a CheckpointError where it is truncated, of another kind, or holds objects
+    other than tensors and plain containers.
     """
     path = os.fspath(path)
     try:
@@ -135,18 +129,14 @@ def load_weights(
     must fit where it has something. Names of backbones are matched as detectron2 does.
 
     Args:
-        model: a detectron2 model, or a part of one; moved nowhere.
-        path: see `read_weights`.
+        path: see `read_weights`, which raises as well.
         on_mismatch: "raise", or "skip" to leave tensors of another shape and absent ones at their initial values, as
             fine-tuning on other classes needs; the report lists them.
         bank: load the memory bank too. Off, because another run's features mean nothing to a new start.
 
-    Returns:
-        What was loaded, missing, unexpected, skipped.
-
     Raises:
-        CheckpointError: See `read_weights`; shapes that do not fit, each with name, expected, found and the likely
-            reason; a file without anything for this model.
+        CheckpointError: shapes that do not fit, each with name, expected, found and the likely reason; a file without
+            anything for this model.
     """
     if on_mismatch not in ("raise", "skip"):
         raise ValueError(f"on_mismatch: expected 'raise' or 'skip', found {on_mismatch!r}")

@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from rio.data.files import write_atomically
+from rio.data.files import dotted, write_atomically
 from rio.results.protocols import PROTOCOLS
 from rio.study.process import Training
 
@@ -257,7 +257,7 @@ def keep_settings(folder: Path, settings: str) -> None:
     from rio.config import REMOVED, get_rio_cfg
 
     texts = get_rio_cfg().dump(), file.read_text(encoding="utf-8"), settings
-    defaults, began, now = (_flat(yaml.safe_load(text)) for text in texts)
+    defaults, began, now = (dotted(yaml.safe_load(text)) for text in texts)
     now = REMOVED | now
     before = {key: value for key, value in (REMOVED | defaults).items() if key in now} | began
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
@@ -268,10 +268,3 @@ def keep_settings(folder: Path, settings: str) -> None:
             f"{folder}: was begun with other settings ({changed}{more}). Fix: choose another --output-dir, or delete "
             "that folder to train it anew"
         )
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as dotted keys."""
-    if not isinstance(node, dict):
-        return {prefix[:-1]: node}
-    return {k: v for key, value in node.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
