@@ -50,16 +50,9 @@ class Settings:
 class Arms:
     """What training would see of a data set under each way of resampling.
 
-    Args:
-        annotations: the training set.
-        embedded: whether it is the embedded set; its configs' settings are then the usual ones.
-        **settings: fields of `Settings` that differ from the usual ones; None stands for the usual.
-
-    Attributes:
-        settings: of all arms, unless a method is given others.
-
-    Raises:
-        BalanceError: a setting that does not exist or is out of range.
+    `settings` are fields of `Settings` that differ from the usual ones, which depend on whether it is the `embedded`
+    set; None stands for the usual. The attribute `settings` holds those of all arms, unless a method is given others. A
+    BalanceError where a setting does not exist or is out of range.
     """
 
     def __init__(self, annotations: Annotations, *, embedded: bool = False, **settings: float | int | None) -> None:
@@ -117,13 +110,10 @@ class Arms:
     def advice(self, *, gain: float = 0.9) -> pd.DataFrame:
         """Balance against epoch length, for a range of thresholds.
 
-        Args:
-            gain: stop at this share of the balance that repeating images can give, 0..1.
-
         Returns:
             One row per method ("RFS", "IRFS") and threshold: method, repeat_threshold, epoch_length (times the images),
             effective_classes (at the image level), rare_share, `current` (the settings' threshold) and `suggested`: the
-            method's smallest threshold that reaches `gain` of its largest gain in effective classes.
+            method's smallest threshold that reaches the share `gain` of its largest gain in effective classes.
         """
         a = self.annotations
         rarest = max(int(a.image_count[a.image_count > 0].min()), 1)
@@ -133,12 +123,10 @@ class Arms:
             for threshold in np.unique(np.r_[lowest, self.settings.repeat_threshold]).tolist():
                 settings = dataclasses.replace(self.settings, repeat_threshold=threshold)
                 seen = self.table(arm, settings)["images"]
-                length, rare = (
-                    self.epoch_length(arm, settings) / a.num_images,
-                    balance.share_by_group(seen, a.frequency),
-                )
-                row = {"method": arm, "repeat_threshold": threshold, "epoch_length": length, "rare_share": rare["r"]}
-                rows.append(row | {"effective_classes": balance.imbalance(seen)["effective_classes"]})
+                length, rare = self.epoch_length(arm, settings), balance.share_by_group(seen, a.frequency)["r"]
+                row = {"method": arm, "repeat_threshold": threshold, "epoch_length": length / a.num_images}
+                effective = balance.imbalance(seen)["effective_classes"]
+                rows.append(row | {"rare_share": rare, "effective_classes": effective})
         table = pd.DataFrame(rows)
         before = balance.imbalance(self.table(NONE)["images"])["effective_classes"]
         gained = table["effective_classes"] - before
@@ -152,11 +140,7 @@ class Arms:
 
         Each batch brings the classes of its objects' RoIs to the bank, which replays and is written to as in training
         (features are one number wide). The epoch before those counted fills it. Loads torch for arms with a bank.
-
-        Args:
-            arm: one of `ARMS`.
-            epochs: epochs counted; None: as many as show about 10,000 images, 1..2,000.
-            seed: of the sampler.
+        `epochs` None counts as many as show about 10,000 images, 1..2,000.
 
         Returns:
             One row per level (images, instances, and replayed if the arm has a bank) and category: name, frequency,

@@ -30,8 +30,8 @@ def exposures(
 ) -> pd.DataFrame:
     """Expected exposures of every class in one epoch.
 
-    With r(i) the expected showings of image i, n(i, c) its objects of class c without crowd regions, and n(i) their
-    sum over c:
+    With r(i) the expected showings of image i, n(i, c) its objects of class c without crowd regions, and n(i) their sum
+    over c:
 
         images(c)    = sum over i of r(i) [n(i, c) > 0]
         instances(c) = sum over i of r(i) n(i, c)
@@ -42,8 +42,7 @@ def exposures(
     learns; give the number that your run logs.
 
     Args:
-        annotations: the training set.
-        image_repeat_factors: (I,) float, expected showings of each image in an epoch.
+        image_repeat_factors: (I,) float, r.
         rois_per_instance: m, > 0.
         foreground_per_image: F, > 0: MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE * POSITIVE_FRACTION (512 * 0.25).
 
@@ -94,7 +93,8 @@ def with_replay(
     max_per_foreground: float = 0.0,
     absent_classes: int = 0,
 ) -> pd.DataFrame:
-    """Add the rows that a memory bank is expected to replay in an epoch.
+    """A copy of a table of `exposures` with the rows that a memory bank is expected to replay in an epoch, `replayed`,
+    and `present_in_batch`, every class's probability.
 
     A target class is replayed in the steps in which it is present. With L showings in an epoch, B images a step and m
     showings that hold class c:
@@ -106,22 +106,16 @@ def with_replay(
 
         P(c replayed) = P(c present) + P(c absent) * min(1, A / sum over T of P(absent))                   (3)
 
-    Approximations: a step draws its images independently (a shuffled epoch draws without replacement; the difference
-    is of order B / L); a class in an image has at least one RoI sampled (detectron2 adds the ground truth to the
+    Approximations: a step draws its images independently (a shuffled epoch draws without replacement; the difference is
+    of order B / L); a class in an image has at least one RoI sampled (detectron2 adds the ground truth to the
     proposals); the bank is full; `max_per_foreground` caps the epoch's mean, while a run caps every step.
 
     Args:
-        table: from `exposures`.
         class_ids: (T,) 0-based target classes, row numbers of the table.
-        replay_per_class: rows replayed for a class that is present, >= 0.
-        batch_size: images that share a bank in a step: IMS_PER_BATCH with one bank for all ranks, else a rank's share.
-        epoch_length: showings in an epoch, `image_repeat_factors.sum()`.
-        slots_per_class: slots of the bank; fewer than `replay_per_class` limit the replay.
+        batch_size: B, images that share a bank in a step: IMS_PER_BATCH with one for all ranks, else a rank's share.
+        epoch_length: L, `image_repeat_factors.sum()`.
         max_per_foreground: at most this many replayed rows per foreground RoI; 0 is no limit.
-        absent_classes: absent target classes replayed in each step. (3) takes their mean number for the step's.
-
-    Returns:
-        A copy of the table with `present_in_batch` (probability; every class) and `replayed` (rows an epoch) filled in.
+        absent_classes: A. (3) takes the absent classes' mean number for the step's.
 
     Raises:
         BalanceError: class ids outside the table, settings out of range.
@@ -157,7 +151,7 @@ def with_replay(
 
 
 def imbalance(counts: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """How unequal a distribution over classes is.
+    """How unequal a distribution over classes is, from (K,) counts or exposures >= 0, not all 0 (else a BalanceError).
 
     With p(c) the share of class c of K, and H = - sum p ln p:
 
@@ -165,12 +159,6 @@ def imbalance(counts: Sequence[float] | np.ndarray) -> dict[str, float]:
     - `normalised_entropy`: H / ln K; 1 when equal (and for K = 1), 0 when one class has everything.
     - `effective_classes`: exp(H), the number of equally frequent classes with the same entropy, 1..K.
     - `max_min_ratio`: largest count over the smallest; inf when a class is never seen.
-
-    Args:
-        counts: (K,) counts or exposures, >= 0, not all 0.
-
-    Raises:
-        BalanceError: no classes, negative or NaN counts, only zeros.
 
     >>> {key: round(value, 3) for key, value in imbalance([1, 3]).items()}
     {'gini': 0.25, 'normalised_entropy': 0.811, 'effective_classes': 1.755, 'max_min_ratio': 3.0}
@@ -191,14 +179,8 @@ def imbalance(counts: Sequence[float] | np.ndarray) -> dict[str, float]:
 
 
 def share_by_group(counts: Sequence[float] | np.ndarray, frequency: Sequence[str]) -> dict[str, float]:
-    """Share of the rare, common and frequent classes in a total; the shares sum to 1.
-
-    Args:
-        counts: (K,) counts or exposures, >= 0, not all 0.
-        frequency: (K,) 'r', 'c' or 'f'.
-
-    Raises:
-        BalanceError: as `imbalance`; lengths that differ; another letter.
+    """Share of the rare, common and frequent classes in a total, from (K,) counts as for `imbalance` and (K,) 'r', 'c',
+    'f' (else a BalanceError); the shares sum to 1.
 
     >>> share_by_group([1, 1, 2, 4], ["r", "r", "c", "f"])
     {'r': 0.25, 'c': 0.25, 'f': 0.5}
@@ -213,15 +195,10 @@ def share_by_group(counts: Sequence[float] | np.ndarray, frequency: Sequence[str
 def compare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Group shares and imbalance of several ways of sampling, level by level: the table behind the balance figures.
 
-    Args:
-        tables: name of the arm -> its table from `exposures` or `with_replay`, in the order to show them.
-
-    Returns:
-        One row per arm and level: arm, level ("images", "instances", "rois"), r, c, f (shares), and the measures of
-        `imbalance`. The level "rois" counts what the classifier is trained on: `rois` + `replayed`.
-
-    Raises:
-        BalanceError: no arm given, or nothing to count in one.
+    `tables`: the arms' tables from `exposures` or `with_replay`, in the order to show them; a BalanceError without any,
+    or with nothing to count in one. Returns one row per arm and level: arm, level ("images", "instances", "rois"), r,
+    c, f (shares), and the measures of `imbalance`. The level "rois" counts what the classifier is trained on: `rois` +
+    `replayed`.
     """
     if not tables:
         raise BalanceError("tables: expected at least one arm, found none.")

@@ -48,11 +48,7 @@ def sizes(annotations: Annotations) -> pd.DataFrame:
 
 
 def company_of(annotations: Annotations, group: str = "r") -> pd.DataFrame:
-    """Which categories share images with the objects of a frequency group.
-
-    Args:
-        annotations: the data set.
-        group: "r", "c" or "f".
+    """Which categories share images with the objects of a frequency group, "r", "c" or "f".
 
     Returns:
         One row per category that shares an image with one of the group, by falling `share`: name, frequency, `share`

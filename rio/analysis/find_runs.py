@@ -26,10 +26,8 @@ class RunsError(ValueError):
 
 
 def find_runs(where: Where) -> dict[tuple[str, str], RunFolder]:
-    """(arm, seed) -> folder of every finished run; `where` as for `Runs`.
-
-    Raises:
-        RunsError: no finished run, or two of one name.
+    """(arm, seed) -> folder of every finished run, `where` as for `Runs`; a RunsError without any, or with two of one
+    name.
     """
     if isinstance(where, (str, os.PathLike)):
         where = [where]

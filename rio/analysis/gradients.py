@@ -27,9 +27,7 @@ def gradient_balance(
     included. Loads torch.
 
     Args:
-        balance: the data set and the settings of its arms.
         losses: names of `rio.losses`; None: all.
-        arms: of `rio.analysis.arms.ARMS`.
         **options: the losses' own keys, in lower case, such as eql_threshold; for this one the default is the official
             0.0011, but at least the image frequency of a class with 10 images.
 

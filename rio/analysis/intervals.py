@@ -21,13 +21,9 @@ def paired_difference(differences: np.ndarray, groups: np.ndarray) -> dict[str, 
     1,000 made-up sets of normal differences the interval covers the truth in 94 % with 6 or 11 categories and in 93 to
     96 % with 100 and more; of exponential differences in 90, 92 and 95 to 96 %.
 
-    Args:
-        differences: (seeds, n) points of AP, arm minus baseline; no NaN.
-        groups: (n,) frequency group of each category: "r", "c" or "f".
-
-    Returns:
-        difference (mean), low, high (NaN with fewer than 6 categories), seeds_agree (every seed's difference has the
-        sign of the mean), resolved (0 is outside low..high, the seeds agree, and there are at least two).
+    `differences`: (seeds, n) points of AP, arm minus baseline, no NaN; `groups`: (n,) "r", "c" or "f". Returns
+    difference (mean), low, high (NaN with fewer than 6 categories), seeds_agree (every seed's difference has the sign
+    of the mean), resolved (0 is outside low..high, the seeds agree, and there are at least two).
     """
     seeds, n = differences.shape
     if n == 0:
@@ -53,10 +49,8 @@ def paired_difference(differences: np.ndarray, groups: np.ndarray) -> dict[str, 
 
 
 def student_t(freedom: float) -> float:
-    """The 97.5 % quantile of Student's distribution (Abramowitz and Stegun 26.7.5).
-
-    Args:
-        freedom: degrees of freedom, at least 2; the error is 0.04 at 2 and at most 0.003 from 5 on.
+    """The 97.5 % quantile of Student's distribution (Abramowitz and Stegun 26.7.5), for degrees of freedom from 2 on;
+    the error is 0.04 at 2 and at most 0.003 from 5 on.
 
     >>> round(student_t(10), 3)
     2.228

@@ -33,13 +33,7 @@ class Progress(NamedTuple):
 
 
 class RunFolder:
-    """A run as its files tell it. The folder need not exist yet, and may still grow.
-
-    Attributes:
-        path: the folder.
-        config_file, metrics_file, evaluation_file, predictions_file: config.yaml, metrics.json, evaluation.json and
-            instances_results.json in it, there or not.
-    """
+    """A run as its files tell it. The folder need not exist yet, and may still grow."""
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
@@ -58,11 +52,8 @@ class RunFolder:
         return self.evaluation_file.is_file()
 
     def config(self) -> dict[str, Any]:
-        """config.yaml as nested dictionaries, read again only when the file changes.
-
-        Raises:
-            FileNotFoundError: no such file.
-            RunFolderError: not YAML, or not keys and values.
+        """config.yaml as nested dictionaries, read again only when the file changes. A FileNotFoundError without it, a
+        RunFolderError where it is not YAML, or not keys and values.
         """
         status = self.config_file.stat()
         return _read_config(self.config_file, status.st_mtime_ns, status.st_size)
@@ -75,28 +66,18 @@ class RunFolder:
             return default
 
     def datasets(self, split: str) -> list[str]:
-        """Names in DATASETS.TRAIN or DATASETS.TEST (`split`: "TRAIN", "TEST"); [] without config.yaml.
-
-        Raises:
-            RunFolderError: as `config`.
-        """
+        """Names in DATASETS.TRAIN or DATASETS.TEST (`split`: "TRAIN", "TEST"); [] without config.yaml."""
         names = self.config_file.is_file() and self.config() and self.setting(f"DATASETS.{split}")
         if isinstance(names, str):  # a tuple dumped as text, or one name
             return re.findall(r"['\"]([^'\"]+)['\"]", names) if names.startswith("(") else [names]
         return [str(name) for name in names] if isinstance(names, (list, tuple)) else []
 
     def metrics(self, *, strict: bool = False) -> pd.DataFrame:
-        """The rows of metrics.json so far.
+        """The rows of metrics.json so far: one per iteration, a column per scalar (NaN: not logged then); only
+        `iteration` where there are no rows.
 
-        Args:
-            strict: raise where a whole line cannot be read; otherwise it is left out. The half-written last line of a
-                running or killed run is left out in either case.
-
-        Returns:
-            One row per iteration, a column per scalar (NaN: not logged then); only `iteration` where there are no rows.
-
-        Raises:
-            RunFolderError: names file and line.
+        A whole line that cannot be read is left out, or with `strict` a RunFolderError that names file and line; the
+        half-written last line of a running or killed run is left out in either case.
         """
         rows = self._read()
         if strict and self._fault:

@@ -32,6 +32,7 @@ NAMES = {"none": "no resampling", "rfs": "RFS", "rio": "RIO (RFS + bank)"}
 IOU_NAMES = {"bbox": "box AP", "segm": "mask AP", "boundary": "boundary AP"}
 MATCHES = ["kind", "frequency", "score", "annotation_index", "result_index"]  # what is kept of a run's
 WRONG = ("classification", "localisation", "both", "duplicate", "background")  # kinds of a wrong prediction
+_ALIGN = ["left"] + ["right"] * len(METRICS)
 
 
 class Runs:
@@ -133,19 +134,14 @@ class Runs:
         return counts.fillna(0).astype(int).to_numpy()
 
     def by_group(self, iou_type: str = "bbox", *, reported: bool = True) -> pd.DataFrame:
-        """AP of all, rare, common and frequent categories.
+        """AP of all, rare, common and frequent categories; a RunsError where not every run has this kind of AP.
 
-        Args:
-            iou_type: "bbox" or "segm".
-            reported: put the literature's numbers first if the runs were evaluated on the same LVIS validation set.
+        `reported` puts the literature's numbers first if the runs were evaluated on the same LVIS validation set.
 
         Returns:
             One row per arm: arm, AP, APr, APc, APf (mean over seeds; NaN where absent), `reported` (the literature's?),
             and if an arm has several seeds METRIC_low and METRIC_high: the 95 % interval of the mean (Student's t) from
             three seeds on, lowest and highest of two.
-
-        Raises:
-            RunsError: not every run has this kind of AP.
         """
         self.require(iou_type)
         rows = []
@@ -186,19 +182,15 @@ class Runs:
         return table
 
     def difference(self, arm: str | None = None, baseline: str | None = None, iou_type: str = "bbox") -> pd.DataFrame:
-        """What one arm gains over another, category by category.
+        """What one arm gains over another, category by category; a RunsError where there is no arm of that name.
 
         Args:
             arm: folder name without the seed, such as "rio"; None: the last.
             baseline: the same; None: the one before the last (RFS, in the demo).
-            iou_type: "bbox" or "segm".
 
         Returns:
             category_id, name, frequency, image_count, difference (percentage points; NaN without ground truth); its
             `attrs` name the arms. Of one arm all differences are NaN, and `attrs` say why as `note`.
-
-        Raises:
-            RunsError: no arm of that name.
         """
         if len(self.arms) < 2:
             for name in filter(None, (arm, baseline)):
@@ -289,9 +281,7 @@ class Runs:
 
         An object counts once, under the best that happened to it. A wrong prediction counts under the group of the
         predicted category; those of categories that are not verified in their image are left out, as in LVIS.
-
-        Args:
-            score_threshold: lowest score of a prediction that counts, 0..1; None: each run's own, see `thresholds`.
+        Predictions count from `score_threshold` (0..1) on; None: each run's own, see `thresholds`.
 
         Returns:
             arm, frequency, part ("objects" or "predictions"), kind, count (mean over seeds), objects (of the group),
@@ -306,8 +296,8 @@ class Runs:
             for part, table, kinds in (("objects", objects, OUTCOMES), ("predictions", rows, WRONG)):
                 index = pd.MultiIndex.from_product([GROUP_NAMES, kinds], names=["frequency", "kind"])
                 counts = table[["frequency", "kind"]].astype(str).value_counts().reindex(index, fill_value=0)
-                counts = counts.reset_index(name="count").assign(arm=self.title(key[0]), part=part)
-                parts.append(counts.assign(score_threshold=threshold))
+                own = {"arm": self.title(key[0]), "part": part, "score_threshold": threshold}
+                parts.append(counts.reset_index(name="count").assign(**own))
         table = pd.concat(parts).groupby(["arm", "frequency", "part", "kind"], sort=False).mean().reset_index()
         table["objects"] = table["frequency"].map(pd.Series(groups[used]).value_counts()).fillna(0).astype(int)
         table = table[table["objects"] > 0]
@@ -321,13 +311,9 @@ class Runs:
     def confusions(self, arm: str | None = None, *, score_threshold: float | None = None) -> pd.DataFrame:
         """Of 100 objects of each category, what they are taken for, from frequent to rare categories.
 
-        Args:
-            arm: of `arms`; None: the last.
-            score_threshold: lowest score of a prediction that counts, 0..1; None: each run's own, see `thresholds`.
-
-        Returns:
-            index: names of the categories that have objects, by falling image_count; columns: the same names, "others"
-            (categories without objects) and "missed"; `attrs` name the arm and each category's frequency group.
+        `arm` None is the last; `score_threshold` as for `errors`. Index: names of the categories that have objects, by
+        falling image_count; columns: the same names, "others" (categories without objects) and "missed"; `attrs` name
+        the arm and each category's frequency group.
         """
         truth, arm = self.truth, self.arm(arm or self.arms[-1])
         keys = [key for key in self.folders if key[0] == arm]
@@ -383,15 +369,12 @@ def with_best(cells: list[list[str]], values: pd.DataFrame) -> list[list[str]]:
 def markdown_table(title: str, rows: list[list[str]]) -> str:
     """A Markdown table of the four metrics. rows: name, AP, APr, APc, APf."""
     rows = [[row[0].replace("|", "\\|"), *row[1:]] for row in rows]
-    return tabulate(
-        rows, [title, *METRICS], "pipe", disable_numparse=True, colalign=["left"] + ["right"] * len(METRICS)
-    )
+    return tabulate(rows, [title, *METRICS], "pipe", disable_numparse=True, colalign=_ALIGN)
 
 
 def latex_table(title: str, rows: list[list[str]]) -> str:
     """The same in LaTeX (booktabs), from the same cells."""
-    align = ["left"] + ["right"] * len(METRICS)
-    text = tabulate(rows, [title, *METRICS], "latex_booktabs", disable_numparse=True, colalign=align)
+    text = tabulate(rows, [title, *METRICS], "latex_booktabs", disable_numparse=True, colalign=_ALIGN)
     text = re.sub(r"AP([rcf])\b", r"AP$_\1$", text, count=3)  # the heads
     text = re.sub(r"\*\*([+-][\d.]+)\*\*", r"$\\mathbf{\1}$", text)
     text = re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)
