@@ -26,10 +26,7 @@ COSTS = ("classification", "localisation", "both", "duplicate", "background", "m
 def breakdown(annotations: Annotations, results: Results, *, max_dets: int = 300) -> pd.DataFrame:
     """What AP does not tell, for all categories and for each frequency group that has objects.
 
-    Args:
-        annotations: the ground truth.
-        results: predictions with boxes.
-        max_dets: highest-scoring predictions kept of an image; -1 keeps all.
+    `max_dets` highest-scoring predictions are kept of an image; -1 keeps all.
 
     Returns:
         One row per group, all but the last columns in percent: group ("all", "r", "c", "f"); AR, the share of objects

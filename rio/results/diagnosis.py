@@ -19,17 +19,11 @@ LOOK_BELOW = 45.0
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that is probably wrong with results.
+    """One thing that is probably wrong with results."""
 
-    Attributes:
-        kind: "classes", "boxes", "images", "scores", "cap" or "masks".
-        text: what it is, with its evidence, and what to do about it.
-        reread: the results as they are probably meant, to evaluate for comparison; None where there is no such reading.
-    """
-
-    kind: str
-    text: str
-    reread: Callable[[Results], Results] | None = None
+    kind: str  # "classes", "boxes", "images", "scores", "cap" or "masks"
+    text: str  # what it is, with its evidence, and what to do about it
+    reread: Callable[[Results], Results] | None = None  # the results as they are probably meant, to compare their AP
 
 
 def diagnose(
@@ -44,8 +38,6 @@ def diagnose(
     """What is probably wrong with results; [] where no other reading explains them much better.
 
     Args:
-        annotations: the ground truth.
-        results: the predictions, loaded with these annotations.
         ground_truth: (A,) bool, the annotations that are objects to be found.
         ap50: the lowest AP50 of the evaluation, percent; from `LOOK_BELOW` on predictions are not matched anew.
         max_dets: predictions kept per image by the protocol, -1: all.

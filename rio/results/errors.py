@@ -24,14 +24,7 @@ _CODE = {kind: code for code, kind in enumerate(KINDS)}
 
 
 def box_iou(predicted: np.ndarray, ground_truth: np.ndarray) -> np.ndarray:
-    """Intersection over union of XYWH boxes, rounded exactly as pycocotools does.
-
-    Args:
-        predicted: (D, 4) float64, pixels.
-        ground_truth: (G, 4) float64, pixels.
-
-    Returns:
-        (D, G) float64 in [0, 1].
+    """(D, G) intersection over union of XYWH boxes (D, 4) and (G, 4), pixels, rounded exactly as pycocotools does.
 
     >>> box_iou(np.array([[0.0, 0, 2, 2]]), np.array([[0.0, 0, 2, 2], [1, 0, 2, 2]])).round(3).tolist()
     [[1.0, 0.333]]
@@ -67,25 +60,16 @@ def find_errors(
     - `both`: the rest: overlaps an object of another class, between the two thresholds.
 
     `missed` are objects that no prediction claims, and that no localisation or classification error points at (TIDE's
-    rule: without that error they would be found). All objects without a `correct` row were not found.
-
-    Args:
-        annotations: the ground truth.
-        results: predictions; those beyond the `max_dets` best of an image, below `score_threshold` or without
-            area are left out.
-        iou_threshold: box IoU from which an object counts as found.
-        background_threshold: box IoU up to which a prediction has nothing to do with an object.
-        score_threshold: lowest score kept.
-        max_dets: predictions kept an image, -1 for all.
+    rule: without that error they would be found). All objects without a `correct` row were not found. Predictions
+    beyond the `max_dets` best of an image (-1: all), below `score_threshold` or without area are left out.
 
     Returns:
-        One row per prediction and per missed object; by image, predictions by falling score, then missed
-        objects:
-        image_id; image_index; annotation_id (the object claimed or pointed at, -1: none); category_id (the
-        predicted one; the object's own if missed), name, frequency: of that category; score (NaN if missed);
-        iou (with that object; for unverified and background the highest with any; for missed the highest of
-        any prediction); kind; gt_category_id (of the object, -1: none); result_index and annotation_index
-        (rows of `Results` and `Annotations`, -1: none).
+        One row per prediction and per missed object; by image, predictions by falling score, then missed objects:
+        image_id; image_index; annotation_id (the object claimed or pointed at, -1: none); category_id (the predicted
+        one; the object's own if missed), name, frequency: of that category; score (NaN if missed); iou (with that
+        object; for unverified and background the highest with any; for missed the highest of any prediction); kind;
+        gt_category_id (of the object, -1: none); result_index and annotation_index (rows of `Results` and
+        `Annotations`, -1: none).
 
     Raises:
         ResultsError: results of another data set and the like, see `load_results`.
@@ -188,9 +172,7 @@ def find_errors(
 def outcomes(annotations: Annotations, errors: pd.DataFrame) -> pd.Series:
     """What became of every object: the best that happened to it, of `OUTCOMES`; indexed by row of `annotations`.
 
-    Args:
-        annotations: the ground truth.
-        errors: rows of `find_errors`, those of predictions that count.
+    errors: rows of `find_errors`, those of predictions that count.
     """
     rows = np.flatnonzero(JudgedPairs.of(annotations).counted)
     outcome = np.full(annotations.num_annotations, len(OUTCOMES) - 1)

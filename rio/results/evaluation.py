@@ -251,17 +251,15 @@ class Evaluation:
     """AP of one set of results.
 
     Attributes:
-        metrics: {"bbox": {"AP": ..., "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"}, "segm":
-            {...}, "boundary": {...}}; percent, NaN where no ground truth is there to judge by.
-        per_category: one row per category: category_id, name, frequency, image_count, instance_count (counts
-            of the ground truth evaluated on), AP_bbox, AP_segm (percent, NaN if absent or not evaluated), and
-            AP_boundary if evaluated.
+        metrics: IoU type -> `METRICS`; percent, NaN where no ground truth is there to judge by.
+        per_category: one row per category: category_id, name, frequency, image_count, instance_count (counts of the
+            ground truth evaluated on), AP_bbox, AP_segm (percent, NaN if absent or not evaluated), and AP_boundary if
+            evaluated.
         info: annotations, results (paths), images, predictions, max_dets, backend, protocol, per IoU type how many
             predictions were judged and why the others were not; as sentences the diagnosis (`rio.results.diagnosis`)
             and notes of what AP leaves unsaid.
-        precision: {"bbox": (10 IoU thresholds, 101 recalls, K, 4 area ranges) float64 in 0..1, -1 absent};
-            axes in IOU_THRESHOLDS, RECALL_THRESHOLDS, class_id, AREA_LABELS. Empty after `from_json`: it is
-            not stored.
+        precision: IoU type -> (10, 101, K, 4) float64 in 0..1, -1 absent; axes in IOU_THRESHOLDS, RECALL_THRESHOLDS,
+            class_id, AREA_LABELS. Empty after `from_json`: it is not stored.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -281,10 +279,8 @@ class Evaluation:
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *notes])
 
     def precision_recall(self, category_id: int, *, iou_type: str = "bbox", iou_threshold: float = 0.5) -> pd.DataFrame:
-        """Interpolated precision at the 101 recalls of one category: columns recall, precision (both 0..1).
-
-        Raises:
-            ValueError: unknown category id, or no precision array (evaluate again: JSON has none).
+        """Interpolated precision at the 101 recalls of one category: columns recall, precision (both 0..1). A
+        ValueError for an unknown category id or threshold, and after `from_json`, which has no precision array.
         """
         if iou_type not in self.precision:
             raise ValueError(
@@ -312,12 +308,7 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Evaluation:
-        """Reads what `to_json` wrote.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ResultsError: not an evaluation.
-        """
+        """What `to_json` wrote; a FileNotFoundError or a ResultsError where it is not there or no evaluation."""
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such evaluation. `python -m rio eval` writes it.")

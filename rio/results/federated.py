@@ -21,22 +21,15 @@ from rio.results.reading import Results
 class JudgedPairs:
     """Which (image, class) pairs a prediction can be judged in; a pair's key is image_index * K + class_id.
 
-    Attributes:
-        num_classes: K.
-        ground_truth: (A,) bool, the annotations that are ground truth (an area above 0; in COCO format no crowd
-            region).
-        counted: (A,) bool, those of them that have to be found: in LVIS format not those with "ignore".
-        positive: sorted unique int64 keys with ground truth.
-        negative: sorted unique int64 keys verified to be absent; None where every pair is verified (COCO format).
-        not_exhaustive: sorted unique int64 keys in which unmatched predictions are ignored.
+    Keys are int64, sorted, unique.
     """
 
-    num_classes: int
-    ground_truth: np.ndarray
-    counted: np.ndarray
-    positive: np.ndarray
-    negative: np.ndarray | None
-    not_exhaustive: np.ndarray
+    num_classes: int  # K
+    ground_truth: np.ndarray  # (A,) bool, annotations with an area above 0; in COCO format no crowd region
+    counted: np.ndarray  # (A,) bool, those of them that have to be found: in LVIS format not those with "ignore"
+    positive: np.ndarray  # keys with ground truth
+    negative: np.ndarray | None  # keys verified to be absent; None where every pair is verified (COCO format)
+    not_exhaustive: np.ndarray  # keys in which unmatched predictions are ignored
 
     @classmethod
     def of(cls, annotations: Annotations) -> JudgedPairs:

@@ -33,11 +33,15 @@ _ALL_BITS = np.uint64((1 << (len(AREA_LABELS) * _T)) - 1)
 
 
 class MaskOverlaps:
-    """Which predictions overlap which objects of their image and class by at least `LEAST_IOU`."""
+    """Which predictions overlap which objects of their image and class by at least `LEAST_IOU`.
+
+    Takes masks as they are read, so that they are never held all at once: of each, a few overlaps remain.
+    """
 
     def __init__(self, annotations: Annotations, judged: JudgedPairs, iou_types: Sequence[str]) -> None:
         self.annotations, self.judged = annotations, judged
-        self.keeps_boxes, self._outlines = "bbox" in iou_types, "boundary" in iou_types
+        self.keeps_boxes = "bbox" in iou_types  # whether `Results.boxes` are needed as well
+        self._outlines = "boundary" in iou_types
         self._compares = self._outlines or "segm" in iou_types
         objects = np.flatnonzero(judged.ground_truth)
         keys = judged.keys(annotations.annotation_image[objects], annotations.annotation_class[objects])

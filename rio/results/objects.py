@@ -17,27 +17,16 @@ from rio.results.reading import Results
 
 @dataclass(frozen=True, eq=False)
 class Objects:
-    """The objects or the predictions of one image, ready to draw; n of them.
+    """The objects or the predictions of one image, ready to draw; n of them."""
 
-    Attributes:
-        boxes: (n, 4) float64 XYWH, pixels.
-        class_ids: (n,) 0-based.
-        names: n category names.
-        groups: (n,) '<U1', frequency group.
-        scores: (n,) float64, or None for ground truth.
-        indices: (n,) int64 rows of `Annotations` or of `Results`.
-        size: (height, width) of the image.
-        segmentations: n COCO segmentations (polygons or RLE), or None where there are none.
-    """
-
-    boxes: np.ndarray
-    class_ids: np.ndarray
-    names: list[str]
-    groups: np.ndarray
-    scores: np.ndarray | None
-    indices: np.ndarray
-    size: tuple[int, int]
-    segmentations: list[Any] | None
+    boxes: np.ndarray  # (n, 4) float64 XYWH, pixels
+    class_ids: np.ndarray  # (n,) 0-based
+    names: list[str]  # n category names
+    groups: np.ndarray  # (n,) '<U1', frequency group
+    scores: np.ndarray | None  # (n,) float64; None for ground truth
+    indices: np.ndarray  # (n,) int64 rows of `Annotations` or of `Results`
+    size: tuple[int, int]  # (height, width) of the image
+    segmentations: list[Any] | None  # n COCO segmentations (polygons or RLE); None where there are none
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -54,11 +43,7 @@ class Objects:
 
 
 def objects_of(annotations: Annotations, image_index: int) -> Objects:
-    """Ground truth of one image, crowd regions left out.
-
-    Raises:
-        IndexError: no such image.
-    """
+    """Ground truth of one image, crowd regions left out; an IndexError where there is no such image."""
     rows = annotations.annotations_of(image_index)
     indices = np.arange(rows.start, rows.stop)[~annotations.iscrowd[rows] | annotations.federated]
     columns = annotations.boxes[indices], annotations.annotation_class[indices], None
@@ -74,17 +59,8 @@ def predictions_of(
     score_threshold: float = 0,
     limit: int | None = None,
 ) -> Objects:
-    """Predictions of one image, highest score first.
-
-    Args:
-        results: loaded results.
-        annotations: the ground truth they were loaded with.
-        image_index: 0..I-1.
-        score_threshold: lowest score kept.
-        limit: keeps at most this many.
-
-    Raises:
-        IndexError: no such image.
+    """Predictions of one image from `score_threshold` on, highest score first, at most `limit`; `annotations` are those
+    that the results were loaded with. An IndexError where there is no such image.
     """
     if not 0 <= image_index < len(annotations.image_ids):
         raise IndexError(f"image index: expected 0..{len(annotations.image_ids) - 1}, found {image_index}")
@@ -112,20 +88,13 @@ def ranked_examples(
     max_objects: int = 15,
     score_threshold: float = 0.3,
 ) -> list[int]:
-    """Images worth showing: rare classes first, each image with classes the ones before it did not show.
+    """At most `count` images worth showing: rare classes first, each image with classes the ones before it did not
+    show.
 
-    Without `matches` the choice rests on the ground truth alone, so that it flatters no model; say so in a
-    caption. With them, an image counts more for the classes that were found in it.
-
-    Args:
-        annotations: the ground truth.
-        matches: rows of `find_errors`, of one run or of several joined.
-        count: number of images.
-        max_objects: images with more objects than this are hard to read and rank lower.
-        score_threshold: a class counts as found from this score on.
-
-    Returns:
-        At most `count` image indices, best first; images without objects never.
+    Without `matches` the choice rests on the ground truth alone, so that it flatters no model; say so in a caption.
+    With them, rows of `find_errors` of one run or of several joined, an image counts more for the classes found in it
+    from `score_threshold` on. Images with more than `max_objects` are hard to read and rank lower. Returns image
+    indices, best first; images without objects never.
     """
     usable = np.flatnonzero(JudgedPairs.of(annotations).counted)
     num_images, num_classes = len(annotations.image_ids), len(annotations.category_ids)

@@ -7,19 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Protocol:
-    """What sets one protocol apart.
+    """What sets one protocol apart."""
 
-    Attributes:
-        title: its name in full, as in evaluation.json.
-        max_dets: highest-scoring predictions kept, of an image (COCO: of an image and category); -1: all.
-        per_category: highest-scoring predictions kept of each category, over all images; -1: all.
-        backends: the packages that can compute it, ours first, then the official one.
-    """
-
-    title: str
-    max_dets: int
-    per_category: int
-    backends: tuple[str, ...]
+    title: str  # its name in full, as in evaluation.json
+    max_dets: int  # highest-scoring predictions kept, of an image (COCO: of an image and category); -1: all
+    per_category: int  # highest-scoring predictions kept of each category, over all images; -1: all
+    backends: tuple[str, ...]  # the packages that can compute it, ours first, then the official one
 
 
 PROTOCOLS = {

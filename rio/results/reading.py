@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import hotcoco
 import numpy as np
@@ -55,33 +55,18 @@ _FIXES = {
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """Predictions as columns, checked against the ground truth they belong to; row order is the file's.
+    """N predictions as columns, checked against the ground truth they belong to; row order is the file's."""
 
-    N predictions.
-
-    Attributes:
-        source: the file's path, or "results" for a list.
-        image_index: (N,) int32, index into `Annotations.image_ids`.
-        class_id: (N,) int32, 0-based.
-        scores: (N,) float64, finite.
-        boxes: (N, 4) float64 XYWH, pixels; the masks' bounding boxes where the records carry no `bbox`.
-        has_boxes: whether the records carry `bbox`.
-        rles: N masks, or None where the records carry no `segmentation`.
-        mask_areas: (N,) float64 pixels, or None.
-        num_images: number of images of the ground truth.
-        left_out: predictions of categories or images that the ground truth lacks, which were left out.
-    """
-
-    source: str
-    image_index: np.ndarray
-    class_id: np.ndarray
-    scores: np.ndarray
-    boxes: np.ndarray
-    has_boxes: bool
-    rles: Rles | None
-    mask_areas: np.ndarray | None
-    num_images: int
-    left_out: int = 0
+    source: str  # the file's path, or "results" for a list
+    image_index: np.ndarray  # (N,) int32, index into `Annotations.image_ids`
+    class_id: np.ndarray  # (N,) int32, 0-based
+    scores: np.ndarray  # (N,) float64, finite
+    boxes: np.ndarray  # (N, 4) float64 XYWH, pixels; the masks' bounding boxes where the records carry no `bbox`
+    has_boxes: bool  # whether the records carry `bbox`
+    rles: Rles | None  # N masks; None where the records carry no `segmentation`
+    mask_areas: np.ndarray | None  # (N,) float64, pixels
+    num_images: int  # of the ground truth
+    left_out: int = 0  # predictions of categories or images that the ground truth lacks
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -112,40 +97,23 @@ class Results:
         return order[keep[order]]
 
 
-class MaskTaker(Protocol):
-    """Takes masks as they are read, so that they are never held all at once: of each, a few overlaps remain."""
-
-    keeps_boxes: bool  # whether `Results.boxes` are needed as well
-
-    def wants(self, image_index: np.ndarray, class_id: np.ndarray) -> np.ndarray:
-        """(n,) bool: whether a mask of that image and class is needed; others are not decoded."""
-
-    def add(
-        self, rows: np.ndarray, image_index: np.ndarray, class_id: np.ndarray, rles: list[dict], areas: np.ndarray
-    ) -> None:
-        """Takes n masks, `rows` of the results."""
-
-
 @without_collection()
 def load_results(
     results: str | os.PathLike[str] | Sequence[dict[str, Any]] | Results,
     annotations: Annotations,
     *,
-    taker: MaskTaker | None = None,
+    taker: Any = None,
     on_error: str = "raise",
 ) -> Results:
-    """Reads results and checks them against their ground truth.
+    """Results checked against their ground truth, whose image and category ids are the known ones; may be empty.
 
     Args:
         results: path of a COCO-style results JSON, a list of such records (with NumPy's numbers and RLE counts as
             bytes, too), or `Results` (returned as they are).
-        annotations: the ground truth; gives the known image and category ids.
-        taker: is given the masks, which are then not kept (`Results.rles` is None).
+        taker: a `rio.results.matching.MaskOverlaps`, which is given the masks as they are read: they are then not
+            kept (`Results.rles` is None).
         on_error: "raise", or "skip" (also as "?skip" at the end of a path): leave predictions of categories and images
             that the ground truth lacks out, counted in `Results.left_out`.
-
-    Returns:
-        Results; may be empty.
 
     Raises:
         FileNotFoundError: no such file.
@@ -201,7 +169,7 @@ def _indices(known: np.ndarray, key: str, records: list[Record]) -> np.ndarray:
 class _Columns:
     """What the records read so far hold; checked."""
 
-    def __init__(self, annotations: Annotations, source: str, taker: MaskTaker | None, skip: bool) -> None:
+    def __init__(self, annotations: Annotations, source: str, taker: Any, skip: bool) -> None:
         self.annotations, self.source, self.taker, self.skip = annotations, source, taker, skip
         self.seen, self.left_out = 0, 0  # records before the piece that is being read, and those left out
         self.position: np.ndarray | None = None  # of the rest of the piece, where records were left out of it

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, NoReturn, Protocol, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import msgspec
 import numpy as np
@@ -46,18 +46,6 @@ class Record(msgspec.Struct, gc=False):
 
 _decode = msgspec.json.Decoder(list[Record]).decode
 _FAULTS = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError)  # UnicodeDecodeError is a ValueError
-
-
-class Columns(Protocol):
-    """Where records go, and their errors."""
-
-    annotations: Annotations
-
-    def error(self, row: int | None, *words: str) -> Exception:
-        """For the piece being read: of one row of it, or of none."""
-
-    def reject(self, kind: str, row: str, key: str, expected: str, found: str) -> NoReturn:
-        """For `reject_type`."""
 
 
 class NotJSONError(Exception):
@@ -95,7 +83,8 @@ def carries_masks(results: Any) -> bool:
     return getattr(results, "mask_areas", None) is not None
 
 
-def records_of_json(text: bytes, columns: Columns) -> list[Record]:
+def records_of_json(text: bytes, columns: Any) -> list[Record]:
+    """The records of a piece of a file; `columns` is where they go, and knows how its errors are named."""
     with contextlib.suppress(*_FAULTS):
         return _decode(text)
     try:
@@ -112,7 +101,7 @@ def records_of_json(text: bytes, columns: Columns) -> list[Record]:
     return records_of(records, columns)
 
 
-def records_of(records: Sequence[Any], columns: Columns) -> list[Record]:
+def records_of(records: Sequence[Any], columns: Any) -> list[Record]:
     with contextlib.suppress(*_FAULTS):
         return msgspec.convert(records, list[Record])
     found = []  # a real fault, or merely another spelling: look at each record

@@ -11,17 +11,11 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Rles(Sequence[dict[str, Any]]):
-    """N run-length encoded masks, each {"size": [height, width], "counts": str} when it is asked for.
+    """N run-length encoded masks, each {"size": [height, width], "counts": str} when it is asked for."""
 
-    Attributes:
-        counts: (B,) uint8, COCO's compressed run lengths of all masks, one after the other.
-        offsets: (N + 1,) int64, where those of each mask begin.
-        sizes: (N, 2) int32, height and width in pixels.
-    """
-
-    counts: np.ndarray
-    offsets: np.ndarray
-    sizes: np.ndarray
+    counts: np.ndarray  # (B,) uint8, COCO's compressed run lengths of all masks, one after the other
+    offsets: np.ndarray  # (N + 1,) int64, where those of each mask begin
+    sizes: np.ndarray  # (N, 2) int32, height and width in pixels
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -32,13 +26,11 @@ class Rles(Sequence[dict[str, Any]]):
 
 
 def rle_totals(strings: Sequence[str]) -> np.ndarray:
-    """How many pixels each compressed COCO RLE describes, without decoding it: (n,) int64.
+    """How many pixels each compressed COCO RLE describes, without decoding it: (n,) int64; a ValueError where one is no
+    RLE.
 
     All strings at once; `rio.data.masks.rle_counts` reads one of them, and describes the format. A total is right where
     no run is negative, which is not seen here.
-
-    Raises:
-        ValueError: one of them is not an RLE.
 
     >>> rle_totals(["042", "04"])  # an image of six pixels; a mask that stops short
     array([6, 4])

@@ -21,15 +21,8 @@ def best_threshold(annotations: Annotations, results: Results | None, *, errors:
 
     F1 of all predictions together is the frequent categories' choice, and above every score of a rare one where these
     are few; a geometric mean is 0 as soon as one group has nothing left. A group without a right prediction at any
-    score has no say.
-
-    Args:
-        annotations: the ground truth.
-        results: its predictions; not needed with `errors`.
-        errors: of `find_errors` on these from `LOWEST_SCORE` on, if at hand.
-
-    Returns:
-        The highest of the best; `FALLBACK` where no prediction is right.
+    score has no say. Of equals the highest; `FALLBACK` where no prediction is right. `errors`: of `find_errors` on
+    these results from `LOWEST_SCORE` on, if at hand.
     """
     table = f1_by_threshold(annotations, results, errors=errors)
     table = table.loc[:, table.max() > 0]
@@ -41,8 +34,7 @@ def f1_by_threshold(
 ) -> pd.DataFrame:
     """F1 (0..1) at every score that `best_threshold` chooses from: a column for each frequency group that has objects.
 
-    F1 = 2 right / (predictions + objects), of what LVIS judges; a prediction belongs to its category's group. Arguments
-    as for `best_threshold`.
+    F1 = 2 right / (predictions + objects), of what LVIS judges; a prediction belongs to its category's group.
     """
     errors = find_errors(annotations, results, score_threshold=LOWEST_SCORE) if errors is None else errors
     judged = errors[(errors["result_index"] >= 0) & (errors["kind"] != "unverified")]
