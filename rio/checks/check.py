@@ -14,7 +14,6 @@ from rio.data.annotations import Annotations
 from rio.data.errors import AnnotationError, Finding, Problems
 from rio.data.load import columns_of
 from rio.data.names import split_options
-from rio.data.reading import without_collection
 
 _OF_BOXES = {"corner_boxes", "normalised_boxes"}
 _FOLLOW = {"box_clipped", "box_unlike_mask", "box_outside", "empty_box", "area_too_large", "size_swapped"}
@@ -67,7 +66,7 @@ def check(
             finding = Finding("train", "warning", "", "check the training set by itself first")
             finding.add(first.examples[0][0], first.examples[0][1], f"{first.kind}: {first.examples[0][2]}")
             found.append(finding)
-    found += findings(Context(data, reference), [*KINDS.items(), *PICTURES.items()])
+    found += findings(Context(data, reference), (*KINDS, *PICTURES))
     if _OF_BOXES & {finding.kind for finding in found}:
         found = [finding for finding in found if finding.kind not in _FOLLOW]
     if results is not None:
@@ -111,7 +110,6 @@ def _split(name: PathLike | Annotations, images: PathLike | None) -> tuple[str, 
     return path, None if images is None else os.path.expanduser(os.fspath(images))
 
 
-@without_collection()
 def _read(path: str, root: str | None) -> tuple[Problems, Annotations | None]:
     """All that the rules find, and the columns of what keeps to them; None where the file cannot be read."""
     problems = Problems(path, "list")

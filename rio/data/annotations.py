@@ -108,11 +108,7 @@ class Annotations:
         return slice(int(self.image_offsets[image_index]), int(self.image_offsets[image_index + 1]))
 
     def segmentation(self, annotation_index: int) -> list[list[float]] | dict[str, Any] | None:
-        """One annotation's mask as in the file.
-
-        Returns:
-            Polygons as flat [x, y, x, y, ...] lists in px, an RLE dict, or None where there is no mask.
-        """
+        """One annotation's mask as in the file: polygons as flat [x, y, x, y, ...] lists in px, an RLE dict or None."""
         if not 0 <= annotation_index < self.num_annotations:
             raise IndexError(f"annotation index: expected 0..{self.num_annotations - 1}, found {annotation_index}")
         start, length = self.mask_start[annotation_index], self.mask_length[annotation_index]
@@ -129,15 +125,11 @@ class Annotations:
         return dict(Counter(skip.kind for skip in self.skipped))
 
     def with_frequency_of(self, train: Annotations) -> Annotations:
-        """These annotations with the frequency groups of a training set, matched by category name.
+        """These annotations with the frequency groups of a training set, matched by category name; a copy that shares
+        the arrays.
 
-        A validation file's own image counts say nothing about how rare a class was in training.
-
-        Returns:
-            A copy that shares the arrays; `declared_frequency` and `frequency` are the training set's.
-
-        Raises:
-            AnnotationError: A category is unknown to the training set; both files need the same categories.
+        A validation file's own image counts say nothing about how rare a class was in training. An AnnotationError
+        where a category is unknown to the training set.
         """
         groups = dict(zip(train.category_names, train.frequency.tolist(), strict=True))
         for category_id, name in zip(self.category_ids.tolist(), self.category_names, strict=True):
@@ -189,14 +181,9 @@ def _split(flat: np.ndarray, offsets: np.ndarray) -> list[list[int]]:
 def frequency_groups(
     image_count: np.ndarray | Sequence[int], borders: tuple[int, int] = (RARE_MAX_IMAGES, COMMON_MAX_IMAGES)
 ) -> np.ndarray:
-    """LVIS's frequency groups: r 1..10 images, c 11..100, f more; a class without an image counts as rare.
+    """LVIS's frequency groups, (K,) '<U1': r 1..10 images, c 11..100, f more; a class without an image counts as rare.
 
-    Args:
-        image_count: (K,) images with the class, >= 0.
-        borders: most images of a rare and of a common class.
-
-    Returns:
-        (K,) '<U1'.
+    `image_count`: (K,) images with the class; `borders`: most images of a rare and of a common class.
 
     >>> frequency_groups([0, 1, 10, 11, 100, 101]).tolist()
     ['r', 'r', 'r', 'c', 'c', 'f']
@@ -209,17 +196,9 @@ def frequency_groups(
 def category_id_to_class_id(
     category_ids: np.ndarray | Sequence[int], ids: np.ndarray | Sequence[int] | int
 ) -> np.ndarray:
-    """The one conversion from a file's category ids to contiguous, 0-based class ids.
+    """The one conversion from a file's category ids to contiguous, 0-based class ids, int64 of the shape of `ids`.
 
-    Args:
-        category_ids: (K,) the file's category ids, ascending.
-        ids: category ids to convert, any shape.
-
-    Returns:
-        int64 class ids, the shape of `ids`.
-
-    Raises:
-        AnnotationError: An id that is not among the categories; use the ids of the same file.
+    `category_ids` (K,) are the file's, ascending; another id is an AnnotationError: use the ids of the same file.
 
     >>> category_id_to_class_id([1, 3, 90], [90, 1]).tolist()
     [2, 0]
@@ -234,34 +213,9 @@ def category_id_to_class_id(
     return class_ids
 
 
-def training_image_indices(annotations: Annotations, filter_empty: bool = True) -> np.ndarray:
-    """The images to train on, by detectron2's rule for DATALOADER.FILTER_EMPTY_ANNOTATIONS.
-
-    Args:
-        annotations: The training set.
-        filter_empty: Leave out images that have no annotation, or crowd regions only.
-
-    Returns:
-        Ascending int64 image indices.
-
-    Raises:
-        AnnotationError: Nothing is left to train on.
-    """
-    indices = np.arange(annotations.num_images, dtype=np.int64)
-    if filter_empty:
-        indices = np.unique(annotations.annotation_image[~annotations.iscrowd]).astype(np.int64)
-    if not len(indices):
-        found = f"{annotations.num_images} images, none with an object" if filter_empty else "no image"
-        expected, fix = "images to train on", "train on a file with annotated objects"
-        raise AnnotationError(annotations.path, "file", "annotations", expected, found, fix, "nothing_to_train_on")
-    return indices
-
-
 def check_same_categories(train: Annotations, other: Annotations) -> None:
-    """Make sure that class ids mean the same in two files.
-
-    Raises:
-        AnnotationError: Ids or names differ; a detector trained on one cannot be evaluated on the other.
+    """An AnnotationError unless class ids mean the same in two files: a detector trained on one can be evaluated on the
+    other.
     """
     mine, others = (list(zip(a.category_ids.tolist(), a.category_names, strict=True)) for a in (train, other))
     if mine != others:

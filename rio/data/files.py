@@ -13,14 +13,10 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[BinaryIO], None]) -> None:
-    """Write a file so that at any moment either the old or the new one is there, whole.
+    """Write a file, and its folder, so that at any moment either the old or the new one is there, whole.
 
-    Args:
-        path: The file; its folder is made if missing.
-        content: The bytes, or a function that writes them to an open file.
-
-    Raises:
-        OSError: The disk is full, or the folder may not be written to; names the file and the fix.
+    `content`: the bytes, or a function that writes them to an open file. An OSError that names the file and the fix
+    where the disk is full, or the folder may not be written to.
     """
     path = Path(path)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")

@@ -22,17 +22,9 @@ class ImageError(ValueError):
 
 
 def read_image(path: str | os.PathLike[str], *, max_side: int | None = None) -> np.ndarray:
-    """Read an image file.
-
-    Args:
-        path: Any format that Pillow reads, 8 bits a channel.
-        max_side: px; shrink an image whose longer side exceeds it.
-
-    Returns:
-        (H, W, 3) uint8, RGB, turned as the EXIF data says.
-
-    Raises:
-        ImageError: Missing, damaged, or grey values of 16 or 32 bits.
+    """(H, W, 3) uint8 RGB of an image file of any format that Pillow reads, turned as the EXIF data says; an image
+    whose longer side exceeds `max_side` px is shrunk. An ImageError where it is missing, damaged, or of 16 or 32 bits a
+    channel.
     """
     try:
         with Image.open(path) as file:
@@ -83,11 +75,7 @@ def _ends(path: str | os.PathLike[str], kind: str | None) -> bool:
 
 
 def require_8_bits(image: Image.Image) -> None:
-    """Refuse grey values of 16 or 32 bits: Pillow would clip them to 0..255, nearly all white.
-
-    Raises:
-        ValueError: Names the mode.
-    """
+    """A ValueError for grey values of 16 or 32 bits: Pillow would clip them to 0..255, nearly all white."""
     if image.mode == "F" or image.mode.startswith("I"):
         raise ValueError(
             f"expected 8 bits a channel, found grey values of 16 or 32 bits (mode {image.mode}). Fix: convert it "

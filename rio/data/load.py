@@ -106,21 +106,14 @@ def load_annotations(
     path, root = os.fspath(path), None if image_root is None else os.fspath(image_root)
     folder = cache_folder() if cache is not False and require_annotations and os.path.isfile(path) else None
     if folder is None or not (cache or os.path.getsize(path) >= CACHE_MIN_BYTES):
-        return _read(path, root, check_images, on_error, segmentations, require_annotations)
+        return columns_of(Problems(path, on_error), root, check_images, segmentations, require_annotations)
     cached = dataclasses.replace(_load_cached(path, folder, on_error, segmentations), image_root=root)
     if check_images and (root is None or len(missing_images(cached))):
-        return _read(path, root, True, on_error, segmentations)  # raises, or leaves those images out
+        return columns_of(Problems(path, on_error), root, True, segmentations)  # raises, or leaves those images out
     return cached
 
 
 @without_collection()
-def _read(
-    path: str, root: str | None, check_images: bool, on_error: str, masks: bool, require_annotations: bool = True
-) -> Annotations:
-    """The columns of the JSON file."""
-    return columns_of(Problems(path, on_error), root, check_images, masks, require_annotations)
-
-
 def columns_of(
     problems: Problems, root: str | None, check_images: bool, masks: bool, require_annotations: bool = True
 ) -> Annotations:
@@ -187,13 +180,13 @@ def _load_cached(path: str, folder: Path, on_error: str, masks: bool) -> Annotat
             return found or _read_and_keep(path, folder, stamp, on_error, masks)
     except (OSError, NotImplementedError) as error:
         _warn_once(folder, error)
-        return _read(path, None, False, on_error, masks)
+        return columns_of(Problems(path, on_error), None, False, masks)
 
 
 def _read_and_keep(path: str, folder: Path, stamp: str, on_error: str, masks: bool) -> Annotations:
     logger.info("%s: reading %.1f GB, once", path, os.path.getsize(path) / 1e9)
     # Which images are missing today is no property of the file: load_annotations looks for them afterwards.
-    read = _read(path, None, False, on_error, masks)
+    read = columns_of(Problems(path, on_error), None, False, masks)
     status = os.stat(path)
     if _stamp(path) != stamp or max(status.st_mtime, status.st_ctime) > time.time() - SETTLED_SECONDS:
         return read

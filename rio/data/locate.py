@@ -6,6 +6,7 @@ import os
 import re
 import unicodedata
 import urllib.parse
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -36,13 +37,8 @@ def plain_name(name: str, root: str | None) -> str:
 def resolved(root: str, names: Sequence[str], missing: np.ndarray) -> dict[int, str]:
     """Names of files that are there in another spelling: percent-encoded, in other case, in another normal form.
 
-    Args:
-        root: The image folder.
-        names: All names, relative to it.
-        missing: The positions of those without a file.
-
-    Returns:
-        By position, the name of the one file that is meant; a file that two names would share is left out.
+    `names` are relative to the image folder `root`, `missing` the positions of those without a file. Returns by
+    position the name of the one file that is meant; a file that two names would share is left out.
     """
     listings: dict[str, dict[str, list[str]]] = {}
     found: dict[int, str] = {}
@@ -52,9 +48,7 @@ def resolved(root: str, names: Sequence[str], missing: np.ndarray) -> dict[int, 
                 found[row] = match
                 break
     taken = set(names) if found else set()
-    counts: dict[str, int] = {}
-    for name in found.values():
-        counts[name] = counts.get(name, 0) + 1
+    counts = Counter(found.values())
     return {row: name for row, name in found.items() if counts[name] == 1 and name not in taken}
 
 

@@ -49,17 +49,10 @@ def decoded_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def rle_counts(counts: str | bytes | Sequence[int]) -> np.ndarray:
-    """The run lengths of a COCO mask: background, object, background, ..., column by column.
+    """The run lengths of a COCO mask, (runs,) int64: background, object, background, ..., column by column.
 
-    Args:
-        counts: Run lengths, or COCO's compressed string of them (5 bits per character; from the fourth run on,
-            differences to the run before the last).
-
-    Returns:
-        (runs,) int64 run lengths.
-
-    Raises:
-        ValueError: Not such a string, or a negative run length.
+    `counts`: run lengths, or COCO's compressed string of them (5 bits per character; from the fourth run on,
+    differences to the run before the last). A ValueError for another string, or a negative run length.
 
     >>> rle_counts("0512").tolist()
     [0, 5, 1, 7]
@@ -113,16 +106,10 @@ def fault_of(mask: list[list[float]] | RLE, height: int, width: int) -> tuple[st
 
 
 def are_plain(text: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Which masks are sound for sure, by their bytes: polygons of 6, 8, ... numbers from 0 to 9999.99.
+    """(n,) bool: which masks are sound for sure, by their bytes: polygons of 6, 8, ... numbers from 0 to 9999.99.
 
-    To decode every polygon would take as long as reading the file. Those that are not plain may be sound too.
-
-    Args:
-        text: (M,) uint8, valid JSON values.
-        offsets: (n + 1,) int64, where each begins.
-
-    Returns:
-        (n,) bool.
+    To decode every polygon would take as long as reading the file. Those that are not plain may be sound too. `text`
+    (M,) uint8 holds valid JSON values, each of which begins at one of `offsets` (n + 1,) int64.
     """
     starts = offsets[:-1]
     plain = np.diff(offsets) >= len("[[1,2,3,4,5,6]]")

@@ -83,13 +83,11 @@ def _named(root: str) -> dict[str, _Source]:
 
 
 def split_options(name: str) -> tuple[str, Literal["raise", "skip"], tuple[int, int] | None]:
-    """What stands before the ``?`` of a name or path; ``on_error`` and the groups' borders that stand behind it.
+    """What stands before the ``?`` of a name or path; ``on_error`` and the groups' borders that stand behind it. A
+    DatasetNameError for options other than those of the module's docstring.
 
     >>> split_options("my/train.json@my/images?skip&groups=5,20")
     ('my/train.json@my/images', 'skip', (5, 20))
-
-    Raises:
-        DatasetNameError: Options other than those of the module's docstring.
     """
     found = _OPTIONS.search(name)
     if found is None:
@@ -110,11 +108,7 @@ def split_options(name: str) -> tuple[str, Literal["raise", "skip"], tuple[int, 
 
 
 def _source(name: str, root: str) -> _Source:
-    """What a name stands for; touches no file.
-
-    Raises:
-        DatasetNameError: It has none of the accepted forms.
-    """
+    """What a name stands for, touching no file; a DatasetNameError where it has none of the accepted forms."""
     if not isinstance(name, str):
         raise DatasetNameError(f"data set name: expected a string, found {name!r}")
     named = _named(root)
@@ -136,15 +130,11 @@ def _source(name: str, root: str) -> _Source:
 
 
 def annotations_of(name: str, *, check_images: bool = False) -> Annotations:
-    """The annotations of a named data set, read once a process as long as the file stays the same.
+    """The annotations of a named data set, read once a process as long as the file stays the same: the same object
+    then.
 
-    Args:
-        name: See the module's docstring. An embedded set that is not there is drawn.
-        check_images: Make sure that all image files are there, before a long training finds out. Always done
-            for data sets given by path.
-
-    Returns:
-        The columns; the same object for the same file.
+    An embedded set that is not there is drawn. `check_images` makes sure that all image files are there, before a long
+    training finds out; that is always done for data sets given by path.
 
     Raises:
         DatasetNameError: The name has none of the accepted forms.
@@ -204,18 +194,11 @@ def find(path: str | os.PathLike[str]) -> Path:
 
 
 def browse(name: str | os.PathLike[str], *, segmentations: bool = False) -> tuple[Annotations, bool]:
-    """A data set to look at rather than to train on: as `annotations_of`, with less asked of it.
+    """A data set to look at rather than to train on: as `annotations_of`, with less asked of it. And whether it is
+    embedded.
 
-    Args:
-        name: As for `annotations_of`, or "path/to/file.json" without images. Paths are resolved by `find`. Image files
-            may be missing.
-        segmentations: Read masks too; takes longer on large files.
-
-    Returns:
-        The columns, and whether it is an embedded set.
-
-    Raises:
-        DatasetNameError, DatasetNotFoundError, AnnotationError: As for `annotations_of`.
+    The name can be "path/to/file.json" without images, too. Paths are resolved by `find`; image files may be missing.
+    To read masks (`segmentations`) takes longer on large files.
     """
     text = os.fspath(name)
     root, (file, on_error, borders) = str(find(datasets_root())), split_options(text)
@@ -261,10 +244,8 @@ def _require(name: str, source: _Source, path: str) -> None:
 
 
 def find_datasets() -> list[dict[str, Any]]:
-    """Which named data sets are there, for ``rio info``; reads and draws nothing.
-
-    Returns:
-        Dicts of ``name``, ``found`` (is the annotation file there) and ``looked_at`` (its absolute path).
+    """Which named data sets are there, for ``rio info``; reads and draws nothing. Dicts of ``name``, ``found`` (is the
+    annotation file there) and ``looked_at`` (its absolute path).
     """
     paths = {name: os.path.abspath(source.json_file) for name, source in _named(datasets_root()).items()}
     return [{"name": name, "found": os.path.isfile(path), "looked_at": path} for name, path in paths.items()]

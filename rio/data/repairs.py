@@ -133,15 +133,11 @@ def _whole(value: Any, number: Any = lambda text: None) -> Any:
 
 
 def repair_mask(value: Any, size: tuple[int, int] | None, box: Sequence[float] | None) -> tuple[Any, list[Change]]:
-    """A mask in its one right spelling, and what was changed; what has none comes back as it is.
+    """A mask in its one right spelling (polygons, an RLE as a dict, or None where there is none), and what was changed;
+    what has no right spelling comes back as it is.
 
-    Args:
-        value: What "segmentation" holds.
-        size: The image's [height, width], if known.
-        box: The record's [x, y, width, height], which tells what a mask of swapped size means.
-
-    Returns:
-        Polygons, an RLE as a dict, or None where there is no mask.
+    `size` is the image's [height, width], if known; `box` the record's [x, y, width, height], which tells what a mask
+    of swapped size means.
     """
     if value in NONE:
         return None, [] if value in (None, []) else [Change("empty_value", "segmentation", short(value), "no mask")]

@@ -237,10 +237,8 @@ def missing_images(annotations: Annotations) -> np.ndarray:
 
 
 def require_images(annotations: Annotations) -> None:
-    """Make sure that every image file is there, before a training that lasts days finds out.
-
-    Raises:
-        AnnotationError: Names the first missing file and how many there are.
+    """An AnnotationError that names the first missing image file and how many there are, before a training of days
+    finds out.
     """
     files = _files(require_root(annotations.path, annotations.image_root), annotations.file_names)
     files |= {"hint": hint(annotations.image_root or "", files["path"], files["missing"])}

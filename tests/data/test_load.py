@@ -10,7 +10,6 @@ import pytest
 
 from rio.data import reading
 from rio.data.annotations import Annotations, category_id_to_class_id, check_same_categories, frequency_groups
-from rio.data.annotations import training_image_indices as training_images
 from rio.data.errors import AnnotationError, AnnotationFileNotFoundError, Problems
 from rio.data.load import load_annotations
 from rio.data.masks import rle_counts
@@ -246,18 +245,6 @@ def test_category_ids_to_class_ids():
         category_id_to_class_id([5, 7], [4, 5, 6, 7])
     with pytest.raises(AnnotationError):
         category_id_to_class_id([], [1])
-
-
-def test_training_images_by_detectron2s_rule(load):
-    data = coco()
-    data["images"].append({"id": 9, "width": 5, "height": 5, "file_name": "empty.jpg"})
-    a = load(data)
-    assert training_images(a, filter_empty=True).tolist() == [0, 1]
-    assert training_images(a, filter_empty=False).tolist() == [0, 1, 2]
-    data["annotations"] = data["annotations"][3:]  # the crowd region only
-    assert training_images(load(data), filter_empty=False).tolist() == [0, 1, 2]
-    with pytest.raises(AnnotationError, match="3 images, none with an object"):
-        training_images(load(data))
 
 
 def test_validation_groups_come_from_the_training_set_by_name(load):

@@ -19,11 +19,11 @@ from torch.utils.data import DataLoader
 
 import rio.data.load
 from rio.data import names as datasets
-from rio.data.annotations import training_image_indices
 from rio.data.errors import AnnotationError
 from rio.data.load import load_annotations
 from rio.data.names import annotations_of
 from rio.engine.records import Records, records, resolve, target_class_ids
+from rio.sampler import image_repeat_factors
 from tests.benchmarks import lvis_size
 from tests.support.annotation_files import SQUARE, TRIANGLE, coco, lvis, make_lvis, write
 
@@ -173,9 +173,9 @@ def test_training_images_are_those_that_detectron2_keeps(own, tmp_path):
     annotations = annotations_of(own)
     all_records = records(annotations)
     kept = filter_images_with_only_crowd_annotations(list(all_records))
-    indices = training_image_indices(annotations, filter_empty=True)
+    indices = np.flatnonzero(image_repeat_factors(annotations, "none", 1.0, filter_empty=True))
     assert [all_records[i]["image_id"] for i in indices.tolist()] == [r["image_id"] for r in kept] == [3]
-    assert training_image_indices(annotations, filter_empty=False).tolist() == [0, 1, 2]
+    assert image_repeat_factors(annotations, "none", 1.0).tolist() == [1, 1, 1]
 
 
 def test_what_is_asked_for_in_vain(own):
