@@ -1,6 +1,6 @@
 """Kinds of trouble in the columns of an annotation file, one small function each; those of its rules come before.
 
-A function of `KINDS` takes a `Context` and returns `Hits`: how many records, and the first of them.
+A function of `KINDS`, whose name is the kind's, takes a `Context` and returns `Hits`: how many records, and the first.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Context:
 
 
 class Kind(NamedTuple):
-    """A kind of trouble: who finds it, how grave it is, what it means for training and AP, and the fix."""
+    """A kind of trouble: what finds it, how grave it is, what it means for training and AP, and the fix."""
 
     find: Callable[[Context], Hits]
     level: str
@@ -47,13 +47,13 @@ class Kind(NamedTuple):
     fix: str
 
 
-def findings(context: Context, kinds: Sequence[tuple[str, Kind]]) -> list[Finding]:
+def findings(context: Context, kinds: Sequence[Kind]) -> list[Finding]:
     """What the kinds find, those that find something."""
     found = []
-    for name, kind in kinds:
-        count, examples = kind.find(context)
+    for find, level, means, fix in kinds:
+        count, examples = find(context)
         if count:
-            found.append(Finding(name, kind.level, "", kind.fix, count, examples, means=kind.means))
+            found.append(Finding(find.__name__, level, "", fix, count, examples, means=means))
     return found
 
 
@@ -115,11 +115,7 @@ def box_twice(c: Context) -> Hits:
 
 def picture_twice(c: Context) -> Hits:
     times = Counter(c.data.file_names)
-    rows = (
-        [row for row, name in enumerate(c.data.file_names) if times[name] > 1]
-        if len(times) < len(c.data.file_names)
-        else []
-    )
+    rows = [row for row, name in enumerate(c.data.file_names) if times[name] > 1]
     return hits(rows, of_image(c.data), "file_name", lambda row: f"in {times[c.data.file_names[row]]} images")
 
 
@@ -226,64 +222,32 @@ def categories_unlike_train(c: Context) -> Hits:
     return count + more[0], (examples + more[1])[:EXAMPLES]
 
 
-KINDS: dict[str, Kind] = {
-    "no_image": Kind(
-        no_image, "error", "There is nothing to train or evaluate on.", "check the export; the split may be empty",
-    ),
-    "no_object": Kind(
-        no_object, "warning", "Nothing to learn from, and every AP is '-'.", "check that labels were exported",
-    ),
-    "categories_unlike_train": Kind(
-        categories_unlike_train, "error", "A detector's class ids would mean other things here: training refuses it.",
-        "give both files the same list of categories",
-    ),
-    "category_missing_in_train": Kind(
-        category_missing_in_train, "warning", "These cannot be learned: their AP is 0 and lowers the mean.",
-        "split so that training has objects of every category, the rare ones first",
-    ),
-    "size_swapped": Kind(
-        size_swapped, "warning", "Boxes are clipped, and training stops if the picture has another size.",
-        "swap width and height; with --images `--write` does, where the pictures say so",
-    ),
-    "box_unlike_mask": Kind(
-        box_unlike_mask, "warning", "Box and mask teach different things; one of the two is wrong.",
-        "compute the boxes from the masks, or find what wrote them",
-    ),
-    "mostly_crowd": Kind(
-        mostly_crowd, "warning", "Crowd regions are left out of training, and of what AP asks to be found.",
-        "set iscrowd to 0 where a mask shows one object",
-    ),
-    "area_zero": Kind(
-        area_zero, "warning", "LVIS's evaluation leaves them out; if all are, every AP is '-'. Training uses them.",
-        "`--write` writes the mask's or the box's area",
-    ),
-    "area_too_large": Kind(
-        area_too_large, "warning", "APs, APm and APl sort objects by area; it is larger than the box.",
-        "leave 'area' out, or give it in px² of this image",
-    ),
-    "box_twice": Kind(
-        box_twice, "warning", "Twins count twice in training, and one of the two is always missed: AP falls.",
-        "remove one of each; `--write` does where they are equal in all but the id",
-    ),
-    "picture_twice": Kind(
-        picture_twice, "warning", "The picture counts twice, with half of its objects unlabelled if they are split.",
-        "merge the images, with the objects of both",
-    ),
-    "names_alike": Kind(
-        names_alike, "warning", "If they are one class, each is a false alarm for the other.", "merge or rename them",
-    ),
-    "frequency_partly": Kind(
-        frequency_partly, "warning", "Their groups come from this file's own image counts, the others' are declared.",
-        "declare 'frequency' for all categories or for none",
-    ),
-    "category_unused": Kind(
-        category_unused, "note", "It cannot be learned from this file; AP leaves it out of the mean.", "",
-    ),
-    "image_empty": Kind(
-        image_empty, "note", "Training leaves them out (DATALOADER.FILTER_EMPTY_ANNOTATIONS); evaluation does not.", "",
-    ),
-    "ignored": Kind(ignored, "note", "The key means different things to different tools.", ""),
-    "no_groups": Kind(
-        no_groups, "note", "APr, APc and APf say nothing more than AP: LVIS's borders are 10 and 100 images.", "",
-    ),
-}  # fmt: skip
+KINDS = tuple(Kind(*row) for row in (
+    (no_image, "error", "There is nothing to train or evaluate on.", "check the export; the split may be empty"),
+    (no_object, "warning", "Nothing to learn from, and every AP is '-'.", "check that labels were exported"),
+    (categories_unlike_train, "error", "A detector's class ids would mean other things here: training refuses it.",
+     "give both files the same list of categories"),
+    (category_missing_in_train, "warning", "These cannot be learned: their AP is 0 and lowers the mean.",
+     "split so that training has objects of every category, the rare ones first"),
+    (size_swapped, "warning", "Boxes are clipped, and training stops if the picture has another size.",
+     "swap width and height; with --images `--write` does, where the pictures say so"),
+    (box_unlike_mask, "warning", "Box and mask teach different things; one of the two is wrong.",
+     "compute the boxes from the masks, or find what wrote them"),
+    (mostly_crowd, "warning", "Crowd regions are left out of training, and of what AP asks to be found.",
+     "set iscrowd to 0 where a mask shows one object"),
+    (area_zero, "warning", "LVIS's evaluation leaves them out; if all are, every AP is '-'. Training uses them.",
+     "`--write` writes the mask's or the box's area"),
+    (area_too_large, "warning", "APs, APm and APl sort objects by area; it is larger than the box.",
+     "leave 'area' out, or give it in px² of this image"),
+    (box_twice, "warning", "Twins count twice in training, and one of the two is always missed: AP falls.",
+     "remove one of each; `--write` does where they are equal in all but the id"),
+    (picture_twice, "warning", "The picture counts twice, with half of its objects unlabelled if they are split.",
+     "merge the images, with the objects of both"),
+    (names_alike, "warning", "If they are one class, each is a false alarm for the other.", "merge or rename them"),
+    (frequency_partly, "warning", "Their groups come from this file's own image counts, the others' are declared.",
+     "declare 'frequency' for all categories or for none"),
+    (category_unused, "note", "It cannot be learned from this file; AP leaves it out of the mean.", ""),
+    (image_empty, "note", "Training leaves them out (DATALOADER.FILTER_EMPTY_ANNOTATIONS); evaluation does not.", ""),
+    (ignored, "note", "The key means different things to different tools.", ""),
+    (no_groups, "note", "APr, APc and APf say nothing more than AP: LVIS's borders are 10 and 100 images.", ""),
+))  # fmt: skip

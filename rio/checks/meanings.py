@@ -30,7 +30,6 @@ MEANINGS: dict[str, tuple[str, str]] = {
     ),
     "unknown_image": (f"{_REFUSED}. Often the images were filtered and the annotations were not.", ""),
     "unknown_category": (f"{_REFUSED}. Often ids are counted from 0 in one place and from 1 in the other.", ""),
-    "file_name": ("", ""),
     "missing_image": ("Training stops before it starts.", ""),
     "negative_box": (f"{_REFUSED}.", "give the left upper corner, and positive sizes"),
     "box_outside": (f"{_REFUSED}.", ""),

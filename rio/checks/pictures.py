@@ -45,12 +45,12 @@ def copies(c: Context) -> dict[int, int]:
     return c.copies
 
 
-def unreadable(c: Context) -> Hits:
+def picture_unreadable(c: Context) -> Hits:
     rows = [row for row, header in enumerate(headers(c)) if header.fault and os.path.exists(c.data.image_path(row))]
     return hits(rows, of_image(c.data), "file_name", lambda row: str(headers(c)[row].fault))
 
 
-def size(c: Context) -> Hits:
+def picture_size(c: Context) -> Hits:
     a = c.data
     wrong = [
         row for row, found in enumerate(headers(c))
@@ -68,7 +68,7 @@ def _size(a: Annotations, row: int, found: Header) -> str:
     return text + (f", {across:.3g} times as many: it was resized" if abs(across / down - 1) < 0.02 else "")
 
 
-def unlisted(c: Context) -> Hits:
+def picture_unlisted(c: Context) -> Hits:
     """Pictures in the folders that the file names, which neither it nor the training set names."""
     if not c.root:
         return NONE
@@ -86,7 +86,7 @@ def paths_of(a: Annotations) -> list[str]:
     return [a.image_path(i) for i in range(a.num_images)]
 
 
-def in_train(c: Context) -> Hits:
+def picture_in_train(c: Context) -> Hits:
     """Pictures whose bytes are those of a training picture."""
     if c.train is None or not (c.root and c.train.image_root):
         return NONE
@@ -137,7 +137,7 @@ def _digest(path: str) -> bytes:
         return b""
 
 
-def like_train(c: Context) -> Hits:
+def picture_like_train(c: Context) -> Hits:
     """Pictures that look like a training picture, mirrored or not, and are not the same bytes."""
     if c.train is None or not (c.root and c.train.image_root and c.data.num_images and c.train.num_images):
         return NONE
@@ -165,25 +165,16 @@ def _thumbnail(path: str) -> np.ndarray:
     return grey / length if length > _SIDE * 8 else grey * 0
 
 
-PICTURES: dict[str, Kind] = {
-    "picture_unreadable": Kind(
-        unreadable, "error", "Training or evaluation stops when it comes to this picture, perhaps after days.",
-        "copy the file again, or remove image and objects; grey values of 16 bits have to be scaled to 8",
-    ),
-    "picture_size": Kind(
-        size, "error", "Training stops at this picture: its boxes would lie elsewhere.",
-        "give the size as shown (EXIF applied), and boxes for it; `--write` swaps what is swapped without EXIF",
-    ),
-    "picture_unlisted": Kind(unlisted, "note", "They are neither trained nor evaluated on.", ""),
-    "picture_in_train": Kind(
-        in_train, "warning", "What was trained on is evaluated on: AP is too high.", "remove them from one of the two",
-    ),
-    "name_in_train": Kind(
-        name_in_train, "note", "If they are the same pictures, or copies, AP is too high.",
-        "compare them: give the folders of both sets by --images and --train-images",
-    ),
-    "picture_like_train": Kind(
-        like_train, "warning", "Copies of training pictures make AP too high.",
-        "look at them; split by scene or by video",
-    ),
-}  # fmt: skip
+PICTURES = tuple(Kind(*row) for row in (
+    (picture_unreadable, "error", "Training or evaluation stops when it comes to this picture, perhaps after days.",
+     "copy the file again, or remove image and objects; grey values of 16 bits have to be scaled to 8"),
+    (picture_size, "error", "Training stops at this picture: its boxes would lie elsewhere.",
+     "give the size as shown (EXIF applied), and boxes for it; `--write` swaps what is swapped without EXIF"),
+    (picture_unlisted, "note", "They are neither trained nor evaluated on.", ""),
+    (picture_in_train, "warning", "What was trained on is evaluated on: AP is too high.",
+     "remove them from one of the two"),
+    (name_in_train, "note", "If they are the same pictures, or copies, AP is too high.",
+     "compare them: give the folders of both sets by --images and --train-images"),
+    (picture_like_train, "warning", "Copies of training pictures make AP too high.",
+     "look at them; split by scene or by video"),
+))  # fmt: skip

@@ -18,23 +18,14 @@ COLUMNS = ("level", "kind", "count", "first", "means", "fix")
 
 @dataclass
 class Report:
-    """What `rio.check` found in a file.
+    """What `rio.check` found in a file."""
 
-    Attributes:
-        path: the file.
-        summary: how much is in it, one line.
-        findings: by level, the most frequent first.
-        changes: what `write` repaired: the record, and what became what.
-        written: the repaired file, if one was written.
-        left: what is found in that one.
-    """
-
-    path: str
-    summary: str
-    findings: list[Finding]
-    changes: list[tuple[str, Change]] = field(default_factory=list)
-    written: str | None = None
-    left: list[Finding] = field(default_factory=list)
+    path: str  # the file
+    summary: str  # how much is in it, one line
+    findings: list[Finding]  # by level, the most frequent first
+    changes: list[tuple[str, Change]] = field(default_factory=list)  # what `write` repaired: record, what became what
+    written: str | None = None  # the repaired file, if one was written
+    left: list[Finding] = field(default_factory=list)  # what is found in that one
 
     def __post_init__(self) -> None:
         order = list(LEVELS)
@@ -94,7 +85,5 @@ def _words(finding: Finding) -> tuple[str, str]:
     means, fix = MEANINGS.get(finding.kind, (finding.means, finding.fix))
     if finding.taken:
         fix = fix or "none is needed here; for other tools, `--write` writes it in the usual form"
-    elif finding.fix and finding.level == "error":
-        fix = fix or finding.fix
     expected = f" Expected {finding.expected}." if finding.expected and finding.level == "error" else ""
     return means + expected, fix or finding.fix

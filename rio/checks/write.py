@@ -25,18 +25,10 @@ _LISTS = dict(zip(("images", "categories", "annotations"), NOUNS, strict=True))
 
 
 def write(path: str, target: str, root: str | None) -> list[Line]:
-    """Write a repaired copy of a file, atomically.
+    """Write a repaired copy of a file to `target`, atomically; every change: the record, and what became what.
 
-    Args:
-        path: The file; never touched.
-        target: Where to; another file than `path`.
-        root: The image folder, if file names and sizes are to be held against it.
-
-    Returns:
-        Every change: the record, and what became what.
-
-    Raises:
-        AnnotationError: The file cannot be read, or `target` is the file itself.
+    File names and sizes are held against the image folder `root`, if there is one. An AnnotationError where the file
+    cannot be read, or `target` is the file itself.
     """
     if os.path.realpath(path) == os.path.realpath(target):
         fix = "name another file: the input is never changed"
