@@ -46,7 +46,7 @@ def generate(
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Draws the folder that holds a split, unless it is there. The folder appears only when complete.
+    """Draws the folder that holds a split, unless it is there; it appears only when complete. Returns its path.
 
     Args:
         root: gets `spec.name/` with `{train,val}.json`, `{train,val}/*.jpg` and `spec.json`, and for an extra split
@@ -54,10 +54,6 @@ def generate(
         spec: what to draw, one of SPECS or your own.
         split: "train" or "val" (drawn together), "tune" or "balanced".
         workers: threads; None: one per usable core.
-        progress: show a progress bar.
-
-    Returns:
-        The folder, root/spec.name or root/{spec.name}_{split}.
 
     Raises:
         ShapesError: the spec is impossible (the message names the field), there is no such split, or the folder holds

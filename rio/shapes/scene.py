@@ -192,15 +192,11 @@ def _compose(
 
 
 def mask_to_polygons(mask: np.ndarray, scale: float = 1.0, tolerance: float = 0.5) -> list[list[float]]:
-    """Polygons [x0, y0, x1, y1, ...] of a mask. COCO polygons have no holes: a mask with a hole is cut through it.
+    """Polygons [x0, y0, x1, y1, ...] of a mask (h, w). COCO polygons have no holes: a mask with a hole is cut through
+    it.
 
-    Args:
-        mask: (h, w) bool.
-        scale: canvas px per px of the result.
-        tolerance: how far a polygon may leave the outline, canvas px.
-
-    Returns:
-        Polygons in px of the result, a pixel's corner (not its centre) at integer coordinates.
+    `scale`: canvas px per px of the result; `tolerance`: how far a polygon may leave the outline, canvas px. In the
+    result a pixel's corner (not its centre) is at integer coordinates.
     """
     polygons: list[list[float]] = []
     pieces = [mask.astype(np.uint8)]
@@ -246,14 +242,9 @@ def _outset(contour: np.ndarray) -> np.ndarray:
 def draw_image(
     spec: ShapesSpec, classes: Sequence[Category], present: Sequence[int], split: str, index: int
 ) -> tuple[np.ndarray, list[dict], list[int]]:
-    """One picture and its labels; depends only on the arguments.
+    """One picture that holds the classes `present`, and its labels; depends only on the arguments.
 
-    Args:
-        spec: the data set.
-        classes: (shape, texture, hue) of all K classes.
-        present: class ids that the image must hold.
-        split: "train", "val", "tune" or "balanced".
-        index: number of the image in its split.
+    `classes` are (shape, texture, hue) of all K, `index` the image's number in its split.
 
     Returns:
         image: (S, S, 3) uint8 RGB.

@@ -174,12 +174,8 @@ def plan_images(counts: np.ndarray, num_images: int, num_frequent: int, rng: np.
 
 
 def deal_evenly(sizes: Sequence[int], num_classes: int, rng: np.random.Generator) -> list[list[int]]:
-    """Ascending class ids of each image: sizes[i] different ones in image i, all classes equally often (+-1).
-
-    Args:
-        sizes: number of classes in each image, 0..num_classes.
-        num_classes: K.
-        rng: decides between classes that were dealt equally often.
+    """Ascending class ids of each image: sizes[i] different ones in image i, all classes equally often (+-1); `rng`
+    decides between classes that were dealt equally often.
     """
     dealt = np.zeros(num_classes, int)
     held = []

@@ -78,19 +78,10 @@ class Job:
 
 
 def submit(study: Study, output_dir: str | os.PathLike[str], slurm: Slurm, options: Sequence[str] = ()) -> list[str]:
-    """Submit the runs that are neither finished nor in the queue as one job array.
+    """Submit the runs that are neither finished nor in the queue as one job array; their names.
 
-    Args:
-        study: from `load_study`.
-        output_dir: gets a folder per run; the nodes must see it under the same path.
-        slurm: what each job asks for.
-        options: KEY, VALUE, ... for every arm.
-
-    Returns:
-        The submitted runs' names.
-
-    Raises:
-        StudyError: no submitit, no SLURM, or sbatch refuses; what `prepare` raises.
+    `output_dir` gets a folder per run; the nodes must see it under the same path. `options` (KEY, VALUE, ...) are for
+    every arm. A StudyError without submitit or SLURM, or where sbatch refuses, and what `prepare` raises.
     """
     submitit, root, options = _submitit(), Path(output_dir).absolute(), list(options)
     root.mkdir(parents=True, exist_ok=True)
@@ -154,11 +145,8 @@ def _configure(executor: Any, study: Study, slurm: Slurm, runs: Sequence[Run]) -
 
 
 def watch(study: Study, output_dir: str | os.PathLike[str], options: Sequence[str] = ()) -> StudyResult:
-    """Say how far the jobs are until none is left in the queue; the study's result.
-
-    Raises:
-        StudyError: runs ended without being finished.
-        KeyboardInterrupt: Ctrl-C; the jobs go on.
+    """Say how far the jobs are until none is left in the queue; the study's result. A StudyError where runs ended
+    without being finished; Ctrl-C leaves the jobs alone.
     """
     root, said = Path(output_dir).absolute(), ""
     runs, ids = prepare(study, root, options), job_ids(root)
@@ -205,10 +193,8 @@ def status(study: Study, output_dir: str | os.PathLike[str], options: Sequence[s
 
 
 def refuse_if_queued(output_dir: str | os.PathLike[str]) -> None:
-    """A study on this machine must not train what jobs of a cluster train.
-
-    Raises:
-        StudyError: jobs of the study in that folder are in the queue.
+    """A StudyError while a cluster's jobs of the study in that folder are in the queue: this machine must not train
+    them too.
     """
     ids = job_ids(Path(output_dir))
     if ids and shutil.which("squeue") and (busy := sorted(set(ids.values()) & queued().keys())):
@@ -223,11 +209,7 @@ def job_ids(root: Path) -> dict[str, str]:
 
 
 def queued() -> dict[str, str]:
-    """State (RUNNING, PENDING ...) and reason or node of this user's jobs, by job id.
-
-    Raises:
-        StudyError: no SLURM here, or it does not answer.
-    """
+    """State (RUNNING, PENDING ...) and reason or node of this user's jobs by id; a StudyError without an answer."""
     words = ["squeue", "--noheader", "--array", "--me", "--format", "%i %T %R"]
     try:
         done = subprocess.run(words, capture_output=True, text=True)

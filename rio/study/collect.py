@@ -60,11 +60,7 @@ def mark_finished(run: Run, seconds: float, planned: StudyResult) -> None:
 
 
 def collect(planned: StudyResult, runs: Sequence[Run]) -> StudyResult:
-    """The result of the runs finished so far.
-
-    Raises:
-        StudyError: a run was evaluated on other categories.
-    """
+    """The result of the runs finished so far; a StudyError where one was evaluated on other categories."""
     ids, finished, records = [c.category_id for c in planned.categories], [], []
     for run in (run for run in runs if run.is_finished):
         record = json.loads((run.folder.path / "study_finished.json").read_bytes())

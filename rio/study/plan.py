@@ -93,11 +93,8 @@ class Run:
 
 
 def load_study(path: str | os.PathLike[str]) -> Study:
-    """Read and check a study file.
-
-    Raises:
-        FileNotFoundError: no such file, or no such base config.
-        StudyError: names the key, what was expected and what was found.
+    """Read and check a study file: a StudyError names the key, what was expected and found; a FileNotFoundError where
+    the file or its base config is missing.
     """
     path = Path(path)
     if not path.is_file():
@@ -169,15 +166,9 @@ def features_folders(study: Study, root: Path) -> dict[str, Path]:
 def prepare(study: Study, root: Path, options: Sequence[str]) -> list[Run]:
     """The study's runs, seed by seed, with every arm's config and data sets checked.
 
-    Seed by seed: an interrupted study has all arms to compare, with fewer seeds.
-
-    Args:
-        study: from `load_study`.
-        root: gets a folder per run, with the settings that the run begins with.
-        options: KEY, VALUE, ... for every arm.
-
-    Raises:
-        StudyError: names the arm and the key, or the run whose settings changed since it began.
+    Seed by seed: an interrupted study has all arms to compare, with fewer seeds. `root` gets a folder per run, with the
+    settings that the run begins with; `options` (KEY, VALUE, ...) are for every arm. A StudyError names the arm and the
+    key, or the run whose settings changed since it began.
     """
     from rio.config import load_config  # detectron2 takes seconds to import: not for `load_study`
     from rio.data import names as datasets
@@ -222,10 +213,8 @@ def prepare(study: Study, root: Path, options: Sequence[str]) -> list[Run]:
 
 
 def check_disjoint(where: str, tune_on: str, others: Sequence[str]) -> None:
-    """Tuning must see neither the split that is reported nor what is trained on.
-
-    Raises:
-        StudyError: `tune_on`, the name of a data set, has an image in common with one of `others`.
+    """Tuning must see neither the split that is reported nor what is trained on: a StudyError where the data set
+    `tune_on` has an image in common with one of `others`.
     """
     from rio.data import names as datasets
 

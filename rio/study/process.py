@@ -57,17 +57,9 @@ def train_command(
 ) -> list[str]:
     """The command that trains, as words.
 
-    Args:
-        config: the YAML file.
-        output_dir: the run's folder.
-        num_gpus: on a machine without a GPU, 1 means its CPU.
-        seed: None leaves it to the config.
-        data: own data: train_json, train_images, val_json, val_images; empty ones are left out.
-        options: KEY, VALUE, ...
-        resume: continue the run in that folder.
-
-    Raises:
-        LaunchError: an odd number of options.
+    `num_gpus` 1 means the CPU on a machine without a GPU; `seed` None leaves it to the config; `data` is own data:
+    train_json, train_images, val_json, val_images, of which empty ones are left out; `options` are KEY, VALUE, ..., an
+    odd number of which is a LaunchError.
 
     >>> " ".join(train_command("a.yaml", "out", seed=3)[1:])
     '-m rio train --config-file a.yaml --output-dir out SEED 3'
@@ -183,19 +175,11 @@ class Training(RunFolder):
     def start(
         self, command: Sequence[str], *, cwd: str | os.PathLike[str] = ".", environment: Mapping[str, str] | None = None
     ) -> int:
-        """Start a training that outlives this process.
+        """Start a training that outlives this process, by a command of `train_command` for this folder; its process id.
 
-        Args:
-            command: from `train_command`, with this folder as its output folder.
-            cwd: where it runs; relative paths of the config begin there.
-            environment: variables beside those of this process.
-
-        Returns:
-            The process id.
-
-        Raises:
-            LaunchError: a training is running here; a run is here and the command does not resume it; the folder cannot
-                be made or written to.
+        It runs in `cwd`, where relative paths of the config begin, with the variables of `environment` beside those of
+        this process. A LaunchError where a training is running here, a run is here and the command does not resume it,
+        or the folder cannot be made or written to.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -231,10 +215,8 @@ class Training(RunFolder):
         write_atomically(self.path / "run.json", json.dumps(note, indent=1).encode())
 
     def stop(self, *, at_once: bool = False) -> None:
-        """Ask the training to save a checkpoint and end (as Ctrl-C does in a terminal), or kill it.
-
-        Raises:
-            LaunchError: nothing is running.
+        """Ask the training to save a checkpoint and end (as Ctrl-C does in a terminal), or kill it; a LaunchError if
+        none runs.
         """
         pid = self.pid()
         if pid is None:
@@ -245,10 +227,8 @@ class Training(RunFolder):
         self._write_note({**self.note(), "stopping": True})
 
     def resume(self) -> int:
-        """Continue from the last checkpoint with the command that the run was started by.
-
-        Raises:
-            LaunchError: it is running, or this folder has no run.json.
+        """Continue from the last checkpoint with the command that the run was started by; a LaunchError if it is
+        running, or this folder has no run.json.
         """
         note = self.note()
         if not note:

@@ -88,12 +88,7 @@ class StudyResult(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> StudyResult:
-        """Read what `to_json` wrote.
-
-        Raises:
-            FileNotFoundError: no such file.
-            StudyError: not a study's result; says where, what was expected and what was found.
-        """
+        """What `to_json` wrote; a StudyError says where the file is no study's result, what was expected and found."""
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such study result. Fix: `python -m rio study` writes study.json")
@@ -129,9 +124,8 @@ class StudyResult(msgspec.Struct, frozen=True, kw_only=True):
         write_atomically(Path(path), ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
     def per_run(self) -> pd.DataFrame:
-        """One row per finished run and IoU type: arm, iou_type, seed, AP, APr, APc, APf (percent, NaN absent).
-
-        In the order of the study's arms and seeds, boxes first.
+        """One row per finished run and IoU type, in the order of the study's arms and seeds, boxes first: arm,
+        iou_type, seed, AP, APr, APc, APf (percent, NaN absent).
         """
         runs = [(kind, run) for kind in KINDS for run in self._in_order() if kind in run.metrics]
         rows = [(run.arm, kind, run.seed, *(run.metrics[kind][m] for m in GROUP_METRICS)) for kind, run in runs]
@@ -139,11 +133,9 @@ class StudyResult(msgspec.Struct, frozen=True, kw_only=True):
         return frame.astype(dict.fromkeys(GROUP_METRICS, float))
 
     def table(self) -> pd.DataFrame:
-        """AP, APr, APc, APf of every arm with a finished run, in percent.
-
-        Returns:
-            One row per arm and IoU type: arm, iou_type, seeds (how many), for every metric its mean over seeds and, as
-            METRIC_spread, half the distance between the highest and the lowest seed (NaN with one).
+        """AP, APr, APc, APf of every arm with a finished run, in percent, one row per arm and IoU type: arm, iou_type,
+        seeds (how many), for every metric its mean over seeds and, as METRIC_spread, half the distance between the
+        highest and the lowest seed (NaN with one).
         """
         spreads = [f"{m}_spread" for m in GROUP_METRICS]
         rows = []
@@ -268,15 +260,12 @@ def _ap_lines(table: pd.DataFrame, *, counts: bool = False) -> list[list[str]]:
 
     kinds = list(dict.fromkeys(table["iou_type"]))
     columns = [(kind, metric) for kind in kinds for metric in GROUP_METRICS]
-    lines = [["", *["seeds"] * counts, *(_head(kind) if m == "AP" else m for kind, m in columns)]]
+    heads = {kind: f"{kind} AP" if kind in IOU_NAMES else KINDS[kind] for kind in kinds}
+    lines = [["", *["seeds"] * counts, *(heads[kind] if m == "AP" else m for kind, m in columns)]]
     for arm, own in table.groupby("arm", sort=False):
         rows = {row["iou_type"]: row for _, row in own.iterrows()}
         lines.append([arm, *[str(own["seeds"].max())] * counts, *(cell(rows.get(kind), m) for kind, m in columns)])
     return lines
-
-
-def _head(kind: str) -> str:
-    return f"{kind} AP" if kind in IOU_NAMES else KINDS[kind]
 
 
 def _difference_lines(comparisons: pd.DataFrame, kind: str, resolved: str, other: str) -> list[list[str]]:

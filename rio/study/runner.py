@@ -59,11 +59,10 @@ def run_study(
     """Train and evaluate what is not finished yet, `processes` runs side by side, and compare all arms.
 
     A failing run does not stop the others; the end of its log is shown, and a `StudyError` is raised when the others
-    have finished. Ctrl-C stops all of them after they have saved a checkpoint. However the call ends, study.json,
-    study.md and the figures show the runs finished so far.
+    have finished. Ctrl-C stops all of them after they have saved a checkpoint; the same call resumes. However the call
+    ends, study.json, study.md and the figures show the runs finished so far.
 
     Args:
-        study: from `load_study`.
         output_dir: gets a folder per run; made if needed.
         processes, gpus: override the study's.
         minutes: work at most so long, > 0: then the trainings are stopped as by Ctrl-C, and the call returns.
@@ -72,7 +71,6 @@ def run_study(
     Raises:
         StudyError: some run failed; the folder is in use by another call; a run's settings changed since it began; a
             tuning study would see the split that is reported; fewer GPUs than asked for.
-        KeyboardInterrupt: stopped; the same call resumes.
     """
     started, root, options = time.monotonic(), Path(output_dir), list(options)
     root.mkdir(parents=True, exist_ok=True)
@@ -135,10 +133,8 @@ def locked(root: Path) -> Iterator[None]:
 
 
 def extract_features(study: Study, root: Path, runs: Sequence[Run], processes: int) -> None:
-    """Take the features of the study's weights, if that is what it names; goes on where an earlier call stopped.
-
-    Raises:
-        StudyError: it failed; the command's own output says why.
+    """Take the features of the study's weights, if that is what it names; goes on where an earlier call stopped. A
+    StudyError where it failed; the command's own output says why.
     """
     folders = {own: folder for own, folder in features_folders(study, root).items() if str(folder) != own}
     if not folders or all(run.is_finished for run in runs):
@@ -149,13 +145,8 @@ def extract_features(study: Study, root: Path, runs: Sequence[Run], processes: i
     sets = load_config(study.config, runs[0].options).DATASETS
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     for weights, folder in folders.items():
-        command = [
-            sys.executable,
-            *([] if processes == 1 or info.gpus()["found"] else several),
-            "-m",
-            "rio",
-            "features",
-        ]
+        alone = processes == 1 or info.gpus()["found"]
+        command = [sys.executable, *([] if alone else several), "-m", "rio", "features"]
         command += ["--weights", weights, "--output", str(folder)]
         command += ["DATASETS.TRAIN", repr(tuple(sets.TRAIN)), "DATASETS.TEST", repr(tuple(sets.TEST))]
         if code := subprocess.run(command, env=os.environ | ONE_THREAD).returncode:
@@ -176,12 +167,10 @@ def _signals_as_interrupt() -> Iterator[None]:
 
 
 def devices_for(gpus: int) -> list[str]:
-    """CUDA_VISIBLE_DEVICES for each of `gpus` of the GPUs that this process may use.
+    """CUDA_VISIBLE_DEVICES for each of `gpus` of the GPUs that this process may use; a StudyError where there are
+    fewer.
 
     Empty with one: then a training chooses as `rio train` does, the first GPU or the CPU.
-
-    Raises:
-        StudyError: there are fewer.
     """
     if gpus == 1:
         return []
@@ -200,11 +189,8 @@ def devices_for(gpus: int) -> list[str]:
 class Runner:
     """Starts runs, watches them, shows how far they are, and leaves none behind.
 
-    Args:
-        study, planned, root, runs: from `prepare` and `planned_result`.
-        processes, gpus: trainings side by side, and GPUs that they are dealt over.
-        only: the run to do; "": all.
-        num_gpus: of each training.
+    `processes` trainings are side by side, dealt over `gpus`, each with `num_gpus`; `only` names the one run to do, "":
+    all.
     """
 
     def __init__(
