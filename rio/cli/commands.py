@@ -9,6 +9,16 @@ from rio.cli.common import UsageError, config, ground_truth, pairs, require_file
 from rio.results.protocols import PROTOCOLS
 
 
+def check(args: argparse.Namespace) -> int:
+    """What is wrong with an annotation file, what it means for training and AP, and the fix."""
+    from rio.checks.check import check
+
+    given = {"train": args.train, "train_images": args.train_images, "results": args.results, "write": args.write}
+    report = check(args.annotations, images=args.images, **given)
+    print(report)
+    return report.exit_code
+
+
 def evaluate(args: argparse.Namespace) -> int:
     """AP of trained weights, or of a results file."""
     protocol = PROTOCOLS[args.protocol]
@@ -86,10 +96,8 @@ def _sweep(args: argparse.Namespace, tried: list[tuple[str, float]]) -> int:
 
     start_logging(None)
     methods = [method for method, _ in tried]
-    method = (
-        "fracal" if "fracal" in methods else methods[0]
-    )  # the one that needs more than counts; checks the loss, too
-    args.opts = ["MODEL.RIO.CALIBRATION", method, *args.opts]
+    # The one that needs more than counts; checks the loss, too.
+    args.opts = ["MODEL.RIO.CALIBRATION", "fracal" if "fracal" in methods else methods[0], *args.opts]
     reported = config(args).DATASETS
     check_disjoint(f"--tune-on {args.tune_on}", args.tune_on, (*reported.TEST, *reported.TRAIN))
     args.opts = [*args.opts, "DATASETS.TEST", repr((args.tune_on,))]

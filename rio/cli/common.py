@@ -76,17 +76,12 @@ def ground_truth(args: argparse.Namespace, *, segmentations: bool = True) -> Any
     path, on_error, borders = split_options(args.gt)
     root = getattr(args, "gt_images", None)
     truth = load_annotations(path, image_root=root, on_error=on_error, segmentations=segmentations)
-    report_left_out(truth)
+    if truth.skipped:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in truth.skipped_counts().items())
+        print(f"{truth.path}: left out {len(truth.skipped)} records ({kinds}); the first: {truth.skipped[0].record}")
     truth = truth.with_borders(borders)
     if args.train_json:
         path, on_error, borders = split_options(args.train_json)
         train = load_annotations(path, segmentations=False, on_error=on_error)
         truth = truth.with_frequency_of(train.with_borders(borders))
     return truth
-
-
-def report_left_out(truth: Any) -> None:
-    """Say what `?skip` left out."""
-    if truth.skipped:
-        kinds = ", ".join(f"{kind} {count}" for kind, count in truth.skipped_counts().items())
-        print(f"{truth.path}: left out {len(truth.skipped)} records ({kinds}); the first: {truth.skipped[0].record}")

@@ -73,17 +73,13 @@ def _yolo(source: Path, images: Path) -> dict[str, Any]:
     import yaml
     from hotcoco import COCO
 
-    places = [
-        folder / name for folder in (source, *source.absolute().parents[:2]) for name in ("data.yaml", "classes.txt")
-    ]
+    folders = source, *source.absolute().parents[:2]
+    places = (folder / name for folder in folders for name in ("data.yaml", "classes.txt"))
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         raise ValueError("neither data.yaml nor classes.txt")
-    names = (
-        file.read_text(encoding="utf-8").splitlines()
-        if file.suffix == ".txt"
-        else yaml.safe_load(file.read_text())["names"]
-    )
+    text = file.read_text(encoding="utf-8")
+    names = text.splitlines() if file.suffix == ".txt" else yaml.safe_load(text)["names"]
     names = [names[key] for key in sorted(names)] if isinstance(names, dict) else [name for name in names if name]
     with tempfile.TemporaryDirectory(prefix="rio-convert-") as folder:
         for label in source.glob("*.txt"):

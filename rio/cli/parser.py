@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rio.cli import check, commands, convert, launch, pictures
+from rio.cli import commands, convert, launch, pictures
 from rio.cli.common import drop_known_warnings, is_ours
 from rio.results.protocols import PROTOCOLS
 
@@ -92,7 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
     count = {"type": _above_zero(int), "metavar": "N"}
     words = {"nargs": "*", "metavar": "KEY VALUE"}
 
-    add = command("check", check.check)
+    add = command("check", commands.check)
     add("annotations", metavar="ANNOTATIONS", help="an LVIS- or COCO-format JSON")
     add("--images", metavar="DIR", help="its image folder: pictures are looked for and their headers read")
     more = "the training set's file: categories and pictures are compared"
@@ -133,9 +133,8 @@ def make_parser() -> argparse.ArgumentParser:
     what = "correct the scores of --weights for the classes' counts: norcal, logit_adjustment, fracal, tau_norm"
     what += "; norcal=0.6, or with --tune-on several: norcal=0.2,0.4,0.6; may be given again"
     add("--calibration", action="append", default=[], metavar="METHOD[=STRENGTH,...]", help=what)
-    what = (
-        "compare calibrations of a classifier trained on features, on this set of other images than the reported ones"
-    )
+    what = "compare calibrations of a classifier trained on features, on this set of other images than the "
+    what += "reported ones"
     add("--tune-on", metavar="DATA", help=what)
     what = "lvis (default); lvis_fixed: the 10,000 best detections of each category, no cap per image (with --weights "
     what += "set TEST.DETECTIONS_PER_IMAGE -1); coco: pycocotools' AP, with APr, APc and APf"
