@@ -136,7 +136,8 @@ class _Copy:
             typed = [msgspec.convert(record, Category) for record, _ in found]
         except msgspec.ValidationError:
             typed = []
-        used = {one.category_id for one in map(_reference, self.raws.get("annotations", ())) if _is_id(one.category_id)}
+        found_ids = (one.category_id for one in map(_reference, self.raws.get("annotations", ())))
+        used = {value for value in found_ids if isinstance(value, (int, float, str))}
         used |= {self.ids.number("category", text) for text in used if isinstance(text, str)}
         root = root_category(typed, used)
         if root is not None:
@@ -206,10 +207,6 @@ def _equal(raw: msgspec.Raw, other: msgspec.Raw) -> bool:
     """Whether two records are equal in all but their id."""
     mine, others = _decoded(raw), _decoded(other)
     return {**mine, "id": None} == {**others, "id": None}
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, (int, float, str))
 
 
 def _is_box(box: Any) -> bool:

@@ -76,12 +76,7 @@ class FeatureSet:
     def __init__(self, folder: Path, names: list[str], *, writable: bool = False):
         self.folder = folder
         self._columns = {n: np.load(folder / f"{n}.npy", mmap_mode="r+" if writable else "r") for n in names}
-
-    def __getattr__(self, name: str) -> np.ndarray:
-        try:
-            return self.__dict__["_columns"][name]
-        except KeyError:
-            raise AttributeError(name) from None
+        vars(self).update(self._columns)
 
     @property
     def missing(self) -> np.ndarray:
