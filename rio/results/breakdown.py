@@ -23,10 +23,8 @@ from rio.results.reading import Results
 COSTS = ("classification", "localisation", "both", "duplicate", "background", "missed")  # TIDE's kinds
 
 
-def breakdown(annotations: Annotations, results: Results, *, max_dets: int = 300) -> pd.DataFrame:
+def breakdown(annotations: Annotations, results: Results) -> pd.DataFrame:
     """What AP does not tell, for all categories and for each frequency group that has objects.
-
-    `max_dets` highest-scoring predictions are kept of an image; -1 keeps all.
 
     Returns:
         One row per group, all but the last columns in percent: group ("all", "r", "c", "f"); AR, the share of objects
@@ -35,7 +33,7 @@ def breakdown(annotations: Annotations, results: Results, *, max_dets: int = 300
         predictions); AP50; and by kind of error, in points of AP50, what correcting all errors of that kind would bring
         (dAP of TIDE, Bolya et al., arXiv 2008.08115, section 2.3).
     """
-    errors = find_errors(annotations, results, max_dets=max_dets)
+    errors = find_errors(annotations, results)
     evaluator = _evaluator(annotations, results, errors)
     recall = evaluator.eval["recall"][:, :, 0, 0]
     costs, ap50 = _costs(annotations, errors)

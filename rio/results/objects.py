@@ -7,12 +7,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from rio.data.annotations import Annotations
 from rio.data.masks import decoded_mask
 from rio.results.federated import JudgedPairs
 from rio.results.reading import Results
+
+CROWDED = 15  # objects: images with more are hard to read, and rank lower
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,20 +53,16 @@ def objects_of(annotations: Annotations, image_index: int) -> Objects:
 
 
 def predictions_of(
-    results: Results,
-    annotations: Annotations,
-    image_index: int,
-    *,
-    score_threshold: float = 0,
-    limit: int | None = None,
+    results: Results, annotations: Annotations, image_index: int, *, score_threshold: float = 0
 ) -> Objects:
-    """Predictions of one image from `score_threshold` on, highest score first, at most `limit`; `annotations` are those
-    that the results were loaded with. An IndexError where there is no such image.
+    """Predictions of one image from `score_threshold` on, highest score first.
+
+    `annotations` are those that the results were loaded with. An IndexError where there is no such image.
     """
     if not 0 <= image_index < len(annotations.image_ids):
         raise IndexError(f"image index: expected 0..{len(annotations.image_ids) - 1}, found {image_index}")
     indices = results.of_image(image_index)
-    indices = indices[results.scores[indices] >= score_threshold][:limit]
+    indices = indices[results.scores[indices] >= score_threshold]
     columns = results.boxes[indices], results.class_id[indices], results.scores[indices]
     segmentations = None if results.rles is None else [results.rles[i] for i in indices.tolist()]
     return _objects(annotations, image_index, indices, *columns, segmentations)
@@ -80,21 +77,10 @@ def _objects(
     return Objects(boxes, class_ids, names, annotations.frequency[class_ids], scores, indices, size, segmentations)
 
 
-def ranked_examples(
-    annotations: Annotations,
-    matches: pd.DataFrame | None = None,
-    *,
-    count: int = 6,
-    max_objects: int = 15,
-    score_threshold: float = 0.3,
-) -> list[int]:
-    """At most `count` images worth showing: rare classes first, each image with classes the ones before it did not
-    show.
+def ranked_examples(annotations: Annotations, *, count: int = 6) -> list[int]:
+    """Indices of at most `count` images worth showing, best first: rare classes, then classes not shown before.
 
-    Without `matches` the choice rests on the ground truth alone, so that it flatters no model; say so in a caption.
-    With them, rows of `find_errors` of one run or of several joined, an image counts more for the classes found in it
-    from `score_threshold` on. Images with more than `max_objects` are hard to read and rank lower. Returns image
-    indices, best first; images without objects never.
+    The choice rests on the ground truth alone, so that it flatters no model. Images without objects are none.
     """
     usable = np.flatnonzero(JudgedPairs.of(annotations).counted)
     num_images, num_classes = len(annotations.image_ids), len(annotations.category_ids)
@@ -110,11 +96,7 @@ def ranked_examples(
     worth = np.select([annotations.frequency == group for group in "rc"], [100.0, 10.0], 1.0)
     # An object of less than a hundredth of the image is hard to see: it counts by its share.
     weights = worth[pair_class] * np.minimum(1.0, largest / 0.01)
-    if matches is not None:
-        found = matches[(matches["kind"] == "correct") & (matches["score"] >= score_threshold)]
-        class_ids = np.searchsorted(annotations.category_ids, found["category_id"].to_numpy())
-        weights *= np.where(np.isin(pairs, found["image_index"].to_numpy() * num_classes + class_ids), 2.0, 1.0)
-    crowding = np.maximum(1.0, np.bincount(image, minlength=num_images) / max_objects)
+    crowding = np.maximum(1.0, np.bincount(image, minlength=num_images) / CROWDED)
     shown, chosen = np.zeros(num_classes, bool), np.zeros(num_images, bool)
     order: list[int] = []
     while len(order) < min(count, len(np.unique(pair_image))):
