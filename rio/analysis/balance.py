@@ -5,8 +5,6 @@ I: images, K: classes. *Exposure*: expected times a class is seen in an epoch, a
 in them, and as RoIs that reach the classifier.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -3,8 +3,6 @@
 I: images, A: annotations, K: categories. Crowd regions are left out throughout, as in the counts.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

@@ -1,7 +1,5 @@
 """Which folders hold finished runs, and which settings tell them apart."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

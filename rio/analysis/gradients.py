@@ -4,8 +4,6 @@ EQL (Tan et al., CVPR 2020, section 3): an RoI of one class pushes every other c
 negative than positive gradient. K: classes, R: rows of a step, C: columns of the logits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Intervals of differences between arms: a paired bootstrap over categories, widened where there are few."""
 
-from __future__ import annotations
-
 import functools
 from statistics import NormalDist
 from typing import Any

@@ -4,8 +4,6 @@ A run is a folder that `python -m rio train`, `rio study` or `make demo` left. F
 are seeds of one arm.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections import Counter

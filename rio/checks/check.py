@@ -1,7 +1,5 @@
 """`rio.check`: read an annotation file past its first fault, and report all of them."""
 
-from __future__ import annotations
-
 import os
 import re
 

@@ -1,7 +1,5 @@
 """What a JSON file is that is no LVIS- or COCO-format annotation file, by its keys."""
 
-from __future__ import annotations
-
 import msgspec
 
 from rio.data.errors import AnnotationError

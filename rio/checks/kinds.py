@@ -3,8 +3,6 @@
 A function of `KINDS`, whose name is the kind's, takes a `Context` and returns `Hits`: how many records, and the first.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

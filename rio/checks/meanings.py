@@ -1,7 +1,5 @@
 """What each kind of fault means for training and for AP, and how to fix it where the rule's own words do not say."""
 
-from __future__ import annotations
-
 _REFUSED = "Training and evaluation stop; `?skip` after the name leaves such records out"
 _OTHERS_REFUSE = "It is read as it is meant; other tools may refuse it"
 

@@ -1,7 +1,5 @@
 """Kinds of trouble with the pictures: what their headers say, and which are in the training set too."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """What a check found: one entry a kind of fault, as text, as a table and in a notebook."""
 
-from __future__ import annotations
-
 import html
 from dataclasses import dataclass, field
 from functools import cached_property

@@ -1,7 +1,5 @@
 """A repaired copy of an annotation file: what has one right answer, and nothing else; all other bytes stay."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The commands besides `train` and `predict`; each imports what it needs when it runs."""
 
-from __future__ import annotations
-
 import argparse
 import os
 

@@ -1,7 +1,5 @@
 """What several commands share: the config their flags describe, the ground truth of a results file, usage errors."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import warnings

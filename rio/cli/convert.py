@@ -1,7 +1,5 @@
 """`rio convert`: other tools' annotations as a COCO-format JSON, by hotcoco's readers, and what is wrong with them."""
 
-from __future__ import annotations
-
 import argparse
 import html
 import json

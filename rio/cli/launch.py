@@ -1,7 +1,5 @@
 """`rio train` and `rio features`: in this process, in one process per GPU, or as torchrun's child."""
 
-from __future__ import annotations
-
 import argparse
 import multiprocessing
 import os

@@ -4,8 +4,6 @@ Commands import what they need when they run, so ``--help`` answers at once. An 
 traceback and exit code 2; ``-v`` or the environment variable RIO_DEBUG shows the traceback too.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """The one check of arguments; errors of annotation files, and the list of what was left out instead."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Sequence

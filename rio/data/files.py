@@ -1,7 +1,5 @@
 """Files written so that nothing is ever half there; which files are pictures; nested keys of YAML files."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import uuid

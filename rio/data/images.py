@@ -1,7 +1,5 @@
 """The one reader of image files: RGB, turned as EXIF says, anything else refused; needs neither torch nor OpenCV."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import struct

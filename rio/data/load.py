@@ -26,8 +26,6 @@ Fine:
     ids with gaps, images or files without annotations, ``area`` 0, box-only files.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import logging

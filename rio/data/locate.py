@@ -1,7 +1,5 @@
 """Where the pictures lie: file names in other spellings, and the folder that holds them, found by looking."""
 
-from __future__ import annotations
-
 import os
 import re
 import unicodedata

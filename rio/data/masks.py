@@ -3,8 +3,6 @@
 Shapes: n masks, M bytes of all of them, one after the other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated, Any
 

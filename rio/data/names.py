@@ -15,8 +15,6 @@ A name in DATASETS.TRAIN or DATASETS.TEST is one of
 as common, in place of LVIS's 10 and 100 and of what the file declares; ``?skip&groups=5,20`` is both.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import itertools

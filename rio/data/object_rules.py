@@ -1,7 +1,5 @@
 """The rules of annotations, boxes and masks, and the columns of what keeps to them. Shapes as in `rio.data.rules`."""
 
-from __future__ import annotations
-
 import contextlib
 from typing import Any
 

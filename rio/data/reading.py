@@ -4,8 +4,6 @@ A sound file is read in pieces, in a fraction of its size of memory. What the pi
 as a whole, which finds the broken record and names it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import itertools

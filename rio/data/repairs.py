@@ -3,8 +3,6 @@
 `rio.data.load` takes such records as they were meant and counts them; `rio check --write` writes them so.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple

@@ -3,8 +3,6 @@
 `rio.data.object_rules` has those of annotations. Shapes: I images, A annotations, K categories, n records in the file.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import re

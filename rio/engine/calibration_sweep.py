@@ -1,7 +1,5 @@
 """Calibrations side by side: a classifier's scores on stored proposals once, corrected by every method and strength."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Checkpoints of a run: written atomically, read without running code, resumed only by the model that wrote them."""
 
-from __future__ import annotations
-
 import glob
 import logging
 import os
@@ -74,8 +72,7 @@ class Checkpointer(DetectionCheckpointer):
             ) from error
 
     def resume(self) -> str | None:
-        """Load the newest checkpoint of the folder that can be read and fits, the same on all ranks; its path, None
-        without any.
+        """Load the newest checkpoint that can be read and fits, the same on all ranks; its path, None without any.
 
         A CheckpointError where none of them can be read or all belong to another model.
         """

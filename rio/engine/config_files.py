@@ -4,8 +4,6 @@ YAML is read safely, and detectron2's own ``merge_from_list`` does the merging, 
 the key and the file of the ``_BASE_`` chain in which it stands.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches

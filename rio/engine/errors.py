@@ -1,7 +1,5 @@
 """Errors that end a run; each says what to change."""
 
-from __future__ import annotations
-
 import re
 
 from detectron2.config import CfgNode

@@ -4,8 +4,6 @@ A training image's RoIs are sampled as in training: augmented, with the ground-t
 image's RoIs are all its proposals. What is kept of an image does not depend on the number of processes.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import time

@@ -9,8 +9,6 @@ and boxes, empty boxes, NMS), 5 N in the choice of anchors and RoIs (`nonzero` o
 background RoIs), N in `select_foreground_proposals`, 1 in the box loss.
 """
 
-from __future__ import annotations
-
 import inspect
 import logging
 from collections.abc import Mapping

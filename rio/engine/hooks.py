@@ -1,7 +1,5 @@
 """Hooks of the trainer: checkpoints, evaluation with the best weights, writers; signals."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

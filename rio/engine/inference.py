@@ -1,7 +1,5 @@
 """Weights into models; a model's detections on the test sets, scored; one image in, its detections out."""
 
-from __future__ import annotations
-
 import logging
 import os
 import time
@@ -52,8 +50,7 @@ def load_initial_weights(cfg: CfgNode, model: torch.nn.Module) -> None:
 
 
 def load_model(cfg: CfgNode, weights: str | None = None) -> torch.nn.Module:
-    """A model in evaluation mode with trained weights, MODEL.WEIGHTS unless others are given; `cfg` from
-    `setup_inference`.
+    """A model in evaluation mode with trained weights (None: MODEL.WEIGHTS); `cfg` from `setup_inference`.
 
     A CheckpointError where no weights are named, or they do not fit.
     """
@@ -207,8 +204,7 @@ class Predictor(DefaultPredictor):
     def __call__(self, image: np.ndarray, name: str = "") -> Instances:
         """Detections on an (H, W, 3) uint8 RGB image: Instances on the CPU, boxes XYXY in its pixels.
 
-        An ImageError, with the file's `name`, where it is so thin that nothing is left of it at the size that the model
-        wants.
+        An ImageError, with the file's `name`, where the image is so thin that nothing is left of it once it is resized.
         """
         height, width = image.shape[:2]
         smallest = self.aug.get_output_shape(height, width, self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)

@@ -1,7 +1,5 @@
 """What this environment is: versions, where detectron2 comes from, GPUs, data sets and weights found or not."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import os

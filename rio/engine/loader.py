@@ -3,8 +3,6 @@
 Every showing of an image has a position in the sampler's stream; its augmentation is seeded by (seed, position).
 """
 
-from __future__ import annotations
-
 import contextlib
 import random
 import signal
@@ -74,8 +72,7 @@ class Mapper(DatasetMapper):
 class TrainingSamples(Dataset):
     """(position, image index) -> model input, the same in every process.
 
-    `mapper` makes it of one of `records` (detectron2's dicts) and may draw from the global generators; `seed` is the
-    run's.
+    `mapper` makes it of one of `records`, and may draw from the global generators; `seed` is the run's.
     """
 
     def __init__(self, records: Sequence[dict], mapper: Callable[[dict], dict], seed: int):

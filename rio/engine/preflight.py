@@ -1,7 +1,5 @@
 """What would stop a run hours later, looked at before its first iteration: the sets that it is evaluated on."""
 
-from __future__ import annotations
-
 import logging
 from concurrent.futures import ThreadPoolExecutor
 

@@ -1,7 +1,5 @@
 """Annotation columns -> detectron2's records, built one at a time; data set names -> its catalogs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +14,7 @@ from rio.data.names import annotations_of
 
 
 def resolve(name: str) -> str:
-    """Make a data set (`rio.data.names`) known to detectron2 under its name, which comes back; read again if it
+    """Make a data set (`rio.data.names`) known to detectron2 under its name, which it returns; read again if it
     changed.
 
     The catalog's function returns the lazy `Records`. Beside detectron2's usual metadata there are

@@ -3,8 +3,6 @@
 R: RoIs, W: rows of one process.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Configs ready to run: what they leave open is filled in from the data and checked against it; logging."""
 
-from __future__ import annotations
-
 import logging
 import os
 import secrets

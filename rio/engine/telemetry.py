@@ -14,8 +14,6 @@ In a cascade under "stage0/..." and so on. What cannot be computed in a step is 
 K: classes, T: target classes, S: slots, R: RoIs of a step, N: replayed rows, D: feature width.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Callable, Iterator

@@ -4,8 +4,6 @@ Nothing that is loaded can run code: ``.pth`` files are read with ``weights_only
 by an unpickler that knows NumPy arrays and plain containers and refuses all else.
 """
 
-from __future__ import annotations
-
 import collections
 import importlib
 import logging

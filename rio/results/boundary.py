@@ -4,8 +4,6 @@ The boundary of a mask is what lies in it within d px of its outline, d being 2 
 matches by the smaller of mask IoU and boundary IoU (section 5 there).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

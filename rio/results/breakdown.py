@@ -5,8 +5,6 @@ left out. hotcoco gives recall, calibration and confusions; dAP it knows of all 
 group is worked out here.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import hotcoco

@@ -1,7 +1,5 @@
 """Why is AP low? What is probably wrong with results is said, with its evidence. Nothing is ever applied."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -5,8 +5,6 @@ protocol: what `rio.results.evaluation` neither counts as right nor as wrong is 
 objects of one image.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from typing import Any

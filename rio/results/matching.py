@@ -3,8 +3,6 @@
 D predictions, A annotations, K classes, T = 10 IoU thresholds, R = 101 recall thresholds, 4 area ranges.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What is in one image: its objects or predictions, ready to draw; and which images are worth showing."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any

@@ -3,8 +3,6 @@
 hotcoco can stand in for pycocotools, equal to the bit and some ten times as fast, so it is what "coco" runs on.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

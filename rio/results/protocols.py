@@ -1,7 +1,5 @@
 """The protocols that results can be judged by: one table, and nothing to import."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

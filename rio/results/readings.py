@@ -4,8 +4,6 @@ A reading is as good as the mean over the classes of the share of their objects 
 `FOUND_IOU`, among a sample of images, by the best predictions of each, as many as it has objects.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import NamedTuple

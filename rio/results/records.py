@@ -4,8 +4,6 @@ Taken, as `rio.data.load` does: 1.0 for 1 in ids and sizes, ids that are text in
 for none, polygons for the mask that they outline; NumPy's numbers and RLE counts as bytes; a byte-order mark.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """Run-length encoded masks, many at once."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The score from which a prediction counts in pictures and in counts of errors: one rule, for all views."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

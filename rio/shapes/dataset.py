@@ -5,8 +5,6 @@ A set is `train` and `val`. Extra splits have folders and pictures of their own:
 that a detector trained on it is scored by the same groups.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

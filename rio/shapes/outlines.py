@@ -1,7 +1,5 @@
 """The 20 outlines: each is a list of contours (n, 2), x right and y down, filled by the even-odd rule."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

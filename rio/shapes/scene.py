@@ -3,8 +3,6 @@
 Shapes: S = image side in px, H = S * supersampling = side of the canvas that is drawn on before it is reduced.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ A category is a shape, a texture and a hue ("striped teal star"). A rare categor
 frequent one, so no single attribute gives it away. Image counts fall log-linearly across LVIS's group thresholds.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence

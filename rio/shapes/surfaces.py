@@ -1,7 +1,5 @@
 """What the toys are painted with, and the six grounds they lie on. Images are (h, w) or (h, w, 3) float32, RGB 0..1."""
 
-from __future__ import annotations
-
 import math
 
 import cv2

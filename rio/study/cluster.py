@@ -4,8 +4,6 @@ SLURM sends SIGTERM to all processes of a job before it takes the node away: at 
 scancel. The training then saves and ends; its job, unless it was cancelled, asks to be queued again, and resumes.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -193,9 +191,7 @@ def status(study: Study, output_dir: str | os.PathLike[str], options: Sequence[s
 
 
 def refuse_if_queued(output_dir: str | os.PathLike[str]) -> None:
-    """A StudyError while a cluster's jobs of the study in that folder are in the queue: this machine must not train
-    them too.
-    """
+    """A StudyError while a cluster's jobs of the study in that folder are queued: nothing here may train their runs."""
     ids = job_ids(Path(output_dir))
     if ids and shutil.which("squeue") and (busy := sorted(set(ids.values()) & queued().keys())):
         found = f"jobs {', '.join(busy)} of this study are in SLURM's queue"

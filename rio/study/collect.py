@@ -1,7 +1,5 @@
 """From the folders of a study's finished runs to its result and its figures."""
 
-from __future__ import annotations
-
 import datetime
 import functools
 import json

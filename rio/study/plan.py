@@ -15,8 +15,6 @@ tune_on: shapes_demo_tune             # makes it a tuning study: evaluated there
 protocols: [lvis, lvis_fixed]         # judged by AP-fixed (or coco) as well; LVIS's AP is always there
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ It runs in its own session, so it outlives the notebook or study that started it
 and start time: an id that the system has since given to another process is not mistaken for it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -215,9 +213,7 @@ class Training(RunFolder):
         write_atomically(self.path / "run.json", json.dumps(note, indent=1).encode())
 
     def stop(self, *, at_once: bool = False) -> None:
-        """Ask the training to save a checkpoint and end (as Ctrl-C does in a terminal), or kill it; a LaunchError if
-        none runs.
-        """
+        """Ask the training to save a checkpoint and end, as Ctrl-C does, or kill it; a LaunchError if none runs."""
         pid = self.pid()
         if pid is None:
             raise LaunchError(f"{self.path}: no training is running here, so there is nothing to stop")

@@ -3,8 +3,6 @@
 Finished runs are skipped and interrupted ones resume, so the same command can be given as often as it takes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
@@ -167,8 +165,7 @@ def _signals_as_interrupt() -> Iterator[None]:
 
 
 def devices_for(gpus: int) -> list[str]:
-    """CUDA_VISIBLE_DEVICES for each of `gpus` of the GPUs that this process may use; a StudyError where there are
-    fewer.
+    """CUDA_VISIBLE_DEVICES for each of `gpus` GPUs that this process may use; a StudyError where there are fewer.
 
     Empty with one: then a training chooses as `rio train` does, the first GPU or the CPU.
     """
@@ -189,8 +186,7 @@ def devices_for(gpus: int) -> list[str]:
 class Runner:
     """Starts runs, watches them, shows how far they are, and leaves none behind.
 
-    `processes` trainings are side by side, dealt over `gpus`, each with `num_gpus`; `only` names the one run to do, "":
-    all.
+    `processes` trainings are side by side, dealt over `gpus`, each with `num_gpus`; `only` names the one run to do.
     """
 
     def __init__(
