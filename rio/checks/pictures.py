@@ -3,30 +3,21 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
-from tqdm.auto import tqdm
 
 from rio.checks.kinds import NONE, Context, Hits, Kind, hits, of_image
 from rio.data.annotations import Annotations
 from rio.data.files import IMAGE_SUFFIXES
-from rio.data.images import UNREADABLE, Header, read_header
+from rio.data.images import UNREADABLE, Header, in_threads, read_header
 
 COMPARED = 20_000
 """Pictures of both sets together up to which near duplicates are looked for."""
 ALIKE = 0.98
 """Correlation of two pictures' 16 x 16 grey values from which they are near duplicates."""
 _SIDE = 16
-
-
-def in_threads(work: Callable[[str], Any], paths: Sequence[str], what: str) -> list[Any]:
-    """`work` of every path, with a bar where it takes long."""
-    with ThreadPoolExecutor(8) as pool:
-        return list(tqdm(pool.map(work, paths), total=len(paths), desc=what, unit="file", delay=2, disable=None))
 
 
 def headers(c: Context) -> list[Header]:

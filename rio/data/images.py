@@ -4,7 +4,9 @@ import contextlib
 import os
 import struct
 import zlib
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -70,6 +72,14 @@ def _ends(path: str | os.PathLike[str], kind: str | None) -> bool:
     with open(path, "rb") as file:
         file.seek(max(0, os.path.getsize(path) - 64))
         return _ENDS.get(kind or "", b"") in file.read()
+
+
+def in_threads(work: Callable[[str], Any], paths: Sequence[str], what: str) -> list[Any]:
+    """`work` of every path, with a bar where it takes long."""
+    from tqdm.auto import tqdm  # a moment: not for one picture
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(tqdm(pool.map(work, paths), total=len(paths), desc=what, unit="file", delay=2, disable=None))
 
 
 def require_8_bits(image: Image.Image) -> None:

@@ -114,6 +114,7 @@ class FeatureStore:
         if self.about.get("format") != _FORMAT:
             found = self.about.get("format")
             raise FeatureError(f"features {folder}: expected format {_FORMAT}, found {found}. Fix: extract them anew")
+        self.width, self.views = int(self.about["width"]), int(self.about["views"])  # D, V
 
     @classmethod
     def create(cls, folder: str | os.PathLike[str], about: dict[str, Any], config: str, predictor: Any) -> FeatureStore:
@@ -137,16 +138,6 @@ class FeatureStore:
         write_atomically(folder / "predictor.pth", lambda file: torch.save(predictor, file))
         write_atomically(folder / "features.json", json.dumps({**own, "sets": {}}, indent=1).encode())
         return cls(folder)
-
-    @property
-    def width(self) -> int:
-        """D."""
-        return int(self.about["width"])
-
-    @property
-    def views(self) -> int:
-        """V."""
-        return int(self.about["views"])
 
     def predictor(self) -> dict[str, torch.Tensor]:
         """State dict of the detector's box predictor."""

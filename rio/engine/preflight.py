@@ -1,16 +1,14 @@
 """What would stop a run hours later, looked at before its first iteration: the sets that it is evaluated on."""
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.utils import comm
-from tqdm.auto import tqdm
 
 from rio.config import ConfigError
 from rio.data.annotations import Annotations
-from rio.data.images import read_header
+from rio.data.images import in_threads, read_header
 from rio.engine.errors import TrainingError
 
 logger = logging.getLogger(__name__)
@@ -52,10 +50,8 @@ def check_sides(annotations: Annotations, smallest: int, largest: int, when: str
 
 def _fault_of_pictures(test: Annotations) -> str:
     """What is wrong with the set's pictures; "" if nothing."""
-    paths = [test.image_path(i) for i in range(test.num_images)]
-    with ThreadPoolExecutor(8) as pool:
-        headers = list(tqdm(pool.map(read_header, paths), "headers", len(paths), delay=2, disable=None, unit="file"))
-    faults = []
+    paths, faults = [test.image_path(i) for i in range(test.num_images)], []
+    headers = in_threads(read_header, paths, "headers")
     for row, (path, header) in enumerate(zip(paths, headers, strict=True)):
         width, height = int(test.image_width[row]), int(test.image_height[row])
         if header.fault:
