@@ -24,18 +24,9 @@ from rio.data.annotations import GROUP_NAMES, Annotations
 from rio.data.files import write_atomically
 from rio.data.load import load_annotations
 from rio.data.reading import without_collection
+from rio.results import matching
 from rio.results.diagnosis import diagnose
 from rio.results.federated import JudgedPairs, Prepared, best_of_categories, prepare, records
-from rio.results.matching import (
-    AREA_LABELS,
-    AREA_RANGES,
-    IOU_THRESHOLDS,
-    RECALL_THRESHOLDS,
-    MaskOverlaps,
-    mask_precision,
-    precision_without_predictions,
-    segmentation_of,
-)
 from rio.results.official import coco_precision, lvis_precision
 from rio.results.protocols import PROTOCOLS
 from rio.results.reading import Results, load_results, results_error
@@ -110,15 +101,16 @@ def evaluate(
         )
     if annotations.federated and protocol != "coco" and annotations.ignored.any():
         # As the official package does: an object with "ignore" counts in no area range, so its area lies above all.
-        beyond = np.where(annotations.ignored & (annotations.areas > 0), 2 * AREA_RANGES[0][1], annotations.areas)
-        annotations = replace(annotations, areas=beyond)
+        beyond = 2 * matching.AREA_RANGES[0][1]
+        areas = np.where(annotations.ignored & (annotations.areas > 0), beyond, annotations.areas)
+        annotations = replace(annotations, areas=areas)
     judged = JudgedPairs.of(annotations)
     by_packages = protocol == "coco" or backend == "lvis"  # they compare the masks by themselves
     without = np.flatnonzero(judged.ground_truth & (annotations.mask_length == 0))
     if len(without) and iou_types is not None and _OF_MASKS & {*iou_types}:
-        segmentation_of(annotations, int(without[0]))  # raises
+        matching.segmentation_of(annotations, int(without[0]))  # raises
     wanted = iou_types or (("bbox",) if len(without) else ("bbox", "segm"))
-    overlaps = None if by_packages else MaskOverlaps(annotations, judged, wanted)
+    overlaps = None if by_packages else matching.MaskOverlaps(annotations, judged, wanted)
     loaded = load_results(results, annotations, taker=overlaps)
     has_masks = loaded.mask_areas is not None
     if not len(loaded) and not allow_empty:
@@ -148,14 +140,14 @@ def evaluate(
             continue
         prepared = prepare(annotations, judged, loaded, rows, iou_type)
         if not len(prepared.rows) or not judged.ground_truth.any():
-            precision[iou_type] = precision_without_predictions(annotations, judged.ground_truth)
+            precision[iou_type] = matching.precision_without_predictions(annotations, judged.ground_truth)
         elif backend == "lvis":
             precision[iou_type] = lvis_precision(annotations, judged, loaded, best, iou_type, max_dets)
         elif iou_type == "bbox":
             evaluator = box_evaluator(annotations, judged, loaded, prepared)
             precision[iou_type] = evaluator.eval["precision"][..., 0]
         else:
-            precision[iou_type] = mask_precision(annotations, judged, loaded, prepared, columns, iou_type)
+            precision[iou_type] = matching.mask_precision(annotations, judged, loaded, prepared, columns, iou_type)
         counts[f"predictions_{iou_type}"] = prepared.counts
         del prepared
     title = rules.title
@@ -288,14 +280,14 @@ class Evaluation:
                 "evaluation.json does not hold it."
             )
         row = np.flatnonzero(self.per_category["category_id"].to_numpy() == category_id)
-        threshold = np.flatnonzero(np.isclose(IOU_THRESHOLDS, iou_threshold))
+        threshold = np.flatnonzero(np.isclose(matching.IOU_THRESHOLDS, iou_threshold))
         if not len(row) or not len(threshold):
             raise ValueError(
                 f"category_id {category_id}, iou_threshold {iou_threshold}: expected a category of the ground truth "
-                f"and one of {IOU_THRESHOLDS.round(2).tolist()}."
+                f"and one of {matching.IOU_THRESHOLDS.round(2).tolist()}."
             )
         values = self.precision[iou_type][threshold[0], :, row[0], 0]
-        return pd.DataFrame({"recall": RECALL_THRESHOLDS, "precision": np.where(values < 0, np.nan, values)})
+        return pd.DataFrame({"recall": matching.RECALL_THRESHOLDS, "precision": np.where(values < 0, np.nan, values)})
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Writes all but the precision array, atomically; NaN becomes null."""
@@ -350,7 +342,7 @@ def _summary(annotations: Annotations, precision: dict[str, np.ndarray], info: d
             "AP": _mean(array[:, :, :, 0]),
             "AP50": _mean(array[[0], :, :, 0]),
             "AP75": _mean(array[[5], :, :, 0]),
-            **{f"AP{label[0]}": _mean(array[:, :, :, i]) for i, label in enumerate(AREA_LABELS) if i},
+            **{f"AP{label[0]}": _mean(array[:, :, :, i]) for i, label in enumerate(matching.AREA_LABELS) if i},
             **{f"AP{g}": _mean(array[:, :, np.flatnonzero(annotations.frequency == g), 0]) for g in GROUP_NAMES},
         }
         by_class = array[:, :, :, 0].reshape(-1, array.shape[2]).T
