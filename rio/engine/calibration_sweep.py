@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from tqdm.auto import tqdm
 
 from rio.data.annotations import Annotations, check_same_categories
+from rio.data.errors import check
 from rio.data.names import annotations_of
 from rio.engine.feature_store import FeatureError
 from rio.engine.inference import load_model
@@ -35,11 +36,9 @@ def sweep(
         FeatureError: weights that were not trained on features, or features that lack the set.
         LossError, CheckpointError: an unknown method; weights that do not fit.
     """
-    if not cfg.MODEL.RIO.FEATURES:
-        raise FeatureError(
-            f"{weights}: expected a classifier trained on frozen features, found a detector's config. Fix: keep its "
-            "features by python -m rio features, and train the classifier on them (MODEL.RIO.FEATURES)"
-        )
+    fix = "keep its features by python -m rio features, and train the classifier on them (MODEL.RIO.FEATURES)"
+    expected, found = "a classifier trained on frozen features", "a detector's config"
+    check(cfg.MODEL.RIO.FEATURES, weights, expected, found, fix, FeatureError)
     tried = [(method, STRENGTHS.get(method, one) if one < 0 else one) for method, one in tried]
     tried = list(dict.fromkeys([("none", 0.0), *tried]))
     name, model, train = cfg.DATASETS.TEST[0], load_model(cfg, weights), training_annotations(cfg)

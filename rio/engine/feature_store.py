@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from rio.data.annotations import Annotations
+from rio.data.errors import check
 from rio.data.files import write_atomically
 
 _FORMAT = 1
@@ -111,9 +112,8 @@ class FeatureStore:
             ) from error
         except ValueError as error:
             raise FeatureError(f"features {self.folder}/features.json: expected JSON, found {error}") from error
-        if self.about.get("format") != _FORMAT:
-            found = self.about.get("format")
-            raise FeatureError(f"features {folder}: expected format {_FORMAT}, found {found}. Fix: extract them anew")
+        found, fix = self.about.get("format"), "extract them anew"
+        check(found == _FORMAT, f"features {folder}", f"format {_FORMAT}", found, fix, FeatureError)
         self.width, self.views = int(self.about["width"]), int(self.about["views"])  # D, V
 
     @classmethod
@@ -127,12 +127,10 @@ class FeatureStore:
         if (folder / "features.json").exists():
             there = cls(folder)
             for key, value in own.items():
-                if key != "weights" and there.about.get(key) != value:
-                    raise FeatureError(
-                        f"features {folder}: {key}: expected {value!r}, as now asked for, found "
-                        f"{there.about.get(key)!r}, with which the folder was begun. Fix: choose another --output, or "
-                        "delete the folder"
-                    )
+                found = f"{there.about.get(key)!r}, with which the folder was begun"
+                same, expected = there.about.get(key) == value, f"{value!r}, as now asked for"
+                fix = "choose another --output, or delete the folder"
+                check(key == "weights" or same, f"features {folder}: {key}", expected, found, fix, FeatureError)
             return there
         write_atomically(folder / "config.yaml", config.encode())
         write_atomically(folder / "predictor.pth", lambda file: torch.save(predictor, file))
@@ -192,11 +190,9 @@ class FeatureStore:
                 f"features {self.folder}: expected {name}, found features of {have}. Fix: add them: python -m rio "
                 f"features --weights {self.about['weights']} --output {self.folder} {key} '(\"{name}\",)'"
             )
-        if (now := fingerprint(annotations)) != entry["fingerprint"]:
-            raise FeatureError(
-                f"features {self.folder}: {name}: expected the data they were taken from ({entry['data']}: "
-                f"{entry['fingerprint']}), found {now}. Fix: extract them anew into another folder"
-            )
+        now, own = fingerprint(annotations), f"{entry['data']}: {entry['fingerprint']}"
+        what, fix = f"features {self.folder}: {name}", "extract them anew into another folder"
+        check(now == entry["fingerprint"], what, f"the data they were taken from ({own})", now, fix, FeatureError)
 
     def open(self, name: str, *, train: bool, writable: bool = False) -> FeatureSet:
         """A set's columns; for reading, a FeatureError where images are not there yet."""

@@ -22,6 +22,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from rio.data.annotations import Annotations
+from rio.data.errors import check
 from rio.data.names import annotations_of
 from rio.engine import telemetry
 from rio.engine.feature_store import FeatureError, FeatureSet, FeatureStore
@@ -73,11 +74,9 @@ class FrozenFeatureClassifier(nn.Module):
 
     def predict(self, batch: list[dict[str, Any]]) -> tuple[tuple[Tensor, Tensor], list[Instances]]:
         """The predictor's (logits, deltas) of a list of `test_images`, and their proposals."""
-        if "features" not in batch[0]:
-            raise FeatureError(
-                "model: expected stored features, found a picture: these weights are a classifier's alone. Fix: "
-                "python -m rio features --export RUN --output DIR puts it back into its detector"
-            )
+        found = "a picture: these weights are a classifier's alone"
+        fix = "python -m rio features --export RUN --output DIR puts it back into its detector"
+        check("features" in batch[0], "model", "stored features", found, fix, FeatureError)
         features = torch.cat([one["features"] for one in batch]).to(self.device)
         return self.roi_heads.box_predictor(features), [one["proposals"].to(self.device) for one in batch]
 

@@ -14,6 +14,7 @@ from rio.config import REMOVED, ConfigError, get_rio_cfg, validate
 from rio.data.annotations import Annotations, check_same_categories
 from rio.data.files import dotted, write_atomically
 from rio.data.names import annotations_of
+from rio.engine.config_files import check
 from rio.engine.errors import TrainingError
 from rio.engine.feature_store import FeatureStore
 from rio.engine.preflight import check_sides, check_test_set
@@ -36,22 +37,17 @@ def setup_training(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
         ConfigError: Not exactly one training set, something that does not fit the data, or see `rio.config.validate`.
     """
     has_run = os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
-    if has_run and not resume:
-        raise TrainingError(
-            f"OUTPUT_DIR {cfg.OUTPUT_DIR}: expected a folder without a run, found a checkpoint. Fix: go on with it by "
-            "--resume, choose another folder by --output-dir, or delete it"
-        )
+    fix = "go on with it by --resume, choose another folder by --output-dir, or delete it"
+    what, expected = f"OUTPUT_DIR {cfg.OUTPUT_DIR}", "a folder without a run"
+    check(resume or not has_run, what, expected, "a checkpoint", fix, error=TrainingError)
     make_folder(cfg.OUTPUT_DIR)
     start_logging(cfg.OUTPUT_DIR)
     # Also what DefaultTrainer does; here, so that config.yaml holds the numbers that were trained with.
     cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()).clone()
     cfg.defrost()
     _resolve_device(cfg)
-    if len(cfg.DATASETS.TRAIN) != 1:
-        raise ConfigError(
-            f"DATASETS.TRAIN: expected one data set, found {list(cfg.DATASETS.TRAIN)}. Fix: name one, for example "
-            "DATASETS.TRAIN '(\"train.json@images\",)'; merge several JSON files into one first"
-        )
+    fix = "name one, for example DATASETS.TRAIN '(\"train.json@images\",)'; merge several JSON files into one first"
+    check(len(cfg.DATASETS.TRAIN) == 1, "DATASETS.TRAIN", "one data set", list(cfg.DATASETS.TRAIN), fix)
     cfg.DATASETS.TRAIN = tuple(resolve(name) for name in cfg.DATASETS.TRAIN)
     cfg.DATASETS.TEST = tuple(resolve(name) for name in cfg.DATASETS.TEST)
     train = annotations_of(cfg.DATASETS.TRAIN[0], check_images=not cfg.MODEL.RIO.FEATURES)
@@ -111,11 +107,9 @@ def setup_inference(cfg: CfgNode, *, need_test_sets: bool = True) -> CfgNode:
         _resolve_counts(cfg, train)
     elif test_sets:
         _resolve_num_classes(cfg, annotations_of(test_sets[0]), test_sets[0])
-    elif cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0:
-        raise ConfigError(
-            "MODEL.ROI_HEADS.NUM_CLASSES: expected the number of classes, found 0 (as many as the data set has) and no "
-            "data set. Fix: use the config.yaml of the run, or set the key"
-        )
+    else:
+        found, fix = "0 (as many as the data set has) and no data set", "use the config.yaml of the run, or set the key"
+        check(cfg.MODEL.ROI_HEADS.NUM_CLASSES, "MODEL.ROI_HEADS.NUM_CLASSES", "the number of classes", found, fix)
     validate(cfg)
     cfg.freeze()
     return cfg
@@ -183,12 +177,10 @@ def _resolve_device(cfg: CfgNode) -> None:
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No GPU is usable here: MODEL.DEVICE %s -> cpu.", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
-    if cfg.MODEL.DEVICE.startswith("cuda:") and (world := comm.get_world_size()) > 1:
-        raise ConfigError(
-            f"MODEL.DEVICE: expected cuda, as each of the {world} processes has a GPU of its own, found "
-            f"{cfg.MODEL.DEVICE}. Fix: set MODEL.DEVICE cuda; CUDA_VISIBLE_DEVICES chooses among the GPUs"
-        )
     if cfg.MODEL.DEVICE.startswith("cuda:"):
+        expected = f"cuda, as each of the {comm.get_world_size()} processes has a GPU of its own"
+        fix = "set MODEL.DEVICE cuda; CUDA_VISIBLE_DEVICES chooses among the GPUs"
+        check(comm.get_world_size() == 1, "MODEL.DEVICE", expected, cfg.MODEL.DEVICE, fix)
         torch.cuda.set_device(cfg.MODEL.DEVICE)  # detectron2 also asks for "the current device"
     if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED:
         logger.warning("SOLVER.AMP.ENABLED True -> False: mixed precision needs a GPU; this run computes in float32.")
@@ -199,11 +191,8 @@ def _resolve_device(cfg: CfgNode) -> None:
 
 def _resolve_num_classes(cfg: CfgNode, annotations: Annotations, name: str) -> None:
     found, wanted = len(annotations.category_ids), cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if wanted not in (0, found):
-        raise ConfigError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES: expected {found}, as many as {name} has categories, found {wanted}. Fix: "
-            f"set MODEL.ROI_HEADS.NUM_CLASSES {found}, or 0 to take the number from the data set"
-        )
+    key, expected = "MODEL.ROI_HEADS.NUM_CLASSES", f"{found}, as many as {name} has categories"
+    check(wanted in (0, found), key, expected, wanted, f"set {key} {found}, or 0 to take the number from the data set")
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = found
 
 
@@ -225,11 +214,11 @@ def _resolve_features(cfg: CfgNode, train: Annotations) -> None:
 
 
 def _resolve_masks(cfg: CfgNode, train: Annotations) -> None:
-    if cfg.MODEL.MASK_ON and not train.has_segmentations:
-        raise ConfigError(
-            f"MODEL.MASK_ON True: expected masks in {train.path}, found boxes only. Fix: set MODEL.MASK_ON False"
-        )
-    if cfg.MODEL.MASK_ON and train.has_rle_objects and cfg.INPUT.MASK_FORMAT == "polygon":
+    if not cfg.MODEL.MASK_ON:
+        return
+    expected = f"masks in {train.path}"
+    check(train.has_segmentations, "MODEL.MASK_ON True", expected, "boxes only", "set MODEL.MASK_ON False")
+    if train.has_rle_objects and cfg.INPUT.MASK_FORMAT == "polygon":
         logger.warning("INPUT.MASK_FORMAT polygon -> bitmask: %s has run-length masks.", train.path)
         cfg.INPUT.MASK_FORMAT = "bitmask"
 
