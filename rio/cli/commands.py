@@ -4,6 +4,7 @@ import argparse
 import os
 
 from rio.cli.common import UsageError, config, ground_truth, pairs, require_file
+from rio.data.errors import check as check_that
 from rio.results.protocols import PROTOCOLS
 
 
@@ -21,11 +22,8 @@ def evaluate(args: argparse.Namespace) -> int:
     """AP of trained weights, or of a results file."""
     protocol = PROTOCOLS[args.protocol]
     how = {"protocol": args.protocol, "backend": args.backend, "iou_types": args.iou_type}
-    if args.backend not in protocol.backends:
-        expected = " or ".join(protocol.backends)
-        raise UsageError(
-            f"--backend: expected {expected} with --protocol {args.protocol}, found {args.backend}. Fix: leave it out"
-        )
+    expected = f"{' or '.join(protocol.backends)} with --protocol {args.protocol}"
+    check_that(args.backend in protocol.backends, "--backend", expected, args.backend, "leave it out", UsageError)
     if args.protocol != "lvis":
         print(f"Protocol: {protocol.title}")
     if args.results:
@@ -72,11 +70,9 @@ def _calibration(text: str) -> tuple[str, list[float]]:
         found = [float(one) for one in strengths.split(",")] if strengths else [-1.0]
     except ValueError:
         found = []
-    if not found or (strengths and not all(0 <= one < float("inf") for one in found)):
-        raise UsageError(
-            f"--calibration: expected METHOD, METHOD=STRENGTH or METHOD=STRENGTH,STRENGTH,... with strengths >= 0, "
-            f"found {text!r}. Fix: for example norcal=0.6"
-        )
+    good = found and (not strengths or all(0 <= one < float("inf") for one in found))
+    expected = "METHOD, METHOD=STRENGTH or METHOD=STRENGTH,STRENGTH,... with strengths >= 0"
+    check_that(good, "--calibration", expected, repr(text), "for example norcal=0.6", UsageError)
     return method, found
 
 

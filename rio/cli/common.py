@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from rio.data.errors import check
+
 
 class UsageError(ValueError):
     """Arguments that do not go together."""
@@ -47,10 +49,8 @@ def config(args: argparse.Namespace) -> Any:
         if os.path.isfile(beside):
             print(f"Config: {beside}")
             path = beside
-    if path is None:
-        raise UsageError(
-            "--config-file: expected a config, found none. Fix: name one; configs/ holds the project's own"
-        )
+    fix = "name one; configs/ holds the project's own"
+    check(path is not None, "--config-file", "a config", "none", fix, UsageError)
     opts: list[str] = []  # flags are shorthands for keys and come first: a key that is written out wins
     for flag, key in (("train", "DATASETS.TRAIN"), ("val", "DATASETS.TEST")):
         file, images = getattr(args, f"{flag}_json"), getattr(args, f"{flag}_images")

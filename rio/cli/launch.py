@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from rio.cli.common import UsageError, config, drop_known_warnings, is_ours
+from rio.data.errors import check
 
 
 def train(args: argparse.Namespace) -> int:
@@ -34,11 +35,9 @@ def _launch(work: Callable[[argparse.Namespace], None], args: argparse.Namespace
         return _worker(work, args)
     import torch
 
-    if (found := torch.cuda.device_count()) < args.num_gpus:
-        raise UsageError(
-            f"--num-gpus {args.num_gpus}: expected as many GPUs on this machine, found {found}. Fix: lower it; for "
-            f"several processes on a CPU: torchrun --nproc_per_node {args.num_gpus} -m rio {args.command} ..."
-        )
+    fix = f"torchrun --nproc_per_node {args.num_gpus} -m rio {args.command} ..."
+    found, fix = torch.cuda.device_count(), f"lower it; for several processes on a CPU: {fix}"
+    check(found >= args.num_gpus, f"--num-gpus {args.num_gpus}", "as many GPUs on this machine", found, fix, UsageError)
     if args.num_machines > 1 and args.dist_url is None:
         raise UsageError("--num-machines: expected --dist-url tcp://HOST:PORT too, the address of machine 0")
     from detectron2.engine import launch
@@ -62,12 +61,10 @@ def _under_torchrun(work: Callable[[argparse.Namespace], None], args: argparse.N
 
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     on_gpus = torch.cuda.is_available() and config(args).MODEL.DEVICE.startswith("cuda")
-    if on_gpus and (found := torch.cuda.device_count()) < local_size:
-        raise UsageError(
-            f"torchrun --nproc_per_node {local_size}: expected as many GPUs on this machine, found {found}. Fix: lower "
-            "it, or train on the CPU: MODEL.DEVICE cpu"
-        )
     if on_gpus:
+        what, fix = f"torchrun --nproc_per_node {local_size}", "lower it, or train on the CPU: MODEL.DEVICE cpu"
+        found = torch.cuda.device_count()
+        check(found >= local_size, what, "as many GPUs on this machine", found, fix, UsageError)
         torch.cuda.set_device(local_rank)
     dist, backend = torch.distributed, "nccl" if on_gpus else "gloo"
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

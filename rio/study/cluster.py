@@ -18,6 +18,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from rio.data.errors import check
 from rio.data.files import write_atomically
 from rio.study.collect import planned_result
 from rio.study.plan import Run, Study, StudyError, features_folders, prepare
@@ -117,11 +118,9 @@ def _configure(executor: Any, study: Study, slurm: Slurm, runs: Sequence[Run]) -
     """Hand what the jobs ask for to submitit."""
     from rio.config import load_config
 
-    if slurm.minutes < LEAST_MINUTES:
-        raise StudyError(
-            f"--minutes: expected {LEAST_MINUTES} or more with --cluster slurm (a job must start, load and save in "
-            f"them), found {slurm.minutes:g}. Fix: a larger number"
-        )
+    expected = f"{LEAST_MINUTES} or more with --cluster slurm (a job must start, load and save in them)"
+    found, fix = f"{slurm.minutes:g}", "a larger number"
+    check(slurm.minutes >= LEAST_MINUTES, "--minutes", expected, found, fix, StudyError)
     workers = load_config(study.config, runs[0].options).DATALOADER.NUM_WORKERS
     more = {
         "time": int(slurm.minutes),

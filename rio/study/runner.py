@@ -19,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
+from rio.data.errors import check
 from rio.data.files import write_atomically
 from rio.results.evaluation import GROUP_METRICS
 from rio.study.collect import collect, draw, mark_finished, planned_result
@@ -174,11 +175,8 @@ def devices_for(gpus: int) -> list[str]:
     from rio.engine import info
 
     found = info.gpus()["found"]
-    if found < gpus:
-        raise StudyError(
-            f"--num-gpus {gpus}: expected as many GPUs on this machine, found {found}. Fix: lower it (or `gpus` in the "
-            "study file)"
-        )
+    fix = "lower it (or `gpus` in the study file)"
+    check(found >= gpus, f"--num-gpus {gpus}", "as many GPUs on this machine", found, fix, StudyError)
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     return (allowed.split(",") if allowed else [str(i) for i in range(found)])[:gpus]
 
