@@ -77,8 +77,13 @@ def rooms() -> str:
 
 
 def by_arm(study: str) -> pd.DataFrame:
-    """A committed study's box AP: mean over seeds, METRIC_spread half the range; by arm, "_" for "+" and "-"."""
-    table = StudyResult.from_json(RESULTS / f"{study}.json").table()
+    """A committed study's `box_ap`."""
+    return box_ap(StudyResult.from_json(RESULTS / f"{study}.json"))
+
+
+def box_ap(result: StudyResult) -> pd.DataFrame:
+    """Box AP: mean over seeds, METRIC_spread half the range; by arm, "_" for "+" and "-"."""
+    table = result.table()
     table = table[table["iou_type"] == "bbox"]
     return table.set_index(table["arm"].str.replace("[-+]", "_", regex=True))
 
@@ -92,12 +97,16 @@ def kendall(one: pd.Series, other: pd.Series) -> float:
 def length() -> str:
     """The eight arms fully trained, short and long, and on frozen features: AP (APr)."""
     studies = {"6 epochs": "factors", "24 epochs": "length", "on features, 24 epochs": "length_features"}
-    tables = {title: by_arm(study) for title, study in studies.items()}
-    full, features = tables["24 epochs"], tables["on features, 24 epochs"]
+    return side_by_side({title: by_arm(study) for title, study in studies.items()})
+
+
+def side_by_side(tables: dict[str, pd.DataFrame]) -> str:
+    """AP (APr) of the same arms, a column a table; of the last two, whole and on features, Kendall's tau."""
+    full, features = list(tables.values())[-2:]
     rows = [[f"`{arm}`", *(f"{t.at[arm, 'AP']:.1f} ({t.at[arm, 'APr']:.1f})" for t in tables.values())]
             for arm in full.index]  # fmt: skip
     taus = " and ".join(f"{kendall(full[m], features.loc[full.index, m]):.2f} for {m}" for m in ("AP", "APr"))
-    text = tabulate(rows, ["", *tables], tablefmt="github", colalign=["left", *["right"] * 3])
+    text = tabulate(rows, ["", *tables], tablefmt="github", colalign=["left", *["right"] * len(tables)])
     range_ = f"{np.ptp(features['AP']):.1f}"
     return f"{text}\n\nKendall's tau between the last two columns: {taus}; on features all arms lie within {range_} AP."
 

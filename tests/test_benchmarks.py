@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.benchmarks import bench_evaluation, bench_waits, gpu, gpu_arms, gpu_correctness
-from tests.support import tiny_shapes
+from tests.benchmarks import bench_evaluation, bench_waits, gpu, gpu_arms, gpu_correctness, gpu_fidelity, gpu_parts
 from tests.support.pretend_cuda import pretend_cuda
 
 
@@ -45,61 +44,120 @@ def test_the_waits_row_counts_what_the_parts_save():
 # The GPU's, in small on a CPU
 
 
-def test_gpu_benchmark_runs_in_small(tiny_set, tmp_path, capsys):
-    out = tmp_path / "gpu.json"
-    words = "--device cpu --tiny --rounds 1 --block 1 --warm-up 1 --iterations 2 --skip bank --skip correctness"
-    words += " --only fp32 --only tf32"
-    bench = [*tiny_shapes.data_options(tiny_set), *tiny_shapes.model_options(), "DATALOADER.NUM_WORKERS", "0"]
+SMALL = "--tiny --rounds 1 --block 1 --warm-up 1 --iterations 2"
+
+
+def words(more: str, *settings: str, out) -> list[str]:
+    return [*SMALL.split(), *more.split(), *(word for one in settings for word in ("--only", one)), "--out", str(out)]
+
+
+def test_gpu_benchmark_runs_in_small_and_goes_on(tmp_path, capsys):
     precision = torch.get_float32_matmul_precision()
-    arguments = gpu.parser().parse_args([*words.split(), "--out", str(out), "--bench-options", *bench])
+    skip = "--device cpu --skip bank --skip correctness --skip fidelity"
+    arguments = gpu.parser().parse_args(words(skip, "fp32", "+ fewer waits", out=tmp_path))
     gpu.run(arguments)
-    found = json.loads(out.read_text())
-    assert [row["setting"] for row in found["speed"]] == ["fp32", "tf32"] and found["left_out"] == [
-        "correctness",
-        "bank",
-    ]
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert not found["failed"] and found["left_out"] == ["correctness", "bank", "fidelity"]
     first, second = found["speed"]
+    assert (first["setting"], first["quiet"], second["quiet"]) == ("fp32", False, True)
     for row in (first, second):
         assert row["rio_images_s"] == pytest.approx(1e3 * gpu_arms.TINY.images / row["rio_ms"])
         assert row["rio_by_plain"] == pytest.approx(row["rio_ms"] / row["plain_ms"])
         assert row["times_plain_fp32"] == pytest.approx(first["plain_ms"] / row["rio_ms"])
     assert np.isfinite([found["loss"][key][when] for key in ("first", "best") for when in ("begin", "end")]).all()
     parts = found["profile"]["parts"]
-    assert set(parts) == {name for name, _, _ in gpu.parts_of(arm("rio", gpu_arms.Setting("fp32")))}
+    assert set(parts) == {name for name, _, _ in gpu_parts.parts_of(arm("rio", gpu_arms.Setting("fp32")))}
     assert all(part["host_ms"] > 0 for part in parts.values())
     assert torch.get_float32_matmul_precision() == precision
     bench_set = found["bench_set"]
     assert bench_set["images"] == 2 and bench_set["arms"]["plain"] == "fp32"
     assert bench_set["rio: time by plain's"] == pytest.approx(bench_set["plain: images_s"] / bench_set["rio: images_s"])
-    assert bench_set["loader_images_s"] > 0
-    assert "rio_by_plain" in capsys.readouterr().out
-    page = out.with_suffix(".md").read_text()
-    assert page.startswith("# CPU, ") and f"| tf32      | {second['plain_images_s']:.3g}" in " ".join(page.split(" "))
-    assert gpu.run(arguments) == found and "rio_by_plain" not in capsys.readouterr().out, "measured twice"
-    out.write_text(json.dumps(found | {"device": "another GPU"}))
+    assert bench_set["loader_images_s"] > 0 and bench_set["rio, fewer waits: images_s"] > 0
+    shown = capsys.readouterr().out
+    assert shown.index("About ") < shown.index("rio_by_plain"), "what it will do comes first"
+    page = (tmp_path / "gpu.md").read_text()
+    assert page.startswith("# CPU, ") and f"| + fewer waits | {second['plain_images_s']:.3g}" in page
+    assert gpu.run(arguments) == found
+    shown = capsys.readouterr().out
+    assert "rio_by_plain" not in shown and shown.count("done in") == 4, "measured twice"
+    (tmp_path / "gpu.json").write_text(json.dumps(found | {"device": "another GPU"}))
     with pytest.raises(SystemExit, match="measured with another device: another GPU. Fix: another --out"):
         gpu.run(arguments)
 
 
+def test_gpu_benchmark_keeps_what_it_has_when_it_is_stopped_and_when_a_part_fails(tmp_path, monkeypatch):
+    """Ctrl-C in the second setting, then a part that fails: the next call does what is left, and no more."""
+    steps, timed = [], gpu_parts.Task.turns
+
+    def stopped(task, arms, settings):
+        steps.append(len(arms))
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+        return timed(task, arms, settings)
+
+    def fails(task):
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr(gpu_parts.Task, "turns", stopped)
+    monkeypatch.setattr(gpu_parts, "loss", fails)
+    monkeypatch.setattr(gpu_parts, "profile", lambda task: {"setting": "fp32", "parts": {}, "table": ""})
+    skip = "--device cpu --skip bank --skip correctness --skip bench_set --skip fidelity"
+    arguments = gpu.parser().parse_args(words(skip, "fp32", "+ TF32", out=tmp_path))
+    fails.__doc__ = gpu_parts.profile.__doc__ = "a part"
+    with pytest.raises(KeyboardInterrupt):
+        gpu.run(arguments)
+    assert [row["setting"] for row in json.loads((tmp_path / "gpu.json").read_text())["speed"]] == ["fp32"]
+    found = gpu.run(arguments)
+    assert len(steps) == 3 and [row["setting"] for row in found["speed"]] == ["fp32", "+ TF32"]
+    assert found["failed"] == {"loss": "RuntimeError: out of\nmemory"} and "profile" in found
+    assert "loss failed: RuntimeError: out of memory" in (tmp_path / "gpu.md").read_text()
+    monkeypatch.setattr(gpu_parts, "loss", gpu_parts.profile)
+    assert not gpu.run(arguments)["failed"] and len(steps) == 3
+
+
 @pytest.mark.slow
-def test_gpu_benchmark_runs_on_a_pretend_gpu(monkeypatch):
-    """The plainest and the fastest setting; of the parts those that compute, time or count steps."""
+def test_gpu_benchmark_runs_on_a_pretend_gpu(monkeypatch, tmp_path, repository):
+    """All parts; the studies' trainings, processes of their own, have a pretend GPU too."""
     monkeypatch.setattr(gpu_correctness, "STEPS", 2)
-    words = "--tiny --rounds 1 --block 1 --warm-up 1 --iterations 1 --skip bank --skip profile --skip bench_set"
-    settings = ["--only", "fp32", "--only", "+ pinned memory", "--minutes", "60", "--out", ""]
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if 'rio' in sys.orig_argv:\n"
+        "    from tests.support.pretend_cuda import pretend_cuda\n"
+        "    gpu = pretend_cuda()\n"
+        "    gpu.__enter__()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{repository}")
+    arguments = gpu.parser().parse_args(words("--minutes 60", "fp32", "+ pinned memory", out=tmp_path))
     with pretend_cuda() as report:
-        found = gpu.run(gpu.parser().parse_args([*words.split(), *settings]))
-    assert [row["setting"] for row in found["speed"]] == ["fp32", "+ pinned memory"] and not report.errors
-    assert found["correctness"]["cpu_within"] and found["correctness"]["bank_rows_equal"] == 1
+        found = gpu.run(arguments)
+    assert not found["failed"] and not found["left_out"] and not report.errors
+    assert [row["setting"] for row in found["speed"]] == ["fp32", "+ pinned memory"]
+    right = found["correctness"]
+    assert right["cpu_within"] and right["bank_rows_equal"] == 1 and right["bank_equal"]
+    assert right["resumed_difference"] == right["repeated_difference"] == 0
+    assert all(0 < right[f"amp_{half}_difference"] < 0.5 for half in ("float16", "bfloat16"))
     assert np.isfinite(found["loss"]["first"]["end"]) and found["synchronisations"]["rio"] > 2
+    whole, features = found["fidelity"]["ap"].values()
+    assert list(whole) == list(features) == ["none_linear", "rfs_bank_cosine"]
+    log = (tmp_path / "bench_features" / "rfs_bank_cosine-seed1" / "log.txt").read_text()
+    assert "on cuda" in log
+    assert "Kendall's tau" in (tmp_path / "gpu.md").read_text()
 
 
-def test_gpu_correctness_in_small(monkeypatch):
-    monkeypatch.setattr(gpu_correctness, "STEPS", 2)
-    size = gpu_arms.TINY
-    found = gpu_correctness.correctness("cpu", size, gpu_arms.random_batches(size))
-    assert found["cpu_difference"] == 0 and found["cpu_within"] and found["bank_rows_equal"] == 1
-    assert 0 < found["amp_float16_difference"] < found["amp_bfloat16_difference"] < 0.5
+def test_gpu_resume_finds_no_difference_on_a_cpu(tmp_path):
+    found = gpu_correctness.resume("cpu", tmp_path)
+    assert found == {"repeated_difference": 0, "resumed_difference": 0, "bank_equal": True}
+
+
+def test_gpu_studies_are_the_eight_arms_both_ways(tmp_path):
+    whole, features = gpu_fidelity.studies(tmp_path).values()
+    assert len(whole.arms) == 8 and list(whole.arms) == list(features.arms) and whole.seeds == (1,)
+    assert len(features.seeds) == len(features.features) == 3
+    made = {str(tmp_path / "bench" / f"{arm}-seed1" / "model_final.pth") for arm in whole.arms}
+    assert set(features.features) <= made
+    for arm, options in features.arms.items():  # the same but for the learning rate
+        assert [word for word in options if word not in ("SOLVER.BASE_LR", "0.03")] == whole.arms[arm]
+    assert gpu_fidelity.images(tmp_path, []) == 8 * 9000 * 16
 
 
 def test_gpu_profile_takes_both_entries_of_a_name():
@@ -108,7 +166,7 @@ def test_gpu_profile_takes_both_entries_of_a_name():
 
     other = SimpleNamespace(key="aten::mm", cpu_time_total=9.0, device_time_total=9.0)
     for events in ([event(4e3, 0), other, event(0, 6e3)], [event(0, 6e3), event(4e3, 2e3)]):
-        assert gpu.part_times(events, steps=2) == {"box head": {"host_ms": 2.0, "device_ms": 3.0}}
+        assert gpu_parts.part_times(events, steps=2) == {"box head": {"host_ms": 2.0, "device_ms": 3.0}}
 
 
 def arm(kind, setting):
@@ -118,8 +176,10 @@ def arm(kind, setting):
 
 def test_gpu_settings_do_what_they_say():
     every = gpu_arms.settings()[-1]
-    assert [s.name for s in gpu_arms.settings()][:3] == ["fp32", "tf32", "+ AMP"]
-    assert all((every.tf32, every.amp, every.channels_last, every.fused, every.pinned))
+    names = [s.name for s in gpu_arms.settings()]
+    assert names[:3] == ["fp32", "+ fewer waits", "+ TF32"] and names[-1] == "all but fewer waits"
+    assert all((every.tf32, every.amp, every.channels_last, every.fused, every.pinned)) and not every.quiet
+    assert gpu_arms.settings()[-2].quiet
     one = arm("rio", gpu_arms.Setting("", channels_last=True, fused=True))
     weight = one.model.backbone.bottom_up.stem.conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
@@ -155,15 +215,15 @@ def test_gpu_loss_is_the_same_for_the_same_arm():
         with gpu_arms.numbers(gpu_arms.Setting("")):
             one = arm("rio", gpu_arms.Setting(""))
             torch.manual_seed(0)
-            losses.append([float(one.step()) for _ in range(2)])
+            losses.append([one.step() for _ in range(2)])
     assert losses[0] == losses[1]
     written = one.model.roi_heads.box_predictor.memory_bank.num_written
     assert written.sum() > 0  # there are targets in the batches
 
 
-def test_gpu_minutes_are_kept(capsys):
-    result = gpu.run(gpu.parser().parse_args(["--device", "cpu", "--tiny", "--minutes", "-1", "--out", ""]))
-    assert result["left_out"] == ["correctness", "bank", "speed", "loss", "profile", "bench_set"]
+def test_gpu_minutes_are_kept(tmp_path, capsys):
+    result = gpu.run(gpu.parser().parse_args(words("--device cpu --minutes -1", out=tmp_path)))
+    assert result["left_out"] == ["correctness", "bank", "speed", "loss", "profile", "bench_set", "fidelity"]
 
 
 def test_gpu_random_batches_are_what_a_loader_gives():

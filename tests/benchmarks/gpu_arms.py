@@ -5,22 +5,24 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 from detectron2.structures import Boxes, Instances, PolygonMasks
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, get_event_storage
 
 import rio.engine.backbone
 import rio.roi_heads  # noqa: F401  (both register modules)
 from rio.config import load_config
+from rio.engine.fewer_waits import AMPStep, Step, wait_less
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CONFIG = CONFIGS / "lvis_v1" / "rio_r50.yaml"
@@ -37,17 +39,19 @@ class Setting:
     """How a step is run; the same for plain and RIO."""
 
     name: str
+    quiet: bool = False  # rio.engine.fewer_waits, as `rio train` always has it; else detectron2's own parts
     tf32: bool = False  # matrix products of the heads too; convolutions have it from PyTorch
-    amp: bool = False
+    amp: bool = False  # float16, the gradients scaled: SOLVER.AMP.ENABLED; needs CUDA
     channels_last: bool = False
     fused: bool = False  # SGD in one kernel
     pinned: bool = False  # images are copied while the GPU computes
 
 
 def settings() -> list[Setting]:
-    """Each with one thing more than the one before."""
-    names = ("fp32", "tf32", "+ AMP", "+ channels_last", "+ fused SGD", "+ pinned memory")
-    return [Setting(name, *[True] * number) for number, name in enumerate(names)]
+    """Each with one thing more than the one before; the last has all but the first of them, fewer waits."""
+    names = ("fp32", "+ fewer waits", "+ TF32", "+ AMP", "+ channels_last", "+ fused SGD", "+ pinned memory")
+    found = [Setting(name, *[True] * number) for number, name in enumerate(names)]
+    return [*found, replace(found[-1], name="all but fewer waits", quiet=False)]
 
 
 @dataclass(frozen=True)
@@ -123,32 +127,35 @@ class Arm:
     """
 
     def __init__(self, cfg: CfgNode, setting: Setting, batches: Iterable[list[dict[str, Any]]]) -> None:
-        self.setting, self.device = setting, torch.device(cfg.MODEL.DEVICE)
+        device = torch.device(cfg.MODEL.DEVICE)
         torch.manual_seed(1)
         self.model = build_model(cfg).train()
         batches = iter(batches)
         first = next(batches)
-        self.batches = itertools.chain([first], batches)
         self._normalise(first)
+        if setting.quiet:
+            wait_less(self.model)
         if setting.channels_last:
             self.model.to(memory_format=torch.channels_last)
-        self.optimizer = build_optimizer(cfg, self.model)
+        optimizer = build_optimizer(cfg, self.model)
         if setting.fused:
             keys = ("params", "lr", "weight_decay", "momentum", "nesterov", "dampening")
-            groups = [{key: group[key] for key in keys} for group in self.optimizer.param_groups]
-            self.optimizer = torch.optim.SGD(groups, lr=cfg.SOLVER.BASE_LR, fused=True)
+            groups = [{key: group[key] for key in keys} for group in optimizer.param_groups]
+            optimizer = torch.optim.SGD(groups, lr=cfg.SOLVER.BASE_LR, fused=True)
             # Where the first step overflows, the kernel returns before it fills the momentum that torch left
             # uninitialised; the second step would add to it. From zeros the first step is the same.
             for parameter in (p for group in groups for p in group["params"]):
-                self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        # SOLVER.AMP.ENABLED: float16, with the gradients scaled; a CPU has bfloat16, which needs no scaling.
-        self.dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
-        scaled = setting.amp and self.device.type == "cuda"
-        self.scaler = torch.amp.GradScaler("cuda", enabled=scaled) if scaled else None
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        self.optimizer = optimizer
+        batches = itertools.chain([first], batches)
+        if setting.pinned:
+            batches = ([d | {"image": d["image"].to(device, non_blocking=True)} for d in batch] for batch in batches)
+        kinds = {False: (SimpleTrainer, Step), True: (AMPTrainer, AMPStep)}[setting.amp]
+        scaler = {"grad_scaler": torch.amp.GradScaler("cuda")} if setting.amp else {}
+        self.trainer = kinds[setting.quiet](self.model, batches, optimizer, **scaler)
         # The configs' rate is for their batch; warmed up, as training begins.
         share = len(first) / cfg.SOLVER.IMS_PER_BATCH
-        self.rates = [group["lr"] * share for group in self.optimizer.param_groups]
-        self.steps = 0
+        self.rates = [group["lr"] * share for group in optimizer.param_groups]
 
     @torch.no_grad()
     def _normalise(self, batch: list[dict[str, Any]]) -> None:
@@ -164,31 +171,20 @@ class Arm:
         for handle in handles:
             handle.remove()
 
-    def step(self) -> torch.Tensor:
-        """One iteration on the next batch; returns the loss, not waited for."""
-        batch = next(self.batches)
-        warm = min(1.0, (self.steps + 1) / 100)
+    def step(self) -> float:
+        """One iteration of the trainer on the next batch, metrics included; returns the loss."""
+        storage = get_event_storage()
+        storage.iter = self.trainer.iter
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * warm
-        self.steps += 1
-        if self.setting.pinned:
-            batch = [d | {"image": d["image"].to(self.device, non_blocking=True)} for d in batch]
-        with torch.autocast(self.device.type, self.dtype, enabled=self.setting.amp):
-            loss = sum(self.model(batch).values())
-        self.optimizer.zero_grad()
-        if self.scaler is None:
-            loss.backward()
-            self.optimizer.step()
-        else:
-            self.scaler.scale(loss).backward()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        return loss.detach()
+            group["lr"] = rate * min(1.0, (storage.iter + 1) / 100)
+        self.trainer.run_step()
+        self.trainer.iter += 1
+        return float(storage.history("total_loss").latest())
 
 
 @contextlib.contextmanager
 def numbers(setting: Setting) -> Iterator[None]:
-    """float32 products in TF32 or not, for as long as the setting is measured."""
+    """float32 products in TF32 or not, for as long as the setting is measured; and where a step's metrics go."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if setting.tf32 else "highest")
     try:

@@ -1,10 +1,13 @@
-"""What `tests.benchmarks.gpu` measured, as a Markdown page: machine, versions, a table of settings, then lines."""
+"""What `tests.benchmarks.gpu` measured, as a Markdown page: machine, versions, settings, parts, fidelity."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
 from tabulate import tabulate
+
+from tests.readme import side_by_side
 
 COLUMNS = {
     "plain_images_s": "plain, images/s", "rio_images_s": "RIO, images/s", "rio_by_plain": "RIO : plain, time",
@@ -31,8 +34,14 @@ def page(result: dict[str, Any]) -> str:
         parts = result["profile"]["parts"].items()
         named = ", ".join(f"{name} {ms['host_ms']:.1f} / {ms['device_ms']:.1f}" for name, ms in parts)
         lines.append(f"- **profile**, {result['profile']['setting']}, ms a step, host / device: {named}")
+    if fidelity := result.get("fidelity"):
+        lines += ["", f"**fidelity**, box AP (APr) on the embedded bench set; {', '.join(fidelity['progress'])}", ""]
+        if fidelity["done"]:
+            tables = {name: pd.DataFrame.from_dict(ap, orient="index") for name, ap in fidelity["ap"].items()}
+            lines += [side_by_side(tables)]
+    lines += [""] + [f"{name} failed: {' '.join(error.split())}" for name, error in result["failed"].items()]
     if result["left_out"]:
-        lines += ["", f"Not measured yet: {', '.join(result['left_out'])}. The same command goes on."]
+        lines += [f"Not measured yet: {', '.join(result['left_out'])}. The same command goes on."]
     return "\n".join(lines) + "\n"
 
 
