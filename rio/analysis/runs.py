@@ -5,17 +5,18 @@ are seeds of one arm.
 """
 
 import dataclasses
-import re
 from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from tabulate import tabulate
 
 from rio.analysis.find_runs import RunsError, Where, find_runs, settings_that_differ
 from rio.analysis.intervals import interval_of_mean
 from rio.analysis.reported import REPORTED
+from rio.analysis.tables import latex_table, markdown_table, with_best, with_spread
 from rio.data.annotations import GROUP_NAMES, Annotations
 from rio.data.names import browse
 from rio.results.breakdown import breakdown, confusions
@@ -54,6 +55,8 @@ class Runs:
         self._matches: dict[tuple[str, str], pd.DataFrame] = {}
         self.first = next(iter(self.folders.values()))
         self.evaluations = {key: folder.evaluation() for key, folder in self.folders.items()}
+        self._opened = self.folders, self.evaluations
+        self._kept: dict[tuple[object, ...], Any] = {}
         self.ground_truth = ground_truth or self._dataset("TEST")
         self.training_set = training_set or self._dataset("TRAIN")
         for key, evaluation in self.evaluations.items():
@@ -81,6 +84,18 @@ class Runs:
             )
         return counts.most_common(1)[0][0] if counts else None
 
+    def choose(self, arms: Sequence[str]) -> None:
+        """Go on with some of the arms that were opened, in this order; at least one.
+
+        Raises:
+            RunsError: no arm of a name, or none named.
+        """
+        self.folders, self.evaluations = folders, _ = self._opened
+        keys = [key for arm in map(self.arm, arms) for key in folders if key[0] == arm]
+        if not keys:
+            raise RunsError(f"arms: expected at least one of {', '.join(self.arms)}, found none")
+        self.folders, self.evaluations = ({key: of[key] for key in keys} for of in self._opened)
+
     @property
     def category_ids(self) -> list[int]:
         """The categories that all runs were evaluated on."""
@@ -102,8 +117,8 @@ class Runs:
 
     @property
     def iou_types(self) -> list[str]:
-        """Kinds of AP that every run has: "bbox", "segm"."""
-        return [t for t in IOU_NAMES if all(t in e.metrics for e in self.evaluations.values())]
+        """Kinds of AP that every run opened has: "bbox", "segm"."""
+        return [t for t in IOU_NAMES if all(t in e.metrics for e in self._opened[1].values())]
 
     def require(self, iou_type: str) -> None:
         """Raise RunsError unless every run has this kind of AP."""
@@ -139,7 +154,8 @@ class Runs:
         Returns:
             One row per arm: arm, AP, APr, APc, APf (mean over seeds; NaN where absent), `reported` (the literature's?),
             and if an arm has several seeds METRIC_low and METRIC_high: the 95 % interval of the mean (Student's t) from
-            three seeds on, lowest and highest of two.
+            three seeds on, lowest and highest of two; METRIC_spread: half the distance of lowest and highest, as in
+            studies' tables.
         """
         self.require(iou_type)
         rows = []
@@ -149,7 +165,9 @@ class Runs:
             for metric in METRICS:
                 row[metric] = values[metric].astype(float).mean()
                 if len(self.folders) > len(self.arms):
-                    row[f"{metric}_low"], row[f"{metric}_high"] = interval_of_mean(values[metric].to_numpy(float))
+                    own = values[metric].to_numpy(float)
+                    row[f"{metric}_low"], row[f"{metric}_high"] = interval_of_mean(own)
+                    row[f"{metric}_spread"] = (own.max() - own.min()) / 2 if len(own) > 1 else np.nan
             rows.append(row)
         table = pd.DataFrame(rows).assign(reported=False)
         others = self.reported(iou_type) if reported else pd.DataFrame()
@@ -243,13 +261,20 @@ class Runs:
 
     def results(self, key: tuple[str, str]) -> Results:
         """A run's predictions."""
-        return load_results(self.folders[key].predictions_file, self.truth)
+        return load_results(self._opened[0][key].predictions_file, self.truth)
 
-    @cached_property
+    def _of_run(self, function: Callable[..., Any], key: tuple[str, str], **options: Any) -> Any:
+        """What a function makes of a run's predictions; kept, for runs are chosen again and again."""
+        kept = (function, key, *map(str, options.values()))
+        if kept not in self._kept:
+            self._kept[kept] = function(self.truth, self.results(key), **options)
+        return self._kept[kept]
+
+    @property
     def evaluated_again(self) -> dict[tuple[str, str], Evaluation]:
         """Every run evaluated from its results file: these have the precision-recall arrays."""
         options = {"iou_types": self.iou_types, "allow_empty": True}
-        return {key: evaluate(self.truth, self.results(key), **options) for key in self.folders}
+        return {key: self._of_run(evaluate, key, **options) for key in self.folders}
 
     def recomputed(self) -> pd.DataFrame:
         """AP in evaluation.json and AP computed again from instances_results.json, per run and kind of AP."""
@@ -264,7 +289,9 @@ class Runs:
     @cached_property
     def thresholds(self) -> dict[tuple[str, str], float]:
         """Of every run the score from which a prediction counts: `rio.results.thresholds.best_threshold`."""
-        return {key: best_threshold(self.truth, None, errors=self.matches(key, LOWEST_SCORE)) for key in self.folders}
+        return {
+            key: best_threshold(self.truth, None, errors=self.matches(key, LOWEST_SCORE)) for key in self._opened[0]
+        }
 
     def matches(self, key: tuple[str, str], score_threshold: float) -> pd.DataFrame:
         """`rio.results.errors.find_errors` of a run's predictions of this score or more, without missed objects."""
@@ -285,25 +312,24 @@ class Runs:
             arm, frequency, part ("objects" or "predictions"), kind, count (mean over seeds), objects (of the group),
             per_100 (count per 100 objects of the group), score_threshold (mean over seeds).
         """
-        truth, used = self.truth, JudgedPairs.of(self.truth).counted
-        groups = truth.frequency[truth.annotation_class]
+        groups = self.truth.frequency[self.truth.annotation_class[JudgedPairs.of(self.truth).counted]]
         parts = []
         for key in self.folders:
             rows = self.matches(key, threshold := self.thresholds[key] if score_threshold is None else score_threshold)
-            objects = pd.DataFrame({"frequency": groups[used], "kind": outcomes(truth, rows).to_numpy()})
+            objects = pd.DataFrame({"frequency": groups, "kind": outcomes(self.truth, rows).to_numpy()})
             for part, table, kinds in (("objects", objects, OUTCOMES), ("predictions", rows, WRONG)):
                 index = pd.MultiIndex.from_product([GROUP_NAMES, kinds], names=["frequency", "kind"])
                 counts = table[["frequency", "kind"]].astype(str).value_counts().reindex(index, fill_value=0)
                 own = {"arm": self.title(key[0]), "part": part, "score_threshold": threshold}
                 parts.append(counts.reset_index(name="count").assign(**own))
         table = pd.concat(parts).groupby(["arm", "frequency", "part", "kind"], sort=False).mean().reset_index()
-        table["objects"] = table["frequency"].map(pd.Series(groups[used]).value_counts()).fillna(0).astype(int)
+        table["objects"] = table["frequency"].map(pd.Series(groups).value_counts()).fillna(0).astype(int)
         table = table[table["objects"] > 0]
         return table.assign(per_100=100 * table["count"] / table["objects"]).reset_index(drop=True)
 
     def breakdown(self) -> pd.DataFrame:
         """By arm (mean over seeds) and group: `rio.results.breakdown.breakdown`, and arm."""
-        tables = [breakdown(self.truth, self.results(key)).assign(arm=self.title(key[0])) for key in self.folders]
+        tables = [self._of_run(breakdown, key).assign(arm=self.title(key[0])) for key in self.folders]
         return pd.concat(tables).groupby(["arm", "group"], sort=False).mean().reset_index()
 
     def confusions(self, arm: str | None = None, *, score_threshold: float | None = None) -> pd.DataFrame:
@@ -311,13 +337,12 @@ class Runs:
 
         `arm` None is the last; `score_threshold` as for `errors`. Index: names of the categories that have objects, by
         falling image_count; columns: the same names, "others" (categories without objects) and "missed"; `attrs` name
-        the arm and each category's frequency group.
+        the arm, each category's frequency group and the score_threshold.
         """
         truth, arm = self.truth, self.arm(arm or self.arms[-1])
         keys = [key for key in self.folders if key[0] == arm]
         lowest = {key: self.thresholds[key] if score_threshold is None else score_threshold for key in keys}
-        counts = [confusions(truth, self.results(k), errors=self.matches(k, lowest[k])) for k in keys]
-        matrix = np.mean(counts, axis=0)[:-1]
+        matrix = np.mean([self._of_run(confusions, k, score_threshold=lowest[k]) for k in keys], axis=0)[:-1]
         there = np.flatnonzero(matrix.sum(axis=1))
         order = there[np.argsort(-self.image_count[there], kind="stable")]
         names = [truth.category_names[k] for k in order]
@@ -326,6 +351,7 @@ class Runs:
         table["missed"] = matrix[order, -1]
         table = 100 * table.div(table.sum(axis=1), axis=0)
         table.attrs.update(arm=self.title(arm), frequency=truth.frequency[order].tolist())
+        table.attrs.update(score_threshold=score_threshold)
         return table
 
     def markdown(self, iou_type: str = "bbox") -> str:
@@ -338,43 +364,8 @@ class Runs:
         self.require(iou_type)
         return latex_table(IOU_NAMES[iou_type], self._cells(iou_type))
 
-    def _cells(self, iou_type: str) -> list[list[str]]:
-        cells, table = [], self.by_group(iou_type)
+    def _cells(self, iou_type: str, **options: bool) -> list[list[str]]:
+        cells, table = [], self.by_group(iou_type, **options)
         for row in table.to_dict("records"):
-            halves = {m: (row.get(f"{m}_high", np.nan) - row.get(f"{m}_low", np.nan)) / 2 for m in METRICS}
-            cells.append([str(row["arm"]), *(with_spread(row[m], halves[m]) for m in METRICS)])
+            cells.append([str(row["arm"]), *(with_spread(row[m], row.get(f"{m}_spread", np.nan)) for m in METRICS)])
         return with_best(cells, table)
-
-
-def with_spread(value: float, spread: float) -> str:
-    """ "12.3 ± 0.4"; without the spread if it is NaN, "–" if the value is."""
-    return ("–" if pd.isna(value) else f"{value:.1f}") + ("" if pd.isna(spread) else f" ± {spread:.1f}")
-
-
-def with_best(cells: list[list[str]], values: pd.DataFrame) -> list[list[str]]:
-    """Rows of a name and the four metrics, the best of each column bold (**12.3**) unless all are equal.
-
-    values: the numbers, a row for each row; equal to one digit is equal.
-    """
-    for column, metric in enumerate(METRICS, 1):
-        own = values[metric].astype(float).round(1).to_numpy()
-        if len(set(own[~np.isnan(own)])) > 1:
-            for row in np.flatnonzero(own == np.nanmax(own)):
-                cells[row][column] = f"**{cells[row][column]}**"
-    return cells
-
-
-def markdown_table(title: str, rows: list[list[str]]) -> str:
-    """A Markdown table of the four metrics. rows: name, AP, APr, APc, APf."""
-    rows = [[row[0].replace("|", "\\|"), *row[1:]] for row in rows]
-    return tabulate(rows, [title, *METRICS], "pipe", disable_numparse=True, colalign=_ALIGN)
-
-
-def latex_table(title: str, rows: list[list[str]]) -> str:
-    """The same in LaTeX (booktabs), from the same cells."""
-    text = tabulate(rows, [title, *METRICS], "latex_booktabs", disable_numparse=True, colalign=_ALIGN)
-    text = re.sub(r"AP([rcf])\b", r"AP$_\1$", text, count=3)  # the heads
-    text = re.sub(r"\*\*([+-][\d.]+)\*\*", r"$\\mathbf{\1}$", text)
-    text = re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)
-    text = re.sub(r"(?<=[ \[])[+-]\d+\.\d", r"$\g<0>$", text)
-    return text.translate(str.maketrans({"−": "$-$", "–": "--", "±": r"$\pm$"}))

@@ -12,9 +12,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.collections import Collection
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import ScaledTranslation
 
 from rio.plots.page import inline_svg
 from rio.plots.style import COLORS, GROUP_NAMES, GROUPS, in_column, ink, ink_on, size_of, styled
@@ -141,6 +143,26 @@ def bare_rows(ax: Axes, ticks: Iterable[float], names: Iterable[object]) -> None
     ax.set_yticks(list(ticks), list(map(str, names)))
     ax.tick_params(axis="y", length=0, labelcolor=ink().text)
     ax.spines["left"].set_visible(False)
+
+
+def color_of_arm(table: pd.DataFrame, arm: object) -> str | None:
+    """The colour that `attrs["colors"]` give an arm; None: none."""
+    return table.attrs.get("colors", {}).get(arm)
+
+
+def arm_squares(ax: Axes, table: pd.DataFrame, rows: Mapping[float, object]) -> None:
+    """A square in the arm's colour before each row's name, where the table has colours; rows: y -> arm."""
+    if colors := {y: color for y, arm in rows.items() if (color := color_of_arm(table, arm))}:
+        ax.tick_params(axis="y", pad=16)
+        place = {"transform": ax.get_yaxis_transform() + ScaledTranslation(-9 / 72, 0, ax.figure.dpi_scale_trans)}
+        ax.scatter([0] * len(colors), list(colors), s=38, c=list(colors.values()), marker="s", clip_on=False, **place)
+
+
+def pickable(artist: Collection, items: Iterable[tuple[str, dict[str, Any]]]) -> None:
+    """Marks a collection's elements as things to point at in a page: of each its words, and what a click asks for."""
+    picks = artist.figure.__dict__.setdefault("picks", [])
+    artist.set_gid(f"pick-{len(picks)}")
+    picks.append(list(items))
 
 
 def bare_bars(ax: Axes, names: Mapping[float, object], width: float, bottom: float, top: float) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import PowerNorm
 
 from rio.plots import parts
@@ -35,10 +38,10 @@ def error_costs(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     )  # fmt: skip
     ax.set_xticklabels(COSTS)
     ax.xaxis.tick_top()
-    ax.set_yticklabels(
-        [f"{arm}  (AP50 {ap:.1f})" for arm, ap in zip(table["arm"], table["AP50"], strict=True)], rotation=0
-    )
+    names = [f"{arm}  (AP50 {ap:.1f})" for arm, ap in zip(table["arm"], table["AP50"], strict=True)]
+    ax.set_yticklabels(names, rotation=0)
     ax.tick_params(length=0, labelcolor=ink().text)
+    parts.arm_squares(ax, table, dict(zip(np.arange(len(table)) + 0.5, table["arm"], strict=True)))
     groups = table["group"]
     for group, rows in groups.groupby(groups, sort=False):
         first = int(np.flatnonzero((groups == group).to_numpy())[0])
@@ -76,6 +79,7 @@ def confusions(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         cells, ax=ax, cmap=parts.ink_ramp(0.0, 1.0), norm=PowerNorm(0.5, 0, 100), xticklabels=False, yticklabels=False,
         cbar_kws={"label": "% of the objects", "ticks": [0, 5, 20, 50, 100], "shrink": 0.6},
     )  # fmt: skip
+    _pickable(ax.collections[0], cells, table, starts, [name for name in ends for _ in range(wide)])
     ax.collections[0].colorbar.solids.set_rasterized(False)  # as a bitmap it would not follow a theme
     places, names = len(starts) + wide * (np.arange(len(ends)) + 0.5), ends
     if size <= 45:
@@ -90,16 +94,28 @@ def confusions(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         look = {"color": COLORS[group], "linewidth": 4, "clip_on": False, "solid_capstyle": "butt"}
         ax.plot([first, last + 1], [-edge, -edge], **look)
         ax.plot([-edge, -edge], [first, last + 1], **look)
-        ax.annotate(
-            GROUP_NAMES[group],
-            ((first + last + 1) / 2, -2 * edge),
-            color=COLORS[group],
-            ha="center",
-            va="bottom",
-            annotation_clip=False,
-        )
+        look = {"color": COLORS[group], "ha": "center", "va": "bottom", "annotation_clip": False}
+        ax.annotate(GROUP_NAMES[group], ((first + last + 1) / 2, -2 * edge), **look)
     ax.axvline(len(starts), color=ink().rule, linewidth=1)
     ax.set(xlabel=f"taken for, {size:,} categories from frequent to rare")
     ax.set_ylabel("objects of", labelpad=12)
-    ax.set_title(f"{table.attrs.get('arm', '')}: what objects are taken for", pad=26)
+    arm = table.attrs.get("arm", "")
+    ax.set_title(f"{arm}: what objects are taken for", pad=26, color=parts.color_of_arm(table, arm) or ink().text)
     return ax
+
+
+def _pickable(mesh: QuadMesh, cells: np.ndarray, table: pd.DataFrame, starts: np.ndarray, ends: list[str]) -> None:
+    """Every cell says its categories and share, and asks for its objects."""
+    names = list(table.index)
+    rows = [names[first:last] for first, last in itertools.pairwise([*starts.tolist(), len(names)])]
+    columns = [*rows, *([name] for name in ends)]
+    arm, least, items = table.attrs.get("arm"), table.attrs.get("score_threshold"), []
+    for (i, row), column in itertools.product(enumerate(rows), range(len(columns))):
+        first, second = (own[0] if len(own) == 1 else f"{own[0]} to {own[-1]}" for own in (row, columns[column]))
+        name = (
+            f"{first} found" if i == column else f"{first} taken for {second}".replace(" taken for missed", " missed")
+        )
+        asked = {"name": name, "objects": row, "taken_for": columns[column], "arm": arm, "score_threshold": least}
+        share = cells[i, column]
+        items.append((f"{name}: {share:.0f}%" if share else "", asked))
+    parts.pickable(mesh, items)

@@ -38,13 +38,13 @@ def _fill(hue: str, depth: float, reported: bool) -> dict[str, object]:
 def ap_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """AP of all, rare, common and frequent categories, one bar per arm.
 
-    Hue says which group, depth of colour which arm (the last one full). Absent values (NaN) leave a gap and
-    say "n/a".
+    Hue says which group, depth of colour which arm (the last one full); where arms have colours, hue says which arm.
+    Absent values (NaN) leave a gap and say "n/a".
 
     Args:
         table: one row per arm, each arm once: arm, AP, APr, APc, APf in percent. Optional: AP_low, AP_high, APr_low,
             ... draw intervals; reported (bool) marks published numbers, which are drawn as outlines; `attrs` may name
-            the kind of AP.
+            the kind of AP, and as `colors` give each arm its own.
     """
     parts.need_once(table, ["arm"], "average the seeds of an arm, or rename one")
     ax = parts.axes(ax, min(1.6 + 1.35 * max(len(table), 3), 10.0), 2.9)
@@ -53,21 +53,23 @@ def ap_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     size = np.clip(group * width / 2.5, 5, 8)  # four characters are 2.5 times as wide as their size
     handles = []
     for i, (depth, row) in enumerate(zip(_depths(len(table)), table.to_dict("records"), strict=True)):
-        reported = bool(row.get("reported", False))
-        handles.append(Patch(label=str(row["arm"]), **_fill(ink().text, depth, reported)))
+        reported, own = bool(row.get("reported", False)), parts.color_of_arm(table, row["arm"])
+        depth = 1.0 if own else depth
+        handles.append(Patch(label=str(row["arm"]), **_fill(own or ink().text, depth, reported)))
         for x, metric in enumerate(METRIC_NAMES):
             at, value = x + (i - (len(table) - 1) / 2) * width, row[metric]
             if pd.isna(value):
                 ax.annotate("n/a", (at, 0), fontsize=7.5, color=ink().quiet, **parts.ABOVE)
                 continue
-            ax.bar(at, value, width=width * 0.92, **_fill(metric_color(metric), depth, reported))
+            ax.bar(at, value, width=width * 0.92, **_fill(own or metric_color(metric), depth, reported))
             low, high = row.get(f"{metric}_low", value), row.get(f"{metric}_high", value)
             if low < high:
                 ax.errorbar(at, value, yerr=[[value - low], [high - value]], color=ink().text, lw=0.9, capsize=2)
             ax.annotate(f"{value:.1f}", (at, np.nanmax([value, high])), fontsize=size, **parts.ABOVE)
     ax.set_xticks(range(4), [f"{name}\n{metric}" for metric, name in METRIC_NAMES.items()])
     ax.tick_params(length=0)
-    ax.tick_params(axis="x", labelcolor=ink().text)
+    for label, metric in zip(ax.get_xticklabels(), METRIC_NAMES, strict=True):
+        label.set_color(metric_color(metric) if "colors" in table.attrs else ink().text)
     ax.set(xlim=(-0.55, 3.55), ylabel=_kind(table), ylim=(0, max(ax.get_ylim()[1] * 1.06, 1.0)))
     ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.grid(axis="y")
@@ -81,11 +83,12 @@ def ap_by_image_count(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """AP of every category against its number of training images, for each arm.
 
     Each category is one point per arm, in the colour of its frequency group, paler for earlier arms; the arms of
-    a category are joined. Lines are the running means of the arms.
+    a category are joined. Lines are the running means of the arms. Where arms have colours, points have these, and
+    strokes along the axis those of the groups.
 
     Args:
         table: one row per category and arm: category_id, frequency, image_count, arm, AP in percent (NaN is
-            left out); `attrs` may name the kind of AP.
+            left out); optionally name; `attrs` may name the kind of AP, and as `colors` give each arm its own.
     """
     table = table[table["AP"].notna()]
     if len(table) == 0:
@@ -99,17 +102,28 @@ def ap_by_image_count(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.vlines(ends["x"], ends["low"], ends["high"], color=ink().quiet, linewidth=0.6, zorder=1)
     points = {"s": 30, "alpha": 1.0} if few else {"s": 7, "alpha": 0.5}
     for arm, depth in zip(arms, _depths(len(arms)), strict=True):
-        rows = table[table["arm"] == arm]
-        colors = [tint(COLORS[g], depth) for g in rows["frequency"]]
-        ax.scatter(rows["x"], rows["AP"], color=colors, linewidth=0, zorder=2 + depth, **points)
+        rows, own = table[table["arm"] == arm], parts.color_of_arm(table, arm)
+        colors = own or [tint(COLORS[g], depth) for g in rows["frequency"]]
+        drawn = ax.scatter(rows["x"], rows["AP"], color=colors, linewidth=0, zorder=2 + depth, **points)
+        if "name" in rows:
+            words = "{}: AP {:.1f}, {}, {:,} training images"
+            parts.pickable(
+                drawn,
+                [
+                    (words.format(n, ap, arm, count), {"category": n, "arm": arm})
+                    for n, ap, count in rows[["name", "AP", "image_count"]].itertuples(index=False)
+                ],
+            )
         # One value per image count: categories that share one would make the line jump up and down.
         mean = rows.groupby("x")["AP"].mean()
         window = max(len(mean) // 6, 3)
         mean = mean.rolling(window, min_periods=max(window // 2, 1), center=True).mean()
-        ax.plot(mean, color=tint(ink().text, depth), label=str(arm), linewidth=1.8, zorder=4 + depth)
+        ax.plot(mean, color=own or tint(ink().text, depth), label=str(arm), linewidth=1.8, zorder=4 + depth)
     parts.log_scale(ax.xaxis)
     limits = (min(0.0, table["AP"].min()) - 2, min(table["AP"].max() * 1.08 + 2, 104))
     ax.set(xlabel="training images with the category", ylabel=_kind(table), ylim=limits)
+    if "colors" in table.attrs:
+        ax.scatter(table["x"], [limits[0]] * len(table), s=70, c=table["frequency"].map(COLORS), marker="|", zorder=5)
     ax.grid(axis="y")
     fit = max(72 // (max(len(str(arm)) for arm in arms) + 6), 1)  # names beside each other above the Axes
     parts.legend_above(ax, ncols=min(len(arms), 4, fit), handlelength=1.4)
@@ -163,7 +177,8 @@ def errors_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Args:
         table: arm, frequency, part ("objects", "predictions"), kind, per_100 (for 100 objects of the group),
-            objects (of the group), optionally score_threshold (from which predictions count).
+            objects (of the group), optionally score_threshold (from which predictions count); `attrs` may give each
+            arm its colour as `colors`.
     """
     kinds = {kind: color for kind, color in KIND_COLORS.items() if kind in set(table["kind"])}
     wide = table.pivot_table("per_100", ["frequency", "arm", "part"], "kind", "sum", observed=True)
@@ -174,13 +189,13 @@ def errors_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax = parts.axes(ax, 8.6, 0.9 + 0.27 * len(groups) * (len(arms) + 1.2))
     start, width = 108.0, 72.0  # of the right half
     end = start + width + 3
-    names, y = {}, 0.0
+    names, arm_at, y = {}, {}, 0.0
     for group in groups:
         heading = f"{GROUP_NAMES[group]}, {parts.counted(int(sizes[group]), 'object')}"
         ax.annotate(heading, (-0.012, y), xycoords=ax.get_yaxis_transform(), ha="right", va="center", fontweight="bold")
         for arm in arms:
             y += 1
-            names[y] = f"{arm}, score ≥ {lowest[arm]:.2f}" if arm in lowest else arm
+            arm_at[y], names[y] = arm, f"{arm}, score ≥ {lowest[arm]:.2f}" if arm in lowest else arm
             total = 0.0
             for part, left, wide_as in (("objects", 0.0, 100.0), ("predictions", start, width)):
                 if (group, arm, part) in wide.index:
@@ -194,5 +209,6 @@ def errors_by_group(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     for at, title in ((0, "objects, %"), (start, "wrong predictions by kind, %"), (end, "for 100 objects")):
         ax.text(at, 0, title, color=ink().quiet, fontsize=8.5, va="center")
     parts.bare_bars(ax, names, end + 21, y - 0.7, -0.7)
+    parts.arm_squares(ax, table, arm_at)
     parts.legend_above(ax, **parts.squares(kinds), ncols=7, columnspacing=1.0, handletextpad=0.4, borderaxespad=0.2)
     return ax

@@ -25,7 +25,8 @@ METRIC_NAMES = {"AP": "all"} | {f"AP{group}": name for group, name in GROUP_NAME
 LEVEL_NAMES = {"images": "images", "instances": "objects", "rois": "RoIs"}
 COLORS = {"r": "#DC5F71", "c": "#E3AC3D", "f": "#2768A7"}
 # Of all else, so that nothing is taken for a group: curves; ways of resampling. Readable on white and on black.
-LINE_COLORS = ("#6656C9", "#3BA693", "#94922C", "#AA4499", "#72BEE6", "#8A6248", "#2F7D3B")
+LINE_COLORS = ("#6656C9", "#3BA693", "#94922C", "#AA4499", "#72BEE6", "#8A6248", "#2F7D3B", "#51626B", "#C2571F")
+LINE_COLORS += ("#7CC242", "#C77FE0")
 ARM_COLORS = {"bank": "#94922C", "RFS": "#AA4499", "IRFS": "#3BA693", "class-aware": "#72BEE6"}
 TINTS: dict[str, tuple[str, float]] = {}  # what `tint` has mixed with white: its hex -> colour and amount
 

@@ -5,6 +5,7 @@ left out. hotcoco gives recall, calibration and confusions; dAP it knows of all 
 group is worked out here.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import hotcoco
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from rio.data.annotations import GROUP_NAMES, Annotations
-from rio.results.errors import find_errors
+from rio.results.errors import box_iou, find_errors
 from rio.results.evaluation import box_evaluator
 from rio.results.federated import JudgedPairs, prepare
 from rio.results.matching import AREA_LABELS, accumulate
@@ -43,36 +44,41 @@ def breakdown(annotations: Annotations, results: Results) -> pd.DataFrame:
             continue
         evaluator.params.catIds = (np.flatnonzero(of_group) + 1).tolist()
         evaluator.evaluate()
-        rows.append(
-            {
-                "group": group,
-                "AR": 100 * recall[:, judged].mean(),
-                "calibration_error": 100 * evaluator.calibration()["ece"],
-                "AP50": 100 * ap50[judged].mean(),
-                **{kind: 100 * gain[judged].mean() for kind, gain in costs.items()},
-            }
-        )
+        row = {"group": group, "AR": 100 * recall[:, judged].mean()}
+        row |= {"calibration_error": 100 * evaluator.calibration()["ece"], "AP50": 100 * ap50[judged].mean()}
+        rows.append(row | {kind: 100 * gain[judged].mean() for kind, gain in costs.items()})
     return pd.DataFrame(rows)
 
 
-def confusions(
-    annotations: Annotations, results: Results, *, score_threshold: float = 0.05, errors: pd.DataFrame | None = None
-) -> np.ndarray:
+def confusions(annotations: Annotations, results: Results, *, score_threshold: float = 0.05) -> np.ndarray:
     """What objects are taken for, every prediction compared with every object of its image, whatever its class.
 
-    Args:
-        annotations: the ground truth; K categories.
-        results: predictions with boxes.
-        score_threshold: lowest score of a prediction that counts.
-        errors: of `find_errors` on the predictions that count, if at hand.
-
-    Returns:
-        (K + 1, K + 1) int64 counts at IoU 0.5: rows are the objects' classes, columns the predictions'; the last column
-        counts objects that nothing found, the last row predictions of nothing.
+    Predictions count from `score_threshold` on. Returns (K + 1, K + 1) int64 counts at IoU 0.5: rows are the objects'
+    classes, columns the predictions'; the last column counts objects that nothing found, the last row predictions of
+    nothing.
     """
-    errors = find_errors(annotations, results, score_threshold=score_threshold) if errors is None else errors
+    errors = find_errors(annotations, results, score_threshold=score_threshold)
     evaluator = _evaluator(annotations, results, errors)
     return evaluator.confusion_matrix(iou_thr=0.5, max_det=max(len(errors), 1))["matrix"].astype(np.int64)
+
+
+def taken_for(
+    annotations: Annotations, results: Results, class_ids: Sequence[int], *, score_threshold: float = 0.05
+) -> pd.Series:
+    """The objects of some classes (index: rows of `annotations`) and their columns in `confusions`."""
+    num_classes, objects = len(annotations.category_ids), np.flatnonzero(JudgedPairs.of(annotations).counted)
+    asked = objects[np.isin(annotations.annotation_class[objects], class_ids)]
+    errors = find_errors(annotations, results, score_threshold=score_threshold)
+    errors = errors[(errors["kind"] != "unverified") & (errors["result_index"] >= 0)]
+    taken = np.full(annotations.num_annotations, num_classes)
+    for image in np.unique(annotations.annotation_image[asked]):
+        rows = errors.loc[errors["image_index"] == image, "result_index"].to_numpy()  # by falling score
+        there = objects[annotations.annotation_image[objects] == image]
+        for row, own in zip(rows, box_iou(results.boxes[rows], annotations.boxes[there]), strict=True):
+            own[taken[there] < num_classes] = 0  # each object once
+            if own.max() >= 0.5:
+                taken[there[own.argmax()]] = results.class_id[row]
+    return pd.Series(taken[asked], asked)
 
 
 def _evaluator(annotations: Annotations, results: Results, errors: pd.DataFrame) -> hotcoco.LVISeval:

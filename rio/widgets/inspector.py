@@ -67,6 +67,7 @@ class Inspector(ipywidgets.VBox):
         kind: one of `SHOWN_KINDS`.
         other: a second run's predictions on the same ground truth, shown in step: B beside A.
         tags: what the keys 1, 2, ... tag an entry with.
+        picked: name of a list to begin with, and its objects (rows of `source.truth`).
 
     Attributes:
         selection: what is tagged; `selection.table()`, `.save(path)`, `.load(path)`.
@@ -80,6 +81,7 @@ class Inspector(ipywidgets.VBox):
     def __init__(
         self, source: PredictionSource, *, threshold: float | None = None, kind: str = "missed",
         other: PredictionSource | None = None, tags: Sequence[str] = TAGS,
+        picked: tuple[str, np.ndarray] | None = None,
     ):  # fmt: skip
         if kind not in SHOWN_KINDS:
             raise ValueError(f"kind: expected one of {', '.join(SHOWN_KINDS)}, found {kind!r}")
@@ -95,6 +97,7 @@ class Inspector(ipywidgets.VBox):
                 "runs that were evaluated on the same data"
             )
         self.source, self.other, self._tags, self.selection = source, other, list(tags), Selection(source)
+        self.picked = picked
         self._classes = {name: k for k, name in enumerate(source.truth.category_names)}
         self.rows = np.zeros(0, np.int64)  # of `source.entries`, in the order of the list
         self.position = 0
@@ -103,8 +106,7 @@ class Inspector(ipywidgets.VBox):
         self._quiet = False  # while this object, not the user, sets a control
         auto = {"button_width": "auto"}
         groups = [("all groups", ""), *((name, g) for g, name in source.group_names.items())]
-        self._kinds = (*SHOWN_KINDS, *((ONLY_A, ONLY_B) if other is not None else ()), "tagged")
-        self.kind = ipywidgets.ToggleButtons(options=[(k, k) for k in self._kinds], value=kind, style=auto)
+        self.kind = ipywidgets.ToggleButtons(options=[(k, k) for k in SHOWN_KINDS], value=kind, style=auto)
         self.group = ipywidgets.ToggleButtons(options=groups, style=auto)
         options = sorted(self._classes, key=str.casefold)
         self.category = ipywidgets.Combobox(options=options, placeholder="any category", layout={"width": "190px"})
@@ -124,10 +126,8 @@ class Inspector(ipywidgets.VBox):
         self.grid = ipywidgets.ToggleButton(description="grid", icon="th", layout={"width": "80px"})
         self.file = ipywidgets.Text("output/selection.csv", layout={"width": "220px"})
         files = []
-        for name, tip, action in (
-            ("Save", "write the tagged entries' ids", self._save),
-            ("Load", "add a file's", self._load),
-        ):
+        actions = ("Save", "write the tagged entries' ids", self._save), ("Load", "add a file's", self._load)
+        for name, tip, action in actions:
             files.append(ipywidgets.Button(description=name, tooltip=tip, layout={"width": "70px"}))
             files[-1].on_click(lambda _, action=action: action())
         keys = theme.status("Tag by key: " + " · ".join(f"{n} {tag}" for n, tag in enumerate(tags, 1)) + " · 0 none")
@@ -146,6 +146,7 @@ class Inspector(ipywidgets.VBox):
         self._count()
         self.viewer.on_msg(self.on_message)
         self._filter()
+        self.kind.value = picked[0] if picked is not None else kind
 
     def step(self, by: int) -> None:
         """Go forward by this many entries (negative: back), to the ends at most."""
@@ -159,7 +160,7 @@ class Inspector(ipywidgets.VBox):
         if len(self.rows) and self.grid.value:
             self._draw_grid()
         elif len(self.rows):
-            kind = self.kind.value if self.kind.value in (ONLY_A, ONLY_B) else ""
+            kind = "" if self.kind.value in (*SHOWN_KINDS, "tagged") else self.kind.value
             self._draw(self.source.entries.loc[self.rows[self.position]], kind)
         else:
             self._draw_nothing()
@@ -198,9 +199,8 @@ class Inspector(ipywidgets.VBox):
 
     def _save(self) -> None:
         try:
-            self.saved.value = theme.status(
-                f"{len(self.selection.tags)} written to {self.selection.save(self.file.value)}"
-            )
+            file = self.selection.save(self.file.value)
+            self.saved.value = theme.status(f"{len(self.selection.tags)} written to {file}")
         except OSError as error:
             self.saved.value = theme.notice(theme.sentence(error))
 
@@ -255,6 +255,8 @@ class Inspector(ipywidgets.VBox):
             )
             own = chosen & entries["is_object"]
             lists |= {ONLY_A: own & mine & ~theirs, ONLY_B: own & ~mine & theirs}
+        if self.picked is not None:
+            lists[self.picked[0]] = chosen & entries["is_object"] & entries["annotation_index"].isin(self.picked[1])
         lists["tagged"] = chosen & entries.index.isin(self.selection.tags)
         options = [(f"{kind}  {own.sum():,}", kind) for kind, own in lists.items()]
         if [*self.kind.options] != options:
@@ -312,9 +314,8 @@ class Inspector(ipywidgets.VBox):
                 uri = ""
             name = source.truth.category_names[own.class_id] + ("" if own.is_object else f" {own.score:.2f}")
             tag = self.selection.tags.get(row, "")
-            crops.append(
-                {"at": at, "uri": uri, "name": name, "group": source.truth.frequency[own.class_id], "tag": tag}
-            )
+            group = source.truth.frequency[own.class_id]
+            crops.append({"at": at, "uri": uri, "name": name, "group": group, "tag": tag})
         with self.viewer.hold_sync():
             self.viewer.image, self.viewer.scene = b"", {"grid": crops, "colors": plots.COLORS, "at": self.position}
         text = f"{first + 1:,} to {first + len(crops):,} of {len(self.rows):,} {self.kind.value}"
@@ -376,14 +377,11 @@ def _panel(name: str, title: str, objects: Objects, focus: int, note: str, verdi
         group, mask = str(objects.groups[i]), objects.segmentations[i] if objects.segmentations else None
         label = objects.names[i] + ("" if objects.scores is None else f" {objects.scores[i]:.2f}")
         polygons = [polygon.round(1).ravel().tolist() for polygon in plots.outlines(mask, objects.size)]
-        own = {
-            "verdict": verdicts[i],
-            "id": row,
-            "box": objects.boxes[i].round(2).tolist(),
-            "polygons": polygons,
-            "label": label,
-        }
-        shown.append(own | {"hint": f"{label} ({GROUP_NAMES[group]})", "group": group, "focus": bool(row == focus)})
+        own = {"verdict": verdicts[i], "id": row, "box": objects.boxes[i].round(2).tolist(), "polygons": polygons}
+        shown.append(
+            own
+            | {"label": label, "hint": f"{label} ({GROUP_NAMES[group]})", "group": group, "focus": bool(row == focus)}
+        )
     return {"name": name, "title": title, "note": note, "objects": shown}
 
 

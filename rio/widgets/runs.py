@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import html
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import anywidget
 import ipywidgets
 import numpy as np
 import pandas as pd
 import traitlets
+from matplotlib.axes import Axes
 
 from rio import plots
 from rio.analysis import runs as analysis
-from rio.analysis.runs import IOU_NAMES, METRICS, NAMES, RunsError, Where, with_best, with_spread
+from rio.analysis.runs import IOU_NAMES, METRICS, NAMES, RunsError, Where
 from rio.data import names
 from rio.data.annotations import GROUP_NAMES
+from rio.results.breakdown import taken_for as cell
+from rio.results.federated import JudgedPairs
 from rio.widgets import theme
 from rio.widgets.balance import Lines
 from rio.widgets.inspector import Inspector
-from rio.widgets.source import open_predictions
+from rio.widgets.run_table import RunTable, Shown
+from rio.widgets.source import PredictionSource, open_predictions
 
-MOST_SETTINGS = 30  # columns; runs that differ in more are not of one kind
+MOST_SETTINGS = 30  # columns
+SECONDS = 0.3  # from the last click in the table of runs until figures follow
 
 
 @theme.sentences
@@ -40,15 +50,62 @@ def open_runs(
     return Runs(where, ground_truth=ground_truth, training_set=training_set)
 
 
+def _view(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Errors as sentences; tables with the arms' colours."""
+
+    @functools.wraps(method)
+    def view(self: Runs, *args: Any, **options: Any) -> Any:
+        if isinstance(made := method(self, *args, **options), pd.DataFrame):
+            made.attrs["colors"] = {self.title(arm): self.table.colors[arm] for arm in self.arms}
+        return made
+
+    return theme.sentences(view)
+
+
 class Runs(analysis.Runs):
-    """`rio.analysis.runs.Runs` for notebooks. Made by `open_runs`."""
+    """`rio.analysis.runs.Runs` for notebooks: a `table` of runs, and what follows it. Made by `open_runs`."""
 
     by_group, per_category, difference, recomputed, errors, breakdown, confusions, markdown, latex = map(
-        theme.sentences,
+        _view,
         (analysis.Runs.by_group, analysis.Runs.per_category, analysis.Runs.difference, analysis.Runs.recomputed,
          analysis.Runs.errors, analysis.Runs.breakdown, analysis.Runs.confusions, analysis.Runs.markdown,
          analysis.Runs.latex),
     )  # fmt: skip
+
+    def __init__(self, where: Where, **options: Any) -> None:
+        super().__init__(where, **options)
+        colors = dict(zip(self.arms, itertools.cycle(plots.LINE_COLORS), strict=False))
+        self.table = RunTable(order=self.arms, ticked=self.arms, colors=colors)
+        self._fill_table()
+        self.notes = ipywidgets.HTML(self._notes())
+        self._followers: dict[object, Callable[[], Any]] = {}
+        self._sources: dict[tuple[str, str], PredictionSource] = {}
+        self.table.observe(self._changed, ["order", "ticked", "colors"])
+
+    def show(self, table: Callable[..., Any], draw: Callable[..., Axes] | None = None, **options: Any) -> Shown:
+        """What a method of this gives of the ticked runs (`runs.by_group`, its options), drawn by a function of
+        `rio.plots` or as a table; drawn again when the table of runs changes. Clicks on points and cells open objects.
+        """
+        view = Shown(functools.partial(table, **options), draw, self.inspect)
+        self._followers[table.__name__, draw, str(options)] = view.redraw
+        return view
+
+    def _changed(self, _change: object) -> None:
+        """Follow the table of runs, once for several clicks."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # no kernel
+            return self._follow()
+        if hasattr(self, "_timer"):
+            self._timer.cancel()
+        self._timer = loop.call_later(SECONDS, self._follow)
+
+    def _follow(self) -> None:
+        if chosen := [arm for arm in self.table.order if arm in self.table.ticked]:
+            self.choose(chosen)
+            self.notes.value = self._notes()
+            for redraw in self._followers.values():
+                redraw()
 
     @theme.sentences
     def curves(self, category: str | None = None, *, iou_type: str = "bbox") -> Curves:
@@ -68,23 +125,47 @@ class Runs(analysis.Runs):
     def copy_table(self) -> Copy:
         """The tables in Markdown and LaTeX, each with a button that copies it."""
         forms = {"Markdown": self.markdown, "LaTeX": self.latex}
-        texts = {f"{form}, {IOU_NAMES[kind]}": of(kind) for kind in self.iou_types for form, of in forms.items()}
-        return Copy(texts=texts)
+        copy = Copy()
+        self._followers["copy"] = lambda: copy.set_trait(
+            "texts", {f"{form}, {IOU_NAMES[kind]}": of(kind) for kind in self.iou_types for form, of in forms.items()}
+        )
+        self._followers["copy"]()
+        return copy
 
     @theme.sentences
-    def inspect(self, category: str = "") -> Inspector:
-        """Notebook 05's view of the last arm's first seed, in step with the arm before it.
+    def inspect(
+        self, category: str = "", *, arm: str | None = None, name: str = "", objects: Sequence[str] = (),
+        taken_for: Sequence[str] = (), score_threshold: float | None = None,
+    ) -> Inspector:  # fmt: skip
+        """Notebook 05's view of an arm's first seed, in step with the arm before it (of the first: after it).
 
         Args:
             category: name of the one to begin with; "": all.
+            arm: of `arms`; None: the last.
+            name, objects, taken_for, score_threshold: of a cell of `confusions`: list its objects under this name.
 
         Raises:
             NotebookError: results that are not there, or of another data set.
         """
-        paths = [next(f.path for (a, _), f in self.folders.items() if a == arm) for arm in self.arms[-2:]]
-        sets = {"dataset": str(self.ground_truth), "train": self.training_set}
-        *before, last = (open_predictions(path, **sets) for path in paths)
-        view = Inspector(last, other=before[0] if before else None)
+        arms, arm, sources = self.arms, self.arm(arm or self.arms[-1]), []
+        at = arms.index(arm)
+        beside = (arm, *arms[at - 1 : at], *arms[at + 1 :])
+        keys = [next(key for key in self.folders if key[0] == own) for own in beside]
+        for key in keys[:2]:
+            if key not in self._sources:
+                sets = {"dataset": str(self.ground_truth), "train": self.training_set}
+                self._sources[key] = open_predictions(self.folders[key].path, **sets)
+            sources.append(self._sources[key])
+        source, options = sources[0], dict[str, Any](other=next(iter(sources[1:]), None))
+        if objects:
+            least = self.thresholds[keys[0]] if score_threshold is None else score_threshold
+            truth, of = self.truth, {of: k for k, of in enumerate(self.truth.category_names)}
+            taken = cell(truth, self.results(keys[0]), [of[own] for own in objects], score_threshold=least)
+            without = np.setdiff1d(np.arange(truth.num_classes), truth.annotation_class[JudgedPairs.of(truth).counted])
+            of |= {"missed": truth.num_classes}
+            classes = without if list(taken_for) == ["others"] else [of[own] for own in taken_for]
+            options |= {"threshold": max(least, source.lowest), "picked": (name, taken.index[taken.isin(classes)])}
+        view = Inspector(source, **options)
         view.category.value = category
         return view
 
@@ -92,38 +173,57 @@ class Runs(analysis.Runs):
         """A button that writes all figures drawn so far for a paper: `rio.plots.save_all`."""
         return Figures(folder)
 
-    def _repr_html_(self) -> str:
-        kinds, rows = self.iou_types, []
-        for arm, seed in self.folders:
-            rows.append([NAMES.get(arm, arm), seed or "–"])
-        for t in kinds:
-            values = pd.DataFrame([e.metrics[t] for e in self.evaluations.values()])
-            cells = with_best(
-                [["", *(with_spread(v, np.nan) for v in own)] for own in values[[*METRICS]].to_numpy(float)], values
-            )
-            rows = [[*row, *numbers] for row, (_, *numbers) in zip(rows, cells, strict=True)]
-        rows = [[*row, str(folder.path)] for row, folder in zip(rows, self.folders.values(), strict=True)]
-        columns = ["arm", "seed", *(IOU_NAMES[t] if m == "AP" else m for t in kinds for m in METRICS), "folder"]
-        table = theme.html_table(columns, rows, caption=f"{len(rows)} finished runs on {self.ground_truth}")
+    def _fill_table(self) -> None:
+        """Arms with the settings that differ, AP of every kind, iterations and seeds."""
+        settings, own = self.settings().drop(columns="SOLVER.MAX_ITER", errors="ignore"), [*self.folders.items()]
+        named = [NAMES.get(arm, arm) for arm in self.arms]
+        columns: list[tuple[str, str, Any, Any]] = [("run", "", named, named)]  # head, its full form, texts, values
+        for name in settings:
+            said = {arm: [v for (a, _), v in settings[name].items() if a == arm] for arm in self.arms}
+            texts = [", ".join(dict.fromkeys(values)) or "–" for values in said.values()]
+            if len(set(texts)) > 1 and len(columns) <= MOST_SETTINGS:
+                columns.append((name.rpartition(".")[2], name, texts, texts))
+        for kind in self.iou_types:
+            table, texts = self.by_group(kind, reported=False), zip(*self._cells(kind, reported=False), strict=True)
+            for metric, shown in zip(METRICS, list(texts)[1:], strict=True):
+                values = [None if np.isnan(value) else value for value in table[metric].astype(float)]
+                columns.append((IOU_NAMES[kind] if metric == "AP" else metric, "", shown, values))
+        steps = [next(f.setting("SOLVER.MAX_ITER") for (a, _), f in own if a == arm) for arm in self.arms]
+        columns.append(("iterations", "", [f"{n:,}" if n else "–" for n in steps], steps))
+        seeds = [len(self.of_arm(arm)) for arm in self.arms]
+        columns.append(("seeds", "", [*map(str, seeds)], seeds))
+        cells, values = (list(zip(*(column[i] for column in columns), strict=True)) for i in (2, 3))
+        notes = ["\n".join(str(f.path) for (a, _), f in own if a == arm) for arm in self.arms]
+        self.table.columns = [[head, full] for head, full, *_ in columns]
+        parts = zip(self.arms, map(list, cells), map(list, values), notes, strict=True)
+        self.table.rows = {arm: {"cells": own, "values": by, "note": note} for arm, own, by, note in parts}
+
+    def _notes(self) -> str:
+        """What is to be known about the runs ticked."""
+        shown = f"{len(self.folders)} finished runs on {self.ground_truth}."
+        if len(self.folders) > len(self.arms):
+            shown += " Mean over seeds ± half the distance between the highest and the lowest."
+        notes = theme.view(html.escape(shown), "rio-quiet")
         for key, evaluation in self.evaluations.items():
             for text in evaluation.info.get("diagnosis", ()):  # of runs evaluated since there is one
-                table += theme.view(html.escape(f"{self.folders[key].path.name}: {text}."), "rio-quiet")
-        differ = self.settings()
-        if 0 < len(differ.columns) <= MOST_SETTINGS:
-            shown = differ.drop_duplicates() if len(self.arms) < len(differ) else differ
-            cells = [
-                [NAMES.get(arm, arm), *map(str, row)]
-                for (arm, _), row in zip(shown.index, shown.to_numpy(), strict=True)
-            ]
-            table += theme.html_table(["", *differ.columns], cells, caption="Settings that differ")
-        table += "".join(theme.notice(text) for text in self.remarks())
+                notes += theme.view(html.escape(f"{self.folders[key].path.name}: {text}."), "rio-quiet")
+        notes += "".join(theme.notice(text) for text in self.remarks())
         if str(self.ground_truth).startswith("shapes_"):
             note = "Evaluated on the embedded, synthetic set: what you see here holds for this set only."
-        elif self.reported(kinds[0] if kinds else "bbox").empty:
+        elif self.reported(self.iou_types[0] if self.iou_types else "bbox").empty:
             note = "There are no published numbers for this data set."
         else:
-            return table
-        return table + theme.view(html.escape(note), "rio-quiet")
+            return notes
+        return notes + theme.view(html.escape(note), "rio-quiet")
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
+        view = ipywidgets.VBox([self.table, self.notes])
+        return view._repr_mimebundle_(**options) | {"text/html": self._repr_html_()}
+
+    def _repr_html_(self) -> str:
+        """The table without its controls, for readers without widgets."""
+        rows = [self.table.rows[arm]["cells"] for arm in self.table.order]
+        return theme.html_table([full or name for name, full in self.table.columns], rows) + self.notes.value
 
     def __repr__(self) -> str:
         return f"Runs({', '.join(folder.path.name for folder in self.folders.values())} on {self.ground_truth})"
@@ -154,6 +254,7 @@ class Curves(ipywidgets.VBox):
         head = ipywidgets.HBox([self.choice, look])
         super().__init__([head, self.chart, self.status])
         self.choice.observe(self._update, "value")
+        runs._followers["curves", iou_type] = self._update
         self._update()
 
     def look(self) -> None:
@@ -168,12 +269,20 @@ class Curves(ipywidgets.VBox):
         runs, k, kind = self._runs, self.choice.value, self._kind
         category_id, recall = int(runs.truth.category_ids[k]), np.linspace(0, 1, 101).tolist()
         series, ap = [], []
-        for i, arm in enumerate(runs.arms):
+        for arm in runs.arms:
             own = [e for (a, _), e in runs.evaluated_again.items() if a == arm]
             curves = [e.precision_recall(category_id, iou_type=kind)["precision"].to_numpy() for e in own]
             y = [None if np.isnan(v) else round(float(v), 4) for v in np.mean(curves, axis=0)]
-            color = "var(--ink)" if arm == runs.arms[-1] else plots.LINE_COLORS[i % len(plots.LINE_COLORS)]
-            series.append({"name": runs.title(arm), "kind": "line", "color": color, "x": recall, "y": y, "width": 2.2})
+            series.append(
+                {
+                    "name": runs.title(arm),
+                    "kind": "line",
+                    "color": runs.table.colors[arm],
+                    "x": recall,
+                    "y": y,
+                    "width": 2.2,
+                }
+            )
             ap.append(f"{runs.title(arm)} {np.mean([e.per_category[f'AP_{kind}'][k] for e in own]):.1f}")
         self.chart.spec = {
             "height": 280, "x": {"domain": [0, 1], "label": "recall"}, "series": series,

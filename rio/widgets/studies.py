@@ -13,7 +13,8 @@ import pandas as pd
 from IPython.display import display
 
 from rio import plots
-from rio.analysis.runs import METRICS, RunsError, latex_table, markdown_table, with_best, with_spread
+from rio.analysis.runs import METRICS, RunsError
+from rio.analysis.tables import latex_table, markdown_table, with_best, with_spread
 from rio.data.names import find
 from rio.study.result import KINDS, StudyResult, format_difference
 from rio.widgets import theme

@@ -11,7 +11,8 @@ import yaml
 from rio import plots
 from rio.analysis import runs as analysis
 from rio.analysis.intervals import interval_of_mean
-from rio.analysis.runs import Runs, RunsError, latex_table, markdown_table, with_best
+from rio.analysis.runs import Runs, RunsError
+from rio.analysis.tables import latex_table, markdown_table, with_best
 from rio.data.load import load_annotations
 from rio.results import breakdown as results
 from rio.results.errors import find_errors
@@ -41,6 +42,42 @@ def test_finds_arms_and_seeds_baseline_first(runs, finished_study):
     assert len(Runs([finished_study / "rio-seed1", finished_study / "rfs-seed2"]).folders) == 2
     named = {"mine": finished_study / "rio-seed2", "theirs": finished_study / "none-seed1"}
     assert Runs(named).arms == ["mine", "theirs"]
+
+
+def test_some_arms_are_chosen_in_another_order(finished_study):
+    runs = Runs(finished_study)
+    every, breakdown = runs.errors(), runs.breakdown()
+    runs.choose(["rio", "none"])
+    assert runs.arms == ["rio", "none"] and len(runs.evaluations) == len(runs.evaluated_again) == 4
+    assert runs.difference().attrs["arm"] == "no resampling"
+    for table, own in ((every, runs.errors()), (breakdown, runs.breakdown())):
+        expected = table[table["arm"] == runs.title("rio")].reset_index(drop=True)
+        pd.testing.assert_frame_equal(own[own["arm"] == runs.title("rio")].reset_index(drop=True), expected)
+    runs.choose(["none", "rfs", "rio"])
+    assert list(dict.fromkeys(runs.by_group()["arm"])) == list(map(runs.title, ("none", "rfs", "rio")))
+    for arms, words in ((["rios"], "'rios'"), ([], "at least one")):
+        with pytest.raises(RunsError, match=words):
+            runs.choose(arms)
+
+
+def test_tables_give_half_the_distance_of_the_seeds(runs):
+    own = [evaluation.metrics["bbox"]["AP"] for evaluation in runs.of_arm("rio")]
+    table = runs.by_group().set_index("arm").loc[runs.title("rio")]
+    assert table["AP_spread"] == pytest.approx(abs(own[0] - own[1]) / 2)
+    assert f"{table['AP']:.1f} ± {table['AP_spread']:.1f}" in runs.markdown()
+
+
+def test_a_cell_of_the_matrix_has_as_many_objects_as_it_counts(runs):
+    key, truth = ("rio", "1"), runs.truth
+    everything = list(range(truth.num_classes))
+    for threshold in (0.05, 0.5):
+        matrix = results.confusions(truth, runs.results(key), score_threshold=threshold)[:-1]
+        taken = results.taken_for(truth, runs.results(key), everything, score_threshold=threshold)
+        counted = np.zeros_like(matrix)
+        np.add.at(counted, (truth.annotation_class[taken.index], taken), 1)
+        np.testing.assert_array_equal(counted, matrix)
+        one = results.taken_for(truth, runs.results(key), [1], score_threshold=threshold)
+        assert one.equals(taken[truth.annotation_class[taken.index] == 1])
 
 
 def test_categories_never_seen_in_training_are_told_apart(copy, tiny_set, tmp_path):

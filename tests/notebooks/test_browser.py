@@ -21,8 +21,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def notebooks(tiny_set, tmp_path_factory) -> Path:
-    """Copies of 02 and 05 on the tiny set; the run's results are made up."""
+def notebooks(tiny_set, finished_study, tmp_path_factory) -> Path:
+    """Copies of 02, 04 and 05 on the tiny set; the runs' results are made up."""
     pytest.importorskip("anywidget")
     from rio.widgets.source import made_up_results
 
@@ -37,6 +37,7 @@ def notebooks(tiny_set, tmp_path_factory) -> Path:
     copies = top / "notebooks"
     copies.mkdir()
     lab.copy_with(copies, "02_image_vs_object_balance.ipynb", dataset=names["train"])
+    lab.copy_with(copies, "04_per_frequency_ap.ipynb", runs_folder=str(finished_study), study_file=None)
     lab.copy_with(copies, "05_inspect_predictions.ipynb", run=str(run), train=names["train"])
     return copies
 
@@ -133,6 +134,34 @@ def use_inspector(page) -> None:
 def test_inspector_in_jupyterlab(address, page):
     assert lab.run_notebook(page, address, "05_inspect_predictions.ipynb") == []
     use_inspector(page)
+
+
+def test_runs_are_sorted_ticked_and_clicked(address, page):
+    assert lab.run_notebook(page, address, "04_per_frequency_ap.ipynb") == []
+    table, points = page.locator(".rio-runs"), ".rio-shown [id*='-pick-']:has(use)"
+    table.wait_for()
+    order = "() => [...document.querySelectorAll('.rio-runs tbody tr')].map((row) => row.dataset.arm).join()"
+    assert page.evaluate(order) == "none,rfs,rio"
+    table.get_by_role("button", name="run", exact=True).click()
+    table.get_by_role("button", name="run").click()
+    assert page.evaluate(order) == "none,rio,rfs", "by name, downwards"
+    table.get_by_role("button", name="move RFS").press("ArrowUp")
+    assert page.evaluate(order) == "none,rfs,rio"
+    page.wait_for_function("points => document.querySelectorAll(points).length === 3", arg=points)
+    table.get_by_role("checkbox", name="show no resampling").uncheck()
+    page.wait_for_function("points => document.querySelectorAll(points).length === 2", arg=points)
+    shown = page.locator(".rio-shown").filter(has=page.locator("[id*='-pick-'] use"))
+    shown.locator("[id*='-pick-1'] use").last.click()  # of the last run ticked
+    shown.locator(".rio-inspector figcaption", has_text="A: rio-seed1").wait_for()
+    matrix = page.locator(".rio-shown").filter(has=page.locator("[id*='-pick-0'] > path"))
+    cell = matrix.locator("[id*='-pick-0'] > path").first
+    cell.hover()
+    said = matrix.locator(".rio-tip").inner_text()
+    assert re.fullmatch(r".* found: \d+%", said), said
+    cell.click()
+    chosen = matrix.locator(".rio-inspector .mod-active", has_text=" found ")
+    chosen.wait_for()
+    assert chosen.inner_text().startswith(said.partition(":")[0])
 
 
 def test_inspector_as_a_web_page(notebooks, tmp_path, page):

@@ -130,7 +130,7 @@ def test_it_runs_from_top_to_bottom(execute, world, tiny_set, stem, parameters, 
     places = {"tiny": tiny_set, "runs": world / "runs"}
     result = execute(stem, **{k: v.format(**places) if isinstance(v, str) else v for k, v in parameters.items()})
     assert result.error is None, result.error
-    assert sum("image/svg+xml" in output.get("data", {}) for output in outputs(result)) == number
+    assert sum("<svg style" in output.get("data", {}).get("text/html", "") for output in outputs(result)) == number
     shown = "\n".join(output.get("text", "") + str(output.get("data", "")) for output in outputs(result))
     assert all(shown.count(word) >= words.count(word) for word in words), shown
 

@@ -15,6 +15,7 @@ pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `
 import rio
 from rio import plots
 from rio.plots.style import DRAWN
+from rio.results.breakdown import confusions
 from tests.support.refused import refused
 
 
@@ -46,7 +47,69 @@ def test_what_tells_runs_apart_stands_beside_them(runs, finished_study, tmp_path
     text = (longer / "config.yaml").read_text()
     (longer / "config.yaml").write_text(text.replace("MAX_ITER: 40", "MAX_ITER: 80"))
     both = rio.open_runs([finished_study / "rio-seed1", longer])
-    assert "RIO (RFS + bank) 40, longer 80" in both._repr_html_() and "SOLVER.MAX_ITER" in both._repr_html_()
+    assert "RIO (RFS + bank) 40, longer 80" in both._repr_html_()
+    assert [both.table.rows[arm]["cells"][-2] for arm in both.arms] == ["40", "80"]
+
+
+def test_the_table_of_runs_has_arms_settings_and_ap(runs, finished_study):
+    heads = [head for head, _ in runs.table.columns]
+    kinds = ["box AP", "APr", "APc", "APf", "mask AP", "APr", "APc", "APf"]
+    assert heads == ["run", "BANK_ENABLED", "SAMPLER", *kinds, "iterations", "seeds"]
+    row, ap = runs.table.rows["rio"], [e.metrics["bbox"]["AP"] for e in runs.of_arm("rio")]
+    assert row["cells"][:3] == ["RIO (RFS + bank)", "True", "rfs"] and row["cells"][-2:] == ["40", "2"]
+    assert row["cells"][3].strip("*") == f"{np.mean(ap):.1f} ± {np.ptp(ap) / 2:.1f}"
+    assert row["values"][3] == pytest.approx(np.mean(ap)) and row["values"][-2:] == [40, 2]
+    assert row["note"].splitlines() == [str(finished_study / f"rio-seed{n}") for n in (1, 2)]
+
+
+def test_what_is_shown_follows_the_table_of_runs(finished_study):
+    runs = rio.open_runs(finished_study)
+    shown = runs.show(runs.by_group, plots.ap_by_group, iou_type="bbox")
+    table, curves, copy = runs.show(runs.breakdown), runs.curves(), runs.copy_table()
+    colors = {arm: color.lower() for arm, color in runs.table.colors.items()}
+    assert len(set(colors.values())) == 3 and all(color in shown.picture.value for color in colors.values())
+    runs.table.ticked = ["none", "rio"]
+    assert colors["rfs"] not in shown.picture.value and "RFS, 2 seeds" not in table.picture.value
+    assert [series["color"].lower() for series in curves.chart.spec["series"]] == [colors["none"], colors["rio"]]
+    assert "RFS, 2 seeds" not in copy.texts["LaTeX, box AP"] and "4 finished runs" in runs.notes.value
+    runs.table.order = ["rio", "rfs", "none"]
+    assert runs.arms == ["rio", "none"] and runs.difference().attrs["baseline"] == "RIO (RFS + bank)"
+    runs.table.colors = {**runs.table.colors, "rio": "#123456"}
+    assert "#123456" in shown.picture.value and curves.chart.spec["series"][0]["color"] == "#123456"
+    runs.table.ticked = []
+    assert runs.arms == ["rio", "none"], "with nothing ticked, what was shown stays"
+    assert "text/html" in shown._repr_mimebundle_() and "RIO (RFS" in runs._repr_mimebundle_()["text/html"]
+
+
+def test_a_point_opens_its_category(runs):
+    shown = runs.show(runs.per_category, plots.ap_by_image_count)
+    words = shown.picks.words[1][2]
+    assert "AP " in words and "RFS, 2 seeds" in words
+    for nonsense in (None, {}, {"of": 99, "index": 0}, {"of": "1", "index": 2}):
+        shown.on_message(None, nonsense, [])
+    assert len(shown.children) == 2
+    shown.on_message(None, {"of": 1, "index": 2}, [])
+    view = shown.children[-1]
+    assert words.startswith(view.category.value) and view.source.title.endswith("rfs-seed1")
+    assert view.other.title.endswith("none-seed1"), "beside the arm before it"
+
+
+def test_a_cell_opens_its_objects(runs):
+    shown, names = runs.show(runs.confusions, plots.confusions), runs.truth.category_names
+    threshold = runs.thresholds["rio", "1"]
+    matrix = confusions(runs.truth, runs.results(("rio", "1")), score_threshold=threshold)
+    words = shown.picks.words[0]
+    for kind, column in ((" found", None), (" missed", -1), (" taken for ", None)):
+        index = next(i for i, said in enumerate(words) if kind in said)
+        name = words[index].rpartition(":")[0]
+        objects, _, other = name.partition(kind)
+        k = names.index(objects)
+        shown.on_message(None, {"of": 0, "index": index}, [])
+        view = shown.children[-1]
+        assert view.kind.value == name and view.threshold.value == pytest.approx(threshold, abs=0.005)
+        assert len(view.rows) == matrix[k, k if column is None and not other else column or names.index(other)]
+        assert (view.source.entries.loc[view.rows, "class_id"] == k).all()
+    assert len(shown.children) == 3, "in place of the last one"
 
 
 def test_settings_that_are_lists_stand_beside_runs_of_several_seeds(finished_study, tmp_path):
@@ -138,8 +201,8 @@ def test_one_button_saves_all_figures(runs, tmp_path):
 
 
 def test_the_best_run_of_a_column_is_bold(runs):
-    cells = re.findall(r"<b>([\d.]+)</b>", runs._repr_html_())
-    best, worst = (of(e.metrics["bbox"]["AP"] for e in runs.evaluations.values()) for of in (max, min))
+    cells = re.findall(r"<b>([\d.]+) ±", runs._repr_html_())
+    best, worst = (of(runs.by_group()["AP"]) for of in (max, min))
     assert f"{best:.1f}" in cells and f"{worst:.1f}" not in cells
 
 
