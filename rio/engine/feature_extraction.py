@@ -67,9 +67,14 @@ def extract(cfg: CfgNode, weights: str, output_dir: str) -> FeatureStore:
         if comm.is_main_process():
             lock.acquire()
             store = FeatureStore.create(output_dir, about, cfg.dump(), heads.box_predictor.state_dict())
-            for name, train in sets:
-                _announce(cfg, store, name, train)
-                store.add(name, annotations_of(name), _rois(cfg, train), train=train)
+            before = set(store.about["sets"])
+            try:
+                for name, train in sets:
+                    _announce(cfg, store, name, train)
+                    store.add(name, annotations_of(name), _rois(cfg, train), train=train)
+            except (FeatureError, OSError):  # nothing of this call stays: another --output may be on the same disk
+                store.drop(store.about["sets"].keys() - before)
+                raise
     except Timeout as error:
         raise FeatureError(f"features {output_dir}: another call is at work here. Fix: wait for it") from error
     comm.synchronize()

@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,15 @@ class FeatureStore:
             ) from error
         about = {"images": annotations.num_images, "rois": rois, "fingerprint": fingerprint(annotations)}
         sets[key] = {"data": name, "folder": folder.name, **about}
+        self._save()
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Give back the disk space of sets: "train", or the names of test sets."""
+        for key in keys:
+            shutil.rmtree(self.folder / self.about["sets"].pop(key)["folder"])
+        self._save()
+
+    def _save(self) -> None:
         write_atomically(self.folder / "features.json", json.dumps(self.about, indent=1).encode())
 
     def check(self, name: str, annotations: Annotations, *, train: bool) -> None:

@@ -317,16 +317,26 @@ def test_calibrations_are_chosen_on_other_images_than_the_reported_ones(trained,
         assert message in command(*wrong, code=2)
 
 
-def test_a_full_disk_leaves_nothing_half_written(detector, weights, tmp_path, monkeypatch):
-    def full(*_arguments):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+@pytest.mark.parametrize(
+    ("room", "says"),
+    [
+        (0, r"GB of disk for 102 images.*No space left.*lower MODEL.ROI_HEADS.BATCH_SIZE"),
+        (150_000, r"GB of disk for 6 images.*No space left.*lower MODEL.RPN.POST_NMS_TOPK_TEST"),  # train: 139 kB
+    ],
+)
+def test_a_full_disk_leaves_nothing_half_written(detector, weights, tmp_path, monkeypatch, room, says):
+    reserve, taken = os.posix_fallocate, []
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(
-        FeatureError, match=r"GB of disk for 102 images.*No space left.*lower MODEL.ROI_HEADS.BATCH_SIZE"
-    ):
+    def on_a_small_disk(file, start, size):
+        taken.append(size)
+        if sum(taken) > room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        reserve(file, start, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", on_a_small_disk)
+    with pytest.raises(FeatureError, match=says):
         extract(detector(), weights, str(tmp_path))
-    assert not (tmp_path / "train").exists() and FeatureStore(tmp_path).about["sets"] == {}
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()] and FeatureStore(tmp_path).about["sets"] == {}
 
 
 def test_a_cascade_is_refused(detector, tiny_config, tmp_path):
