@@ -196,6 +196,22 @@ def league_findings() -> str:
 - Of these {len(result.pairs)} comparisons about one in twenty would look resolved by chance alone."""
 
 
+def league_bank() -> str:
+    """What the bank and RFS bring beside every loss: points of APr with 95 % intervals over categories."""
+    result = StudyResult.from_json(RESULTS / "league_bank.json")
+    rows, table = _of_apr(result.comparisons()), result.table().set_index(["iou_type", "arm"])["APr"]["bbox"]
+    pairs = {"bank": ("bank", "none"), "RFS": ("rfs", "none"), "bank beside RFS": ("rfs+bank", "rfs")}
+    losses = [arm.removesuffix("-none") for arm in result.arms if arm.endswith("-none")]
+    cells = [
+        [f"`{loss}`", f"{table[f'{loss}-none']:.1f}"]
+        + [format_difference(rows.loc[(f"{loss}-{arm}", f"{loss}-{baseline}")]) for arm, baseline in pairs.values()]
+        for loss in sorted(losses, key=lambda loss: -table[f"{loss}-rfs+bank"])
+    ]
+    return tabulate(
+        cells, ["", "APr of neither", *pairs], "github", disable_numparse=True, colalign=["left", *["right"] * 4]
+    )
+
+
 def league_figure() -> None:
     """notebooks/images/league.png: box AP and APr of every loss by sampling and head."""
     from matplotlib.figure import Figure
@@ -369,6 +385,7 @@ BLOCKS = {
     "league_findings": league_findings,
     "ccp": ccp,
     "headlines": headlines,
+    "league_bank": league_bank,
 }
 
 
