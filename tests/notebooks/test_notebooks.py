@@ -132,6 +132,7 @@ def test_it_runs_from_top_to_bottom(execute, world, tiny_set, stem, parameters, 
     assert result.error is None, result.error
     assert sum("<svg style" in output.get("data", {}).get("text/html", "") for output in outputs(result)) == number
     shown = "\n".join(output.get("text", "") + str(output.get("data", "")) for output in outputs(result))
+    shown += str(result.nb.metadata.get("widgets", ""))  # what stands inside the views
     assert all(shown.count(word) >= words.count(word) for word in words), shown
 
 
