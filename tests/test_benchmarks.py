@@ -144,11 +144,6 @@ def test_gpu_benchmark_runs_on_a_pretend_gpu(monkeypatch, tmp_path, repository):
     assert "Kendall's tau" in (tmp_path / "gpu.md").read_text()
 
 
-def test_gpu_resume_finds_no_difference_on_a_cpu(tmp_path):
-    found = gpu_correctness.resume("cpu", tmp_path)
-    assert found == {"repeated_difference": 0, "resumed_difference": 0, "bank_equal": True}
-
-
 def test_gpu_studies_are_the_eight_arms_both_ways(tmp_path):
     whole, features = gpu_fidelity.studies(tmp_path).values()
     assert len(whole.arms) == 8 and list(whole.arms) == list(features.arms) and whole.seeds == (1,)

@@ -189,18 +189,15 @@ def loss(task: Task) -> dict[str, Any]:
     return found
 
 
-def profile(task: Task, steps: int = 3) -> dict[str, Any]:
+def profile(task: Task) -> dict[str, Any]:
     """Where a step of RIO goes under the best setting: milliseconds of the model's parts (forward), PyTorch's table."""
-    from torch.profiler import ProfilerActivity
-
-    setting = task.best or task.chosen[-1]
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if task.cuda else [])
+    setting, steps = task.best or task.chosen[-1], 1 if task.tiny else 3
     with numbers(setting):
         arm = task.arm("rio", setting)
         _steps(arm, task.warm_up)
         for name, owner, method in parts_of(arm):
             setattr(owner, method, _named(name, getattr(owner, method)))
-        with torch.profiler.profile(activities=activities) as profiler:
+        with torch.profiler.profile(activities=torch.profiler.supported_activities()) as profiler:
             _steps(arm, steps)
             if task.cuda:
                 torch.cuda.synchronize()
