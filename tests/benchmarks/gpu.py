@@ -1,7 +1,7 @@
 """What a GPU makes of RIO: correctness, speed against plain detectron2, memory, profile, and a fidelity study.
 
     python -m tests.benchmarks.gpu [--minutes 9]              # again until nothing is left; it goes on
-    python -m tests.benchmarks.gpu --device cpu --tiny --out /tmp/tiny      # minutes, and no result: that it runs
+    python -m tests.benchmarks.gpu --device cpu --tiny --out output/tiny    # minutes, and no result: that it runs
 
 It says first what it will do and about how long. It needs a CUDA device (16 GiB should do) and no network; the last
 part also the demo's weights (`make install` brings them). R50-FPN Mask R-CNN of configs/lvis_v1 at 800 px trains on
