@@ -27,7 +27,7 @@ PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile
 .PHONY: help install demo test test-slow lab app screenshots bench lint lines wheelhouse constraints clean distclean
 
 help:
-	@echo 'make demo        train three detectors on the embedded data set, on the CPU; ends with an HTML report'
+	@echo 'make demo        train a detector and 24 classifiers on the embedded data set, on the CPU; ends with an HTML report'
 	@echo 'make test        run the tests (make test-slow: the long ones, which it leaves out; TEST_WORKERS=$(TEST_WORKERS))'
 	@echo 'make lab         open the notebooks in JupyterLab'
 	@echo 'make app         look at predictions in a browser: RUN=output/demo/rfs+bank-cosine-seed1  PORT=8866  (this machine only)'
