@@ -128,8 +128,8 @@ class ClassifierLab(ipywidgets.VBox):
     def runs(self) -> dict[str, Training]:
         """The runs on these features, by name, in the order in which they were begun."""
         with contextlib.suppress(LaunchError, OSError):
-            found = [path for path in self.folder.iterdir() if (path / "run.json").is_file()]
-            return {path.name: Training(path) for path in sorted(found, key=lambda path: path.stat().st_ctime)}
+            found = [Training(path) for path in self.folder.iterdir() if (path / "run.json").is_file()]
+            return {run.path.name: run for run in sorted(found, key=lambda run: run.note().get("started", 0.0))}
         return {}
 
     def train(self) -> None:
