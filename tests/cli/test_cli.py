@@ -1,6 +1,7 @@
 """The command line: what a user types, what comes out, and how a mistake is answered."""
 
 import errno
+import importlib
 import json
 import multiprocessing
 import os
@@ -79,6 +80,7 @@ def test_an_output_folder_that_cannot_be_written_is_named(tiny_set, tmp_path, co
     def fails(*_arguments, **_options):
         raise OSError(number, os.strerror(number))
 
+    importlib.import_module("rio.trainer")  # some libraries make folders of their own when first imported
     monkeypatch.setattr(target, fails)
     said = command(*train_words(tiny_set, tmp_path / "run"), code=2)
     assert str(tmp_path / "run") in said and os.strerror(number) in said and "--output-dir" in said
