@@ -25,8 +25,9 @@ def planned_result(study: Study, options: Sequence[str]) -> StudyResult:
     from rio.data import names as datasets
     from rio.engine import info
 
-    cfg = load_config(study.config, [*options, *study.tuning_options])
-    train, test = (datasets.annotations_of(names[0]) for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST))
+    own = [[*of_seed, *options, *study.tuning_options] for of_seed in study.seed_options.values()]
+    sets = [load_config(study.config, one).DATASETS for one in own]
+    train, test = (datasets.annotations_of(names[0]) for names in (sets[0].TRAIN, sets[0].TEST))
     test = test.with_frequency_of(train)
     count = dict(zip(train.category_names, train.image_count.tolist(), strict=True))
     columns = (test.category_ids.tolist(), test.category_names, test.frequency.tolist())
@@ -35,8 +36,8 @@ def planned_result(study: Study, options: Sequence[str]) -> StudyResult:
     return StudyResult(
         name=study.name,
         role="report" if study.tune_on is None else "tune",
-        trained_on=[without_folders(name) for name in cfg.DATASETS.TRAIN],
-        evaluated_on=[without_folders(cfg.DATASETS.TEST[0])],
+        trained_on=list(dict.fromkeys(without_folders(name) for one in sets for name in one.TRAIN)),
+        evaluated_on=list(dict.fromkeys(without_folders(one.TEST[0]) for one in sets)),
         command=shlex.join(["python", "-m", "rio", "study", study.file, *map(without_folders, options)]),
         machine=_machine(here["cores"], [device["name"] for device in here["gpus"]["devices"]]),
         versions={"rio": here["rio"], "python": platform.python_version()}

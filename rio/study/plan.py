@@ -4,7 +4,7 @@ config: ../shapes/demo.yaml          # relative to the study file
 arms:
   none: [MODEL.RIO.SAMPLER, none, MODEL.RIO.BANK_ENABLED, false]
   rio:  [MODEL.RIO.SAMPLER, rfs]
-seeds: [0]
+seeds: [0]                            # or {1: [], 2: [KEY, VALUE, ...]}: options of a seed, for example another split
 processes: 2                          # trainings side by side
 gpus: 1                               # that they are dealt over; several processes share one
 comparisons: [[rio, none]]            # default: every arm against the first
@@ -49,6 +49,7 @@ class Study:
     config: str  # path of the base config
     arms: dict[str, list[str]]  # name -> [KEY, VALUE, ...] over the base config
     seeds: tuple[int, ...]  # one run per arm and seed
+    seed_options: dict[int, list[str]]  # seed -> [KEY, VALUE, ...] over the arm's
     processes: int  # trainings side by side
     gpus: int  # that they are dealt over; on a machine without one the CPU is used
     comparisons: tuple[tuple[str, str], ...]  # (arm, baseline)
@@ -56,6 +57,11 @@ class Study:
     protocols: tuple[str, ...]  # of `rio.results.protocols`, that runs are judged by beside lvis
     tune_on: str | None  # data set that is evaluated on in place of DATASETS.TEST; None: this study reports
     file: str  # the study file, relative to the repository where it is in it
+
+    @property
+    def features_of(self) -> dict[int, str]:
+        """Of each seed; empty where whole detectors are trained."""
+        return dict(zip(self.seeds, self.features, strict=bool(self.features)))
 
     @property
     def tuning_options(self) -> list[str]:
@@ -111,13 +117,17 @@ def load_study(path: str | os.PathLike[str]) -> Study:
     config, arms, seeds = content.get("config"), content.get("arms"), content.get("seeds", [0])
     need(config and isinstance(config, str), "config", "the path of the base config", config)
     need(arms and isinstance(arms, dict), "arms", "names with lists [KEY, VALUE, ...]", arms)
-    for name, options in arms.items():
+    for name in arms:
         plain = isinstance(name, str) and name and Path(name).name == name and not name.startswith(".")
         need(plain, f"arms.{name}", "a name that can be a folder's", name)
-        pairs = options is None or (isinstance(options, list) and len(options) % 2 == 0)
-        need(pairs, f"arms.{name}", "[KEY, VALUE, ...]", options)
-    good = seeds and isinstance(seeds, list) and all(type(s) is int and s >= 0 for s in seeds)
-    need(good and len(set(seeds)) == len(seeds), "seeds", "a list of different integers >= 0", seeds)
+    good = seeds and isinstance(seeds, list | dict) and all(type(s) is int and s >= 0 for s in seeds)
+    expected = "a list of different integers >= 0, or a mapping of them to [KEY, VALUE, ...]"
+    need(good and len(set(seeds)) == len(seeds), "seeds", expected, seeds)
+    seeds = seeds if isinstance(seeds, dict) else dict.fromkeys(seeds)
+    for key, named in (("arms", arms), ("seeds", seeds)):
+        for name, options in named.items():
+            pairs = options is None or (isinstance(options, list) and len(options) % 2 == 0)
+            need(pairs, f"{key}.{name}", "[KEY, VALUE, ...]", options)
     counts = {key: content.get(key, 1) for key in ("processes", "gpus")}
     for key, value in counts.items():
         need(type(value) is int and value >= 1, key, "an integer >= 1", value)
@@ -145,6 +155,7 @@ def load_study(path: str | os.PathLike[str]) -> Study:
         config=str(base),
         arms={name: [str(word) for word in options or []] for name, options in arms.items()},
         seeds=tuple(seeds),
+        seed_options={seed: [str(word) for word in options or []] for seed, options in seeds.items()},
         features=tuple(str(path.parent / os.path.expanduser(one)) for one in kept),
         comparisons=tuple((arm, baseline) for arm, baseline in comparisons),
         protocols=tuple(p for p in dict.fromkeys(protocols) if p != "lvis"),
@@ -178,11 +189,11 @@ def prepare(study: Study, root: Path, options: Sequence[str]) -> list[Run]:
             f"study {study.name}, arm {on_features[0]!r}: {FEATURES}: expected all arms on the same features or none, "
             "found some. Fix: remove it, and name the features by the key 'features' of the study file"
         )
-    of_seed = dict(zip(study.seeds, study.features, strict=bool(folders)))
     runs = []
     for seed, (arm, own) in ((seed, item) for seed in study.seeds for item in study.arms.items()):
         where = f"study {study.name}, arm {arm!r}"
-        features = [FEATURES, str(folders[of_seed[seed]].absolute())] if folders else []
+        own = [*own, *study.seed_options[seed]]
+        features = [FEATURES, str(folders[study.features_of[seed]].absolute())] if folders else []
         run_options = [*own, *options, *study.tuning_options, *features, "SEED", str(seed)]
         try:
             cfg = load_config(study.config, run_options)

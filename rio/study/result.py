@@ -61,7 +61,7 @@ class StudyResult(msgspec.Struct, frozen=True, kw_only=True):
     format: int = 1
     name: str
     role: Literal["report", "tune"]  # "tune": the numbers are for choosing settings and are no result
-    trained_on: list[str]  # data sets of the base config; an arm's options may train on another
+    trained_on: list[str]  # data sets of the base config and the seeds; an arm's options may train on another
     evaluated_on: list[str]
     command: str
     machine: str

@@ -141,9 +141,10 @@ def extract_features(study: Study, root: Path, runs: Sequence[Run], processes: i
     from rio.config import load_config
     from rio.engine import info
 
-    sets = load_config(study.config, runs[0].options).DATASETS
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     for weights, folder in folders.items():
+        options = next(run.options for run in runs if study.features_of[run.seed] == weights)
+        sets = load_config(study.config, options).DATASETS
         alone = processes == 1 or info.gpus()["found"]
         command = [sys.executable, *([] if alone else several), "-m", "rio", "features"]
         command += ["--weights", weights, "--output", str(folder)]

@@ -37,6 +37,8 @@ def test_every_arm_of_the_projects_own_studies_is_a_config(name):
         ({"seeds": [1, 1]}, "'seeds': expected a list of different integers"),
         ({"seeds": 1}, "'seeds'"),
         ({"seeds": [True]}, "'seeds'"),
+        ({"seeds": {"one": []}}, "'seeds': expected a list of different integers >= 0, or a mapping"),
+        ({"seeds": {1: ["DATASETS.TRAIN"]}}, r"'seeds.1': expected .KEY, VALUE"),
         ({"processes": 0}, "'processes': expected an integer >= 1"),
         ({"procesess": 2}, "'procesess': expected one of config, arms"),
         ({"gpus": "all"}, "'gpus': expected an integer >= 1"),
@@ -62,6 +64,14 @@ def test_comparisons_are_as_the_file_says_or_all_against_the_first(study):
     assert study().comparisons == (("b", "a"),)
     own = study(comparisons=[["a", "b"]])
     assert own.comparisons == (("a", "b"),) and own.gpus == 1 and own.file == "study.yaml"
+
+
+def test_a_seed_has_options_of_its_own(study, tmp_path):
+    plan = study(seeds={1: None, 2: ["SOLVER.BASE_LR", 0.5]}, arms={"a": ["SOLVER.BASE_LR", 0.1]})
+    runs = prepare(plan, tmp_path / "runs", [])
+    assert [(run.seed, load_config(plan.config, run.options).SOLVER.BASE_LR) for run in runs] == [(1, 0.1), (2, 0.5)]
+    runs = prepare(plan, tmp_path / "called", ["SOLVER.BASE_LR", "0.3"])
+    assert [load_config(plan.config, run.options).SOLVER.BASE_LR for run in runs] == [0.3, 0.3]
 
 
 def test_files_that_are_missing_or_not_yaml(write, tmp_path):
