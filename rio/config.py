@@ -64,10 +64,6 @@ KEYS: dict[str, tuple[Any, str | tuple[str, ...]]] = {
     # Losses that replayed RoIs enter: "cls", "box" or both (reference). Without "box" the box loss and its
     # normaliser are exactly detectron2's.
     "REPLAY_LOSSES": (("cls", "box"), ""),
-    # Replayed rows per foreground RoI of the step at most, a ratio; 0 = no cap (reference).
-    "REPLAY_MAX_PER_FOREGROUND": (0.0, ">= 0"),
-    # First training step with replay; the bank is written from step 0 on.
-    "BANK_START_ITER": (0, ">= 0"),
     # Storage type of the features; the halves take half the memory and round.
     "BANK_DTYPE": ("float32", ("float32", "float16", "bfloat16")),
     # With several processes: True = all ranks store the writes of all ranks in the order of the global batch, so

@@ -67,7 +67,7 @@ class MemoryBank(nn.Module):
         write_max_per_object: RoIs of one object per write at most, those whose proposal box has the highest IoU
             with the ground-truth box, the first of equal ones; 0 = all.
         storage_dtype: a floating dtype for the features; boxes are always float32.
-        seed: of the absent classes, and of which classes come first under a cap.
+        seed: of the absent classes.
         sync: append the writes of all ranks (see above); else each rank has a bank of its own. Every rank must then
             call ``write`` every step. No effect without torch.distributed.
 
@@ -137,17 +137,13 @@ class MemoryBank(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     @torch.no_grad()
-    def sample(
-        self, gt_classes: Tensor, *, max_per_foreground: float = 0.0, dtype: torch.dtype | None = None
-    ) -> Replay:
+    def sample(self, gt_classes: Tensor, *, dtype: torch.dtype | None = None) -> Replay:
         """Read back up to M stored RoIs of each target class among ``gt_classes``, and of some absent classes.
 
         Changes nothing: the same call gives the same rows until the next ``write``.
 
         Args:
             gt_classes: (R,) int64 class ids of this step's RoIs; K (background) and -1 (ignore) allowed.
-            max_per_foreground: replay at most floor(this * number of foreground RoIs) rows; 0 = no cap. Each class
-                is then served its first row before any gets a second; who comes first changes each step.
             dtype: of the features returned; None = as stored.
 
         Returns:
@@ -155,26 +151,17 @@ class MemoryBank(nn.Module):
         """
         self._check_classes(gt_classes)
         device, num_targets = gt_classes.device, self.num_target_classes
-        generator = self._generator(device)
         target = self.target_index.index_select(0, gt_classes + 1)  # (R,)
         present = torch.zeros(num_targets + 1, dtype=torch.bool, device=device)
         present = present.index_fill_(0, target, True)[:num_targets]
         available = self.num_written.clamp(max=self.replay_per_class)  # (T,); M <= S
         if self.replay_absent_classes:
             absent = ~present & (available > 0)
-            key = torch.rand(num_targets, generator=generator, device=device).masked_fill_(~absent, 2.0)
+            key = torch.rand(num_targets, generator=self._generator(device), device=device).masked_fill_(~absent, 2.0)
             drawn = key.topk(min(self.replay_absent_classes, num_targets), largest=False).indices
             present = present | (absent & torch.zeros_like(absent).index_fill_(0, drawn, True))
         wanted = present & (torch.arange(self.replay_per_class, device=device)[:, None] < available)  # (M, T)
-        columns = None
-        if max_per_foreground > 0:
-            foreground = (gt_classes >= 0) & (gt_classes < self.num_classes)
-            limit = (foreground.sum() * max_per_foreground + 1e-3).floor()  # 100 * 0.29 is 29, not 28.99...
-            columns = torch.rand(num_targets, generator=generator, device=device).argsort()  # not the alphabet's order
-            wanted = wanted[:, columns]
-            wanted = wanted & (wanted.flatten().cumsum(0) <= limit).view_as(wanted)
-        rank, column = wanted.nonzero(as_tuple=True)  # (N,) each; waits for the device
-        index = column if columns is None else columns[column]
+        rank, index = wanted.nonzero(as_tuple=True)  # (N,) each; waits for the device
         slot = (self.num_written[index] - 1 - rank) % self.slots_per_class  # (N,), the newest first
         row = index * self.slots_per_class + slot
         return Replay(

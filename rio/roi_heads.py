@@ -47,8 +47,6 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
         calibration: of softmax scores, at inference; None = none.
         memory_bank: None = no replay. It is only sampled and written in training with gradients enabled.
         replay_losses: the losses that replayed rows enter, of "cls" and "box".
-        replay_max_per_foreground: replayed rows per foreground RoI at most; 0 = no cap.
-        bank_start_iter: first training step with replay; the bank is written from step 0 on.
         class_frequency: frequency group of each of the K classes, one letter r, c or f per class, for the
             telemetry; "" = not known.
         **kwargs: of detectron2's ``FastRCNNOutputLayers``.
@@ -65,8 +63,6 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
         calibration: Calibration | None = None,
         memory_bank: MemoryBank | None = None,
         replay_losses: Sequence[str] = ("cls", "box"),
-        replay_max_per_foreground: float = 0.0,
-        bank_start_iter: int = 0,
         class_frequency: str = "",
         **kwargs: Any,
     ) -> None:
@@ -87,7 +83,6 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
             nn.init.normal_(linear.weight, std=0.01)  # detectron2's
             nn.init.constant_(linear.bias, self.cls_loss.initial_bias)
         self.memory_bank, self.replay_losses = memory_bank, tuple(replay_losses)
-        self.replay_max_per_foreground, self.bank_start_iter = replay_max_per_foreground, bank_start_iter
         groups = telemetry.frequency_groups(class_frequency, number)
         self.register_buffer("frequency_group", groups, persistent=False)
 
@@ -117,8 +112,6 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
             "calibration": build_calibration(rio, number),
             "memory_bank": bank,
             "replay_losses": rio.REPLAY_LOSSES,
-            "replay_max_per_foreground": rio.REPLAY_MAX_PER_FOREGROUND,
-            "bank_start_iter": rio.BANK_START_ITER,
             "class_frequency": rio.CLASS_FREQUENCY,
         }
 
@@ -148,8 +141,7 @@ class RIOFastRCNNOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
         telemetry.log_accuracy(logits if softmax else self.cls_loss.scores(logits.detach()), classes, self.num_classes)
         bank, replay, features = self.memory_bank, None, getattr(predictions, "features", None)
         if bank is not None and features is not None:  # sample what was there before, then write this step's RoIs
-            if bank.iteration >= self.bank_start_iter:
-                replay = bank.sample(classes, max_per_foreground=self.replay_max_per_foreground, dtype=features.dtype)
+            replay = bank.sample(classes, dtype=features.dtype)
             bank.write(features, boxes, gt_boxes, classes, rois_per_image=[*map(len, proposals)])
         if torch.is_grad_enabled() and (proposals or features is not None) and telemetry.is_log_step():
             telemetry.log(classes, self.num_classes, self.frequency_group, bank, features, replay)

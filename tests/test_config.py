@@ -86,7 +86,7 @@ REFERENCE = {
 MODEL:
   RIO: {CLASSIFIER: cosine, COSINE_SCALE: 48.0, SLOTS_PER_CLASS: 60, REPLAY_PER_CLASS: 20, BANK_ENABLED: true,
         BANK_MAX_IMAGE_COUNT: 30, WRITE_MAX_PER_OBJECT: 0, REPLAY_ABSENT_CLASSES: 0,
-        REPLAY_LOSSES: [cls, box], REPLAY_MAX_PER_FOREGROUND: 0.0, BANK_START_ITER: 0, SAMPLER: rfs}
+        REPLAY_LOSSES: [cls, box], SAMPLER: rfs}
   ROI_HEADS: {SCORE_THRESH_TEST: 0.0001, NUM_CLASSES: 1230}
 DATALOADER: {REPEAT_THRESHOLD: 0.001}
 SOLVER: {MAX_ITER: 90000, STEPS: [60000, 80000], IMS_PER_BATCH: 16, BASE_LR: 0.02}
@@ -121,16 +121,18 @@ def test_files_then_options(tmp_path):
     assert not cfg.is_frozen()
     # Whole numbers may stand for floats, and lists for tuples.
     path = write(tmp_path, "MODEL: {RIO: {COSINE_SCALE: 32, REPLAY_LOSSES: [cls]}}")
-    rio = load_config(path, ["MODEL.RIO.REPLAY_MAX_PER_FOREGROUND", "1"]).MODEL.RIO
+    rio = load_config(path, ["MODEL.RIO.CALIBRATION_STRENGTH", "1"]).MODEL.RIO
     assert rio.COSINE_SCALE == 32.0 and isinstance(rio.COSINE_SCALE, float)
-    assert rio.REPLAY_LOSSES == ("cls",) and rio.REPLAY_MAX_PER_FOREGROUND == 1.0
+    assert rio.REPLAY_LOSSES == ("cls",) and rio.CALIBRATION_STRENGTH == 1.0
 
 
 def test_what_is_allowed(tmp_path):
     assert load_config(write(tmp_path, "")) == load_config() == get_rio_cfg()
     classes = ["MODEL.ROI_HEADS.NUM_CLASSES", 3, "MODEL.RIO.CLASS_FREQUENCY", "rcf", "MODEL.RIO.BANK_CLASS_IDS", [0, 2]]
     assert load_config(opts=classes).MODEL.RIO.CLASS_FREQUENCY == "rcf"
-    assert load_config(write(tmp_path, "MODEL: {RIO: {REPLAY_ORDER: newest}}")) == get_rio_cfg()  # of before
+    before = "MODEL: {RIO: {REPLAY_ORDER: newest, REPLAY_MAX_PER_FOREGROUND: 0.0, BANK_START_ITER: 0}}"
+    options = ["MODEL.RIO.REPLAY_MAX_PER_FOREGROUND", "0", "MODEL.RIO.BANK_START_ITER", "0"]
+    assert load_config(write(tmp_path, before), options) == get_rio_cfg()
     off = ["MODEL.RIO.BANK_ENABLED", "False", "MODEL.RIO.CLASSIFIER", "linear"]  # then another head is fine
     assert load_config(opts=[*off, "MODEL.ROI_HEADS.NAME", "StandardROIHeads"])
 
@@ -148,8 +150,7 @@ def test_keys_of_the_reference_name_the_new_one(old, tmp_path):
         load_config(write(tmp_path, "_BASE_: old.yaml"))  # the file that holds it
 
 
-OUT_OF_RANGE = {"BANK_DTYPE": "float8", "BANK_SYNC": "2", "BANK_MAX_IMAGE_COUNT": "-1", "BANK_START_ITER": "-1"}
-OUT_OF_RANGE["REPLAY_MAX_PER_FOREGROUND"] = "-0.5"
+OUT_OF_RANGE = {"BANK_DTYPE": "float8", "BANK_SYNC": "2", "BANK_MAX_IMAGE_COUNT": "-1"}
 
 
 @pytest.mark.parametrize(
@@ -173,7 +174,8 @@ OUT_OF_RANGE["REPLAY_MAX_PER_FOREGROUND"] = "-0.5"
         (["MODEL.RIO.COSINE_SCALE", "None"], "found None"),
         (["MODEL.RIO.CLASSIFIER", "cosin"], "did you mean 'cosine'"),
         (["MODEL.RIO.CLASSIFIER", "3"], "CLASSIFIER: expected str"),
-        (["MODEL.RIO.REPLAY_ORDER", "random"], "REPLAY_ORDER: expected newest, .*found random, .*remove the key"),
+        (["MODEL.RIO.REPLAY_ORDER", "random"], "REPLAY_ORDER: expected newest, .*found random. .*remove the key"),
+        (["MODEL.RIO.REPLAY_MAX_PER_FOREGROUND", "0.25"], "expected 0.0, .*found 0.25. Fix: remove the key"),
         (["MODEL.RIO.RANDOM_SELECT", "True"], "the reference's RANDOM_SELECT. Fix: write nothing in its place"),
         (["MODEL.RIO.SAMPLER", "RFS"], "did you mean 'rfs'"),
         (["MODEL.RIO.BANK_ENABLED", "1"], "expected bool"),

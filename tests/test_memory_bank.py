@@ -46,7 +46,7 @@ def test_a_worked_example():
     bank.write(*rows([5, 5, 5], [1, 1, 1]))
     assert replay.features[0, 0] == 21  # a copy: a later write does not reach into a graph that holds it
     bank.write(*rows([], []))
-    replay = bank.sample(NO_CLASSES, max_per_foreground=0.5)
+    replay = bank.sample(NO_CLASSES)
     assert len(replay) == 0 and replay.features.shape == (0, 2) and replay.gt_boxes.shape == (0, 4)
     assert bank.iteration == 4  # steps without a row count as steps
 
@@ -80,22 +80,15 @@ roi = st.tuples(st.integers(-1, K), st.integers(1, 9), st.integers(0, 2), st.int
     slots=st.integers(1, 7),
     replayed=st.integers(1, 7),
     per_object=st.integers(0, 3),
-    cap=st.sampled_from([0.3, 1.0]),
 )
-def test_equal_to_the_oracle_whatever_comes(steps, class_ids, slots, replayed, per_object, cap):
+def test_equal_to_the_oracle_whatever_comes(steps, class_ids, slots, replayed, per_object):
     replayed = min(replayed, slots)
     kinds = dict(class_ids=class_ids, slots_per_class=slots, replay_per_class=replayed, write_max_per_object=per_object)
     bank, oracle, first = make(**kinds), Oracle(class_ids, slots, replayed, per_object), 0
     for step in steps:
         step.sort(key=lambda roi: roi[3])  # image by image; an object is (image, place)
-        classes, foreground = [c for c, *_ in step], sum(0 <= c < K for c, *_ in step)
-        expected = oracle.sample(classes)
-        assert read(bank, classes, whole=False) == expected
-        # The cap takes the last ranks off first: no class is two rows ahead of another.
-        got = read(bank, classes, whole=False, max_per_foreground=cap)
-        assert len(got) == min(len(expected), int(cap * foreground + 1e-3)) and set(got) <= set(expected)
-        rank = {row: [r for r in expected if r[0] == row[0]].index(row) for row in expected}
-        assert max((rank[row] for row in got), default=0) <= min((rank[r] for r in set(expected) - set(got)), default=9)
+        classes = [c for c, *_ in step]
+        assert read(bank, classes, whole=False) == oracle.sample(classes)
 
         values, first = list(range(first, first + len(step))), first + len(step)
         # Place p's box is 10 wide at 20 p, a proposal covers h tenths of it. The same boxes in both images.
@@ -107,15 +100,6 @@ def test_equal_to_the_oracle_whatever_comes(steps, class_ids, slots, replayed, p
         oracle.write([(v, c, h, o) for v, (c, h, *o) in zip(values, step)])
     for c, written, stored in zip(class_ids, bank.num_written.tolist(), bank.features[..., 0].tolist()):
         assert sorted(stored[: min(written, slots)]) == sorted(oracle.stored[c])
-
-
-def test_a_cap_does_not_always_favour_the_same_class():
-    every = list(range(20))
-    bank, served = make(num_classes=20, class_ids=every), set()
-    for _ in range(40):
-        bank.write(*rows(every, every))
-        served |= {c for c, _ in read(bank, every, max_per_foreground=0.1)}  # 2 of 20
-    assert len(served) > 15
 
 
 def test_the_draw_of_absent_classes_is_uniform_and_depends_on_seed_and_step_only():
@@ -150,7 +134,6 @@ def test_absent_classes_are_replayed_as_well():
         assert first[0] == (1, 12.0) and (1, 11.0) in first and len(first) == 4
         seen.add(frozenset(c for c, _ in first) - {1})
         assert len({c for c, _ in read(bank, [])}) == 2  # also for a step without an RoI
-        assert len(read(bank, [0, 0, 0, 0], max_per_foreground=0.5)) == 2  # a cap holds for all replayed rows
         bank.write(*rows([], []))
     assert seen == {frozenset(two) for two in ((2, 3), (2, 4), (3, 4))}  # drawn anew
     bank.replay_absent_classes = 50  # more than there are
@@ -188,7 +171,7 @@ def test_state_dict_continues_exactly(how, dtype, tmp_path):
         generator = torch.Generator().manual_seed(seed)
         classes = torch.randint(-1, K + 1, (n,), generator=generator)
         before = copy.deepcopy(bank.state_dict())
-        replay = bank.sample(classes, max_per_foreground=0.8)
+        replay = bank.sample(classes)
         assert all(torch.equal(value, before[name]) for name, value in bank.state_dict().items())  # it only reads
         boxes = torch.rand(2, n, 4, generator=generator)
         bank.write(torch.randn(n, 2, generator=generator), *boxes, classes)
@@ -258,8 +241,7 @@ def test_the_number_of_rows_is_sent_without_waiting(monkeypatch):
 def test_one_synchronisation_a_call(variant):
     bank, step = make(**variant), rows([1, 2, 3], [1, 6, 4])
     bank.write(*step)
-    calls = (bank.sample, step[3:], {}), (bank.sample, step[3:], {"max_per_foreground": 0.5})
-    for call, arguments, options in (*calls, (bank.write, step, {"rois_per_image": [2, 1]})):
+    for call, arguments, options in ((bank.sample, step[3:], {}), (bank.write, step, {"rois_per_image": [2, 1]})):
         with Waits() as waits:
             call(*arguments, **options)
         assert waits.seen == ["nonzero"]

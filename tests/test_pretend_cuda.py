@@ -39,7 +39,7 @@ def a_step(bank: memory_bank.MemoryBank) -> None:
     """Write and sample, with what is logged of it."""
     step = [column.cuda() for column in numbered([1, 2, 3], [1, 6, 4])]
     bank.write(*step, rois_per_image=[2, 1])
-    bank.sample(step[3], max_per_foreground=2.0)
+    bank.sample(step[3])
 
 
 def bank_step(module: types.ModuleType) -> None:

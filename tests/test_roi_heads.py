@@ -331,24 +331,6 @@ def test_no_image_at_all():
     assert predictor.memory_bank.iteration == 1 and losses["loss_box_reg"].item() == 0
 
 
-def test_start_iteration_counts_training_steps_and_survives_a_checkpoint():
-    off, _ = train_steps(build(make_cfg(BANK_ENABLED=False)), number=4)
-    heads = build(make_cfg(BANK_START_ITER=2))
-    on, _ = train_steps(heads, number=4)
-    same = [torch.equal(a["loss_cls"], b["loss_cls"]) for a, b in zip(on, off)]
-    assert same == [True, True, False, False]
-    again = build(make_cfg(BANK_START_ITER=2))
-    again.load_state_dict(heads.state_dict())
-    assert again.box_predictor.memory_bank.iteration == 4
-
-
-def test_a_cap_on_replayed_rows():
-    heads = build(make_cfg(REPLAY_MAX_PER_FOREGROUND=0.2))
-    replayed = spied(heads.box_predictor.memory_bank)
-    train_steps(heads, number=5)
-    assert 0 < max(map(len, replayed)) < 6  # without a cap 3 of each of 2 classes
-
-
 def test_telemetry_of_a_cascade_is_a_stages_every_twenty_steps():
     cfg = make_cfg(cascade=True, CLASS_FREQUENCY="rrcff")
     assert ours_in(train_steps(build(cfg), number=5, at=LOG_PERIOD - 6)[1]) == {}

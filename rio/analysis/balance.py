@@ -88,7 +88,6 @@ def with_replay(
     batch_size: int,
     epoch_length: float,
     slots_per_class: int | None = None,
-    max_per_foreground: float = 0.0,
     absent_classes: int = 0,
 ) -> pd.DataFrame:
     """A copy of a table of `exposures` with the rows that a memory bank is expected to replay in an epoch, `replayed`,
@@ -106,13 +105,12 @@ def with_replay(
 
     Approximations: a step draws its images independently (a shuffled epoch draws without replacement; the difference is
     of order B / L); a class in an image has at least one RoI sampled (detectron2 adds the ground truth to the
-    proposals); the bank is full; `max_per_foreground` caps the epoch's mean, while a run caps every step.
+    proposals); the bank is full.
 
     Args:
         class_ids: (T,) 0-based target classes, row numbers of the table.
         batch_size: B, images that share a bank in a step: IMS_PER_BATCH with one for all ranks, else a rank's share.
         epoch_length: L, `image_repeat_factors.sum()`.
-        max_per_foreground: at most this many replayed rows per foreground RoI; 0 is no limit.
         absent_classes: A. (3) takes the absent classes' mean number for the step's.
 
     Raises:
@@ -122,10 +120,10 @@ def with_replay(
     if class_ids.size and not (class_ids.min() >= 0 and class_ids.max() < len(table)):
         found = f"{class_ids.min()}..{class_ids.max()}"
         raise BalanceError(f"class_ids: expected 0..{len(table) - 1} (0-based, not category_id), found {found}.")
-    if batch_size < 1 or replay_per_class < 0 or max_per_foreground < 0 or absent_classes < 0:
+    if batch_size < 1 or replay_per_class < 0 or absent_classes < 0:
         raise BalanceError(
-            "expected batch_size >= 1, replay_per_class >= 0, max_per_foreground >= 0 and absent_classes >= 0, "
-            f"found {batch_size}, {replay_per_class}, {max_per_foreground}, {absent_classes}."
+            "expected batch_size >= 1, replay_per_class >= 0 and absent_classes >= 0, "
+            f"found {batch_size}, {replay_per_class}, {absent_classes}."
         )
     most = table["images"].max() if len(table) else 0.0
     if not epoch_length > 0 or epoch_length < most * (1 - 1e-6):
@@ -142,9 +140,6 @@ def with_replay(
         probability = probability + absent * min(1.0, absent_classes / max(absent.sum(), 1e-12))  # (3)
     replayed = np.zeros(len(table))
     replayed[class_ids] = epoch_length / batch_size * probability * rows  # (2)
-    limit = max_per_foreground * table["rois"].sum()
-    if max_per_foreground and replayed.sum() > limit:
-        replayed *= limit / replayed.sum()
     return table.assign(present_in_batch=present, replayed=replayed)
 
 

@@ -26,7 +26,11 @@ REFERENCE_NAMES = {
     "MemoryROIHeads": "RIOROIHeads",
 }
 # Keys that are gone -> the one value that still says what is done. Runs and configs of before may have them.
-REMOVED = {"MODEL.RIO.REPLAY_ORDER": "newest"}
+REMOVED = {
+    "MODEL.RIO.REPLAY_ORDER": "newest",
+    "MODEL.RIO.REPLAY_MAX_PER_FOREGROUND": 0.0,
+    "MODEL.RIO.BANK_START_ITER": 0,
+}
 
 
 class ConfigError(ValueError):
@@ -82,8 +86,8 @@ def _set(cfg: CfgNode, key: str, value: Any, where: str) -> None:
     if isinstance(word, str) and (new := REFERENCE_NAMES.get(word)):
         raise ConfigError(f"{where}: {key}: expected a name of RIO's, found the reference's {word}. Fix: write {new}")
     if key in REMOVED:
-        expected, found = f"{REMOVED[key]}, all that is left of this key", f"{value}, which was nowhere ahead of it"
-        check(value == REMOVED[key], f"{where}: {key}", expected, found, "remove the key, or use an older rio")
+        expected, fix = f"{REMOVED[key]}, all that is left of this key", "remove the key, or use an older rio"
+        check(yaml.safe_load(str(value)) == REMOVED[key], f"{where}: {key}", expected, value, fix)
         return
     old: Any = cfg
     for part in (*above, name):

@@ -97,7 +97,6 @@ class Run:
             slots_per_class=setting("MODEL.RIO.SLOTS_PER_CLASS", 60),
             batch_size=setting("SOLVER.IMS_PER_BATCH", 16),
             epoch_length=float(factors.sum()),
-            max_per_foreground=self.rio("REPLAY_MAX_PER_FOREGROUND") or 0.0,
             absent_classes=self.rio("REPLAY_ABSENT_CLASSES") or 0,
         )
 
@@ -109,7 +108,8 @@ class Run:
             bank("SLOTS_PER_CLASS"),
             (most := bank("WRITE_MAX_PER_OBJECT")) and f"at most {most} per object and step",
         ]
-        replay = [f"{per_class}, {bank('REPLAY_ORDER') or 'newest'}"]  # runs of before may have had random slots
+        # Runs of before may have had random slots or a cap.
+        replay = [f"{per_class}, {bank('REPLAY_ORDER') or 'newest'}"]
         replay += [f"also {n} absent classes" for n in [bank("REPLAY_ABSENT_CLASSES")] if n]
         replay += [f"at most {n} per foreground RoI" for n in [bank("REPLAY_MAX_PER_FOREGROUND")] if n]
         repeats = self.rio("SAMPLER") in ("rfs", "irfs")

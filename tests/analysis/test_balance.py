@@ -50,9 +50,6 @@ def test_replay_by_hand():
     assert table["replayed"].sum() == 0  # the input is left as it was
     fewer = with_replay(table, [1], replay_per_class=3, slots_per_class=2, **arguments)
     np.testing.assert_allclose(fewer["replayed"], [0, 3.5])
-    # 10 foreground RoIs an epoch; at most 0.25 replayed rows for each.
-    capped = with_replay(table, [1], replay_per_class=3, max_per_foreground=0.25, **arguments)
-    np.testing.assert_allclose(capped["replayed"], [0, 2.5])
     assert with_replay(table, [], replay_per_class=3, **arguments)["replayed"].sum() == 0
     # Both classes targets, class 0 in every image: only class 1 can be absent.
     always = with_replay(table, [0, 1], replay_per_class=3, absent_classes=1, **arguments)

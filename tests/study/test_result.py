@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rio.config import REMOVED
 from rio.results.evaluation import METRICS
 from rio.study.plan import StudyError, load_study
 from rio.study.result import Category, RunResult, StudyResult, format_result, format_table
@@ -172,8 +173,8 @@ def test_tables_for_people():
 def test_committed_results_are_of_the_study_beside_them(file):
     """What the README and notebook 04 show: whole, of the study's present arms, its text made from its values."""
     result, planned = StudyResult.from_json(file), load_study(STUDIES / f"{file.stem}.yaml")
-    # REPLAY_ORDER was removed because of what these studies measured; their arms of it stay in the results.
-    removed = {arm for arm, options in result.arms.items() if "MODEL.RIO.REPLAY_ORDER" in options}
+    # Keys were removed because of what these studies measured; their arms stay in the results.
+    removed = {arm for arm, options in result.arms.items() if REMOVED.keys() & {*options}}
     present = {arm: options for arm, options in result.arms.items() if arm not in removed}
     assert result.complete and present == planned.arms and result.seeds == list(planned.seeds)
     assert tuple(pair for pair in result.pairs if not removed & set(pair)) == planned.comparisons
