@@ -3,8 +3,6 @@
 Shape shorthand: R: RoIs, D: feature width, C: outputs (K foreground classes + background).
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -3,8 +3,6 @@
 ``load_config`` is the way in. Files and options are read in rio.engine.config_files.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from difflib import get_close_matches

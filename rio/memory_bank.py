@@ -12,8 +12,6 @@ training sampler deals image p of a global batch to rank p modulo P, so that ord
 1, ..., second image of rank 0, .... Given the same RoIs the bank is bit for bit the one-process bank.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf

@@ -7,8 +7,6 @@ The bank belongs to the predictor: ``forward`` sees the RoI features, ``losses``
 exchange the predictor, and detectron2's forward, mask, cascade and predicted-box code runs unchanged on the R RoIs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

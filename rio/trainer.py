@@ -12,8 +12,6 @@ number of processes: the global batch, the bank and, without DATALOADER.ASPECT_R
 stay; RoIs are chosen by other random numbers.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -6,8 +6,6 @@
 `tests/test_readme.py` fails where the README shows other numbers.
 """
 
-from __future__ import annotations
-
 import ast
 import itertools
 import json

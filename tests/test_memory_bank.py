@@ -1,7 +1,5 @@
 """The bank against hand-worked cases and a slow oracle of deques; its state, its errors, its empty cases."""
 
-from __future__ import annotations
-
 import copy
 import doctest
 from collections import deque

@@ -1,7 +1,5 @@
 """The pretend GPU finds what a GPU would refuse, names the line, and counts what makes the host wait."""
 
-from __future__ import annotations
-
 import re
 import types
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the README shows is what was measured."""
 
-from __future__ import annotations
-
 import re
 
 from tests import readme

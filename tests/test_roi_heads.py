@@ -1,7 +1,5 @@
 """The heads: golden steps, equality with detectron2 where nothing is on, replay in the losses, every mode."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

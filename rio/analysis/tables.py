@@ -1,7 +1,5 @@
 """Tables of AP to be shown and copied: spreads, the best in bold, Markdown and LaTeX."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Losses of the box classifier, one method a file: formula, scores at test time, what it starts from; calibration."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Balanced group softmax: classes compete with those of like counts only."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

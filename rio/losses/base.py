@@ -4,8 +4,6 @@ R: rows, own and replayed RoIs alike        K: foreground classes, class_id K is
 C: columns of the logits
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Calibration: softmax scores of a trained detector corrected for the counts of the classes; at test time only."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -3,8 +3,6 @@
 K: foreground classes; n, m, N: images with a class, its instances, images of the training set.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Effective class margins: how far a class's logits are from a fair decision follows from its count alone."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Equalisation loss and DropLoss: rare classes are spared what other classes' objects and the background teach them."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Equalisation loss v2: weights that balance the gradients a class has got as a positive and as a negative."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

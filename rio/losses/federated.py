@@ -1,7 +1,5 @@
 """Federated loss: a step trains the classes that are in it and some others, not all of them."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Gumbel activation in place of the sigmoid; with DropLoss's weights it is GOL."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

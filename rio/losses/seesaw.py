@@ -1,7 +1,5 @@
 """Seesaw loss: a rarer class is punished less, but more where it is scored too high; objectness of its own."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

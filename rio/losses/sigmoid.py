@@ -1,7 +1,5 @@
 """Sigmoid cross-entropy: one yes-or-no question per class, none for the background."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Softmax cross-entropy, detectron2's own and RIO's."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Figures of what training sees: shares, effective classes, thresholds."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes

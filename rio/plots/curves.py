@@ -1,7 +1,5 @@
 """AP against the length of training, so that nobody takes one for a method's merit that is the other's."""
 
-from __future__ import annotations
-
 import itertools
 
 import pandas as pd

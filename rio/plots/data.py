@@ -1,7 +1,5 @@
 """Figures of a data set: how long its tail is, what its images hold."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import seaborn as sns

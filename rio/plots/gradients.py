@@ -1,7 +1,5 @@
 """The figure of what losses make of positive and negative gradients."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes

@@ -1,7 +1,5 @@
 """Labels that cover neither points, lines, bars nor each other."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """An image with its objects drawn on it."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Figures inside a page: SVG that follows its theme, light or dark, and uses its width; and in a paper's column."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import os

@@ -1,7 +1,5 @@
 """What figures share: checks of their tables, scales, stacked bars, legends, words."""
 
-from __future__ import annotations
-
 import functools
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence

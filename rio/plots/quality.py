@@ -1,7 +1,5 @@
 """Figures of what errors cost and of which classes are taken for each other."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

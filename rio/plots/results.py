@@ -1,7 +1,5 @@
 """Figures of AP and errors by frequency group."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes

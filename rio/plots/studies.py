@@ -1,7 +1,5 @@
 """Figures of a study: its arms over seeds, and their differences with intervals."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The look of every figure: colours and fonts."""
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The figure of a training: its losses."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 import pandas as pd

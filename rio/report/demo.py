@@ -1,7 +1,5 @@
 """The demo: from the embedded data set to a report, with one command."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import time

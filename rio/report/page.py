@@ -3,8 +3,6 @@
 Every figure comes twice, for light and for dark pages. All that stems from files (names, settings, titles) is escaped.
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import datetime

@@ -1,7 +1,5 @@
 """Finished runs as the report needs them: their settings in words, what training saw, their evaluation."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The comparison as one picture."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial

@@ -3,8 +3,6 @@
 Bound to the loopback interface, opened by a token; fetches nothing from elsewhere.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

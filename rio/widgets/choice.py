@@ -1,7 +1,5 @@
 """A choice of run for notebook 05 and the web page: the evaluated runs in a folder; the inspector follows."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Data sets for the notebooks, found by name or path without detectron2."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Why an object was missed, and what a prediction is, in words and with the predictions that matter."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -1,7 +1,5 @@
 """An explorer of a data set's categories: the tail and a table, thumbnails, and which categories appear together."""
 
-from __future__ import annotations
-
 import functools
 
 import anywidget

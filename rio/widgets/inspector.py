@@ -3,8 +3,6 @@
 An image is opened when it is shown, so 20,000 of them cost nothing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import html
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The classifier lab: train classifiers on frozen features, and watch their AP by frequency group grow side by side."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import itertools

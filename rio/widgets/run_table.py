@@ -1,7 +1,5 @@
 """The table of runs in notebook 04, and the figures that follow it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a score's slider does: histograms by frequency group with what lies below it, and counts of what is left."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from rio.results.thresholds import RULE

@@ -1,7 +1,5 @@
 """Entries of notebook 05 that somebody has tagged: a CSV file of ids, written and read again."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

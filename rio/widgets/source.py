@@ -1,7 +1,5 @@
 """Ground truth and predictions, ready to be browsed: read once, as columns; no image is opened here."""
 
-from __future__ import annotations
-
 import dataclasses
 import html
 import os

@@ -4,8 +4,6 @@ Text that comes from a file (names of categories, images, runs) is never HTML: i
 `textContent` by the views' JavaScript.
 """
 
-from __future__ import annotations
-
 import base64
 import functools
 import html

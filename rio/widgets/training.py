@@ -1,7 +1,5 @@
 """The training panel of notebook 03: choose, start, watch, stop, resume a training, and find it again."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import datetime

@@ -1,7 +1,5 @@
 """Curves of several runs, while they train or after: whatever metrics.json holds, with hover and a log scale."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os

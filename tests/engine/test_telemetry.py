@@ -77,7 +77,6 @@ def test_telemetry_leaves_out_what_cannot_be_computed():
     shares = {f"rois/share_{group}{what}" for group in "rcf" for what in ("", "_with_replay")}
     assert set(log) == {*fill, "memory_bank/replayed_per_foreground"} | shares
     assert log["memory_bank/replayed_per_foreground"] == 0
-    predictor.bank_start_iter = 10  # replay has not begun
     assert set(logged_step(predictor, [1.0, 1], of_classes([2]))) == set(log)
 
 

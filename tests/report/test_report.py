@@ -1,7 +1,5 @@
 """The report: complete, self-contained, harmless whatever the files hold, clear about what is missing."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import html.parser

@@ -1,7 +1,5 @@
 """`python -m rio` as torchrun's child on a machine with two pretend GPUs: says which one its rank takes."""
 
-from __future__ import annotations
-
 import os
 import sys
 

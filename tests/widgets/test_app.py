@@ -1,7 +1,5 @@
 """The web page's command: what it passes on to the notebook, and what it refuses."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The balance view: its sliders move chart, measures and status."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """A choice of run: what is offered, what follows, what is said where a run cannot be opened."""
 
-from __future__ import annotations
-
 import shutil
 
 import pytest

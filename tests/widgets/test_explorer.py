@@ -1,7 +1,5 @@
 """Data sets by name without detectron2, and the explorer of their categories."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """The inspector: kinds and filters by hand, explanations in words, images opened when shown, names escaped."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

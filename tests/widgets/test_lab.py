@@ -1,7 +1,5 @@
 """The classifier lab: a training per arm, errors as sentences, earlier runs beside new ones."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import sys

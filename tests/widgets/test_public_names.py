@@ -1,7 +1,5 @@
 """`import rio` offers nineteen names, each loaded when it is first used."""
 
-from __future__ import annotations
-
 import pytest
 
 pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `notebooks`)")

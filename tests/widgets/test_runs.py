@@ -1,7 +1,5 @@
 """Views of finished runs: curves, tables to copy, errors in one sentence. The numbers: tests/analysis/test_runs.py."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

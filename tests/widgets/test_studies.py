@@ -1,7 +1,5 @@
 """Views of a study's result: tables, comparisons and findings are made from its numbers, and say what they rest on."""
 
-from __future__ import annotations
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd

@@ -1,7 +1,5 @@
 """The training panel, over a small script in place of a training."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 

@@ -1,7 +1,5 @@
 """Curves of several runs: one x for all, a log scale, a run that begins later."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
