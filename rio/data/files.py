@@ -29,7 +29,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Bi
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:  # a full disk's own error names no file
-        fix = "Fix: make room there, or choose another folder by --output-dir"
+        fix = "Fix: make room there, or choose another folder by --output-dir (of `rio features`: --output)"
         raise OSError(error.errno, f"{error.strerror or error}. {fix}", str(path)) from error
     finally:
         with contextlib.suppress(OSError):

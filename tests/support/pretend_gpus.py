@@ -18,6 +18,7 @@ def init_process_group(backend: str, **given: object) -> None:
 
 with pretend_cuda():
     torch.cuda.device_count = lambda: 2
-    torch.cuda.set_device = lambda number: print(f"rank {os.environ['RANK']}: cuda:{number}", flush=True)
+    # One write a line: both ranks' go into one pipe.
+    torch.cuda.set_device = lambda number: os.write(1, f"rank {os.environ['RANK']}: cuda:{number}\n".encode())
     torch.distributed.init_process_group = init_process_group
     sys.exit(main(sys.argv[1:]))
