@@ -42,7 +42,8 @@ KEYS: dict[str, tuple[Any, str | tuple[str, ...]]] = {
     "FRACTAL_DIMENSION": ([], ""),
     # Object-level resampling on or off.
     "BANK_ENABLED": (True, ""),
-    # RoIs stored per target class; the oldest leaves when a class is full. Reference: MAX_CACHE.
+    # RoIs stored per target class; the oldest leaves when a class is full. Reference: MAX_CACHE. The newest
+    # REPLAY_PER_CLASS are all that is read: more slots change nothing but the memory.
     "SLOTS_PER_CLASS": (60, ">= 1"),
     # RoIs replayed per step for each target class in the batch, the newest. Reference: MIN_CACHE.
     "REPLAY_PER_CLASS": (20, ">= 1"),
