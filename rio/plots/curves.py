@@ -9,17 +9,20 @@ from matplotlib.lines import Line2D
 
 from rio.plots import parts
 from rio.plots.labels import Labels
-from rio.plots.style import LINE_COLORS, METRIC_NAMES, ink, styled
+from rio.plots.style import ARM_COLORS, LINE_COLORS, METRIC_NAMES, Color, ink, styled
 
 DASHES = ("", (3, 1.5), (1, 1))
+MOST_BANDS = 8  # colours; more bands hide each other
 
 
 @styled
 def study_curves(table: pd.DataFrame, ax: Axes | None = None, *, metric: str = "AP") -> Axes:
-    """AP of a study's arms at every evaluation: the mean over seeds as a line, from lowest to highest seed as a band.
+    """AP of a study's arms at every evaluation: the mean over seeds as a line, from lowest to highest seed as a band
+    (of up to eight colours).
 
-    Arms named PART-PART, such as "rfs-linear" and "rfs-cosine", share the colour of the first part and the dashes of
-    the second; each colour is named at the end of its first line.
+    Arms named PART-PART, such as "rfs-linear" and "rfs-cosine", share the colour of the first part (a way of resampling
+    has the one that it has in every figure) and the dashes of the second; each colour is named at the end of its first
+    line.
 
     Args:
         table: a row per evaluation: arm, seed, epoch, and `metric` in percent.
@@ -33,9 +36,9 @@ def study_curves(table: pd.DataFrame, ax: Axes | None = None, *, metric: str = "
     color, dash = (names[0], names[1]) if paired else (table["arm"], "")
     rows = table.assign(color=color, dash=dash).dropna(subset=[metric])
     hues, styles = list(dict.fromkeys(rows["color"])), list(dict.fromkeys(rows["dash"]))
-    colors = dict(zip(hues, itertools.cycle((ink().quiet, *LINE_COLORS)), strict=False))
+    colors, band = _colors(hues), ("pi", 100) if len(hues) <= MOST_BANDS else None
     sns.lineplot(
-        rows, x="epoch", y=metric, hue="color", style="dash", palette=colors, errorbar=("pi", 100), legend=False,
+        rows, x="epoch", y=metric, hue="color", style="dash", palette=colors, errorbar=band, legend=False,
         hue_order=hues, style_order=styles, dashes=dict(zip(styles, DASHES, strict=False)), lw=1.5, ax=ax,
         err_kws={"alpha": 0.18, "linewidth": 0},
     )  # fmt: skip
@@ -54,3 +57,11 @@ def study_curves(table: pd.DataFrame, ax: Axes | None = None, *, metric: str = "
         ]
         ax.legend(handles=lines, loc="lower right")
     return ax
+
+
+def _colors(names: list[str]) -> dict[str, Color]:
+    ways: dict[str, Color] = {"none": ink().quiet, "rfs+bank": ink().text}
+    ways |= {way.lower(): color for way, color in ARM_COLORS.items()}
+    found = {name: ways.get(name.lower().replace("_", "-")) for name in names}
+    others = itertools.cycle(color for color in LINE_COLORS if color not in found.values())
+    return {name: color or next(others) for name, color in found.items()}

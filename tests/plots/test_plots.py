@@ -442,6 +442,7 @@ def test_study_curves_are_means_over_seeds_in_bands():
     assert len(ax.collections) == 4 and ax.collections[0].get_paths()[0].get_extents().y0 == pytest.approx(13)
     assert {text.get_text() for text in ax.texts} == {"none", "rfs"} and ax.get_xlim() == (0, 6)
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["linear", "cosine"]
+    assert lines[2].get_color() == plots.ARM_COLORS["RFS"]
     alone = plots.study_curves(CURVES[CURVES["arm"] == "rfs-linear"].assign(arm="mine"))
     assert alone.get_legend() is None and [text.get_text() for text in alone.texts] == ["mine"]
 
