@@ -32,7 +32,8 @@ def write_summary(
 
     Args:
         path: ends in .png, .svg or .pdf; replaced at once.
-        runs: as in `write_report`; the images show ground truth, the first and the last arm.
+        runs: as in `write_report`; the images show ground truth, the first and the last arm, whose predictions of the
+            highest scores are drawn, as many as there are objects.
         train: training set.
         val: validation set, as in `write_report`.
         study: as in `write_report`; its APr against the length of training stands between the two.
@@ -46,10 +47,10 @@ def write_summary(
     path, loaded, panels = Path(path), load_runs(runs, val), []
     for index in ranked_examples(val, count=2):  # chosen on ground truth only, as the report's are
         pixels = read_image(val.image_path(index))
-        panels.append(("ground truth", pixels, objects_of(val, index)))
+        panels.append(("ground truth", pixels, truth := objects_of(val, index)))
         for run in (*loaded[:1], *loaded[1:][-1:]):
-            found = predictions_of(run.results, val, index, score_threshold=run.threshold)
-            panels.append((run.name, pixels, found))
+            found = predictions_of(run.results, val, index, score_threshold=run.threshold, most=len(truth))
+            panels.append((f"{run.name}: its {len(found)} best", pixels, found))
     with plots.style():
         figure = plt.figure(figsize=(15 if study else 14, 5.6), layout="constrained")
         try:

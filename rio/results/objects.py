@@ -51,16 +51,16 @@ def objects_of(annotations: Annotations, image_index: int) -> Objects:
 
 
 def predictions_of(
-    results: Results, annotations: Annotations, image_index: int, *, score_threshold: float = 0
+    results: Results, annotations: Annotations, image_index: int, *, score_threshold: float = 0, most: int | None = None
 ) -> Objects:
-    """Predictions of one image from `score_threshold` on, highest score first.
+    """Predictions of one image from `score_threshold` on, at most `most`, highest score first.
 
     `annotations` are those that the results were loaded with. An IndexError where there is no such image.
     """
     if not 0 <= image_index < len(annotations.image_ids):
         raise IndexError(f"image index: expected 0..{len(annotations.image_ids) - 1}, found {image_index}")
     indices = results.of_image(image_index)
-    indices = indices[results.scores[indices] >= score_threshold]
+    indices = indices[results.scores[indices] >= score_threshold][:most]
     columns = results.boxes[indices], results.class_id[indices], results.scores[indices]
     segmentations = None if results.rles is None else [results.rles[i] for i in indices.tolist()]
     return _objects(annotations, image_index, indices, *columns, segmentations)

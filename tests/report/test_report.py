@@ -275,6 +275,7 @@ def test_the_summary_shows_every_arm_in_one_picture(study, tmp_path):
     # Matplotlib's SVG holds text as outlines with the words as comments.
     for words in ("No resampling", "RFS", "RIO", "ground truth", "3 categories", "APr"):
         assert f"<!-- {words} -->" in svg
+    assert re.search(r"<!-- RIO: its \d best -->", svg)
     picture = write_summary(tmp_path / "summary.png", runs=runs, train=train, val=val)
     with Image.open(picture) as opened:
         assert opened.width > opened.height > 600

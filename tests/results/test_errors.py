@@ -297,6 +297,7 @@ def test_predictions_of(load):
     shown = predictions_of(results, annotations, 0, score_threshold=0.3)
     assert shown.names == ["cat", "eel"] and shown.scores.tolist() == [0.9, 0.5] and shown.indices.tolist() == [1, 2]
     assert shown.masks.all() and shown.masks.shape == (2, *SIZE)
+    assert predictions_of(results, annotations, 0, most=1).names == ["cat"]
     assert len(predictions_of(results, annotations, 1)) == 0
     boxes_only = load_results([predict(DOG, 0.2, box(1))], annotations)
     assert predictions_of(boxes_only, annotations, 0).masks is None
