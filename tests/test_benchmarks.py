@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from tests.benchmarks import bench_evaluation, bench_waits, gpu, gpu_arms, gpu_correctness, gpu_fidelity, gpu_parts
+from tests.benchmarks import (
+    bench_evaluation,
+    bench_waits,
+    ccp_splits,
+    gpu,
+    gpu_arms,
+    gpu_correctness,
+    gpu_fidelity,
+    gpu_parts,
+)
 from tests.support.pretend_cuda import pretend_cuda
 
 
@@ -236,3 +245,30 @@ def test_gpu_random_batches_are_what_a_loader_gives():
     assert targets == gpu_arms.TARGETS_A_BATCH and len(gpu_arms.target_ids(size)) == 553
     again = gpu_arms.random_batches(size)
     assert torch.equal(batches[1][3]["image"], again[1][3]["image"])
+
+
+def test_splits_of_photographs_keep_the_share_of_every_class(tmp_path):
+    (tmp_path / "images").mkdir()
+    names = [f"{n}.jpg" for n in range(40)]
+    for n, name in enumerate(names):
+        (tmp_path / "images" / name).write_bytes(bytes([n or 1]))  # the first two are one photograph
+    classes = {n: [1] + [2] * (n % 4 == 0) + [3] * (n in (8, 9)) for n in range(40)}
+    for part, own in (("train", range(0, 26)), ("val", range(26, 40))):
+        content = {
+            "categories": [{"id": c, "name": str(c), "frequency": "r"} for c in (1, 2, 3)],
+            "images": [{"id": n, "file_name": names[n]} for n in own],
+            "annotations": [{"id": i, "image_id": n, "category_id": c} for i, n in enumerate(own) for c in classes[n]],
+        }
+        (tmp_path / f"{part}.json").write_text(json.dumps(content))
+    ccp_splits.write_splits(tmp_path)
+    splits = []
+    for number in (2, 3):
+        train, val = (json.loads((tmp_path / f"{part}{number}.json").read_text()) for part in ("train", "val"))
+        images = [{image["id"] for image in data["images"]} for data in (train, val)]
+        assert not images[0] & images[1] and images[0] | images[1] == set(range(40)) - {1}
+        held = [[one["category_id"] for one in data["annotations"]].count(c) for data in (train, val) for c in (2, 3)]
+        assert held == [6, 1, 4, 1] and {c["frequency"] for c in val["categories"]} == {"r"}
+        ids = [one["id"] for data in (train, val) for one in data["annotations"]]
+        assert len(set(ids)) == len(ids)
+        splits.append(images[1])
+    assert splits[0] != splits[1]
