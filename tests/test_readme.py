@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from tests import readme
 
 
@@ -27,6 +29,7 @@ def test_line_counts_are_about_right():
 
 
 def test_the_example_runs(tiny_set):
+    pytest.importorskip("anywidget", reason="anywidget is not installed (the extra `notebooks`)")
     example = re.search(r"```python\n(.*?)```", readme.README.read_text(encoding="utf-8"), re.DOTALL)[1]
     names: dict = {}
     exec(example.replace("shapes_demo_train", f"{tiny_set}/train.json@{tiny_set}/train"), names)

@@ -1,6 +1,7 @@
 """The rules of annotation files: every kind of fault is an error that names it, or a record left out, listed and counted."""
 
 import json
+import re
 import os
 import pickle
 from typing import Any
@@ -123,7 +124,7 @@ TEXTS = [
     ("a number", "7", "expected `object`, found `int`"),
     ("null", "null", "`object`"),
     ("not UTF-8", json.dumps(coco(), ensure_ascii=False).encode("latin-1", "replace"), "valid JSON in UTF-8"),
-    ("nested without end", '{"images":' + "[" * 200_000, "nesting too deep"),
+    ("nested without end", '{"images":' + "[" * 200_000, "nesting too deep|truncated"),  # Python 3.14 reads on
     ("NaN", GOOD.replace("250.0", "NaN"), "NaN or infinity"),
     ("infinity", GOOD.replace("250.0", "-Infinity"), "NaN or infinity"),
     ("NaN in a polygon", GOOD.replace("25.0", "NaN"), "NaN or infinity"),
@@ -138,7 +139,7 @@ TEXTS = [
 def test_text_that_is_no_annotation_file(load, text, words, on_error):
     with pytest.raises(AnnotationError, match="Fix: ") as caught:
         load(text, on_error=on_error)
-    assert words in str(caught.value) and len(str(caught.value)) < 1000
+    assert re.search(words, str(caught.value)) and len(str(caught.value)) < 1000
 
 
 def test_the_error_says_how_many_more_and_a_record_is_listed_once(load):

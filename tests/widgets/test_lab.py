@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+pytest.importorskip("ipywidgets", reason="ipywidgets is not installed (the extra `notebooks`)")
+
 import rio
 from rio.losses import LOSSES
 from rio.widgets import lab as module
