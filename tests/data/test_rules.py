@@ -1,9 +1,9 @@
 """The rules of annotation files: every kind of fault is an error that names it, or a record left out, listed and counted."""
 
 import json
-import re
 import os
 import pickle
+import re
 from typing import Any
 
 import pytest
