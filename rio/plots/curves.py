@@ -1,7 +1,5 @@
 """AP against the length of training, so that nobody takes one for a method's merit that is the other's."""
 
-import itertools
-
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -9,7 +7,7 @@ from matplotlib.lines import Line2D
 
 from rio.plots import parts
 from rio.plots.labels import Labels
-from rio.plots.style import ARM_COLORS, LINE_COLORS, METRIC_NAMES, Color, ink, styled
+from rio.plots.style import METRIC_NAMES, arm_colors, ink, styled
 
 DASHES = ("", (3, 1.5), (1, 1))
 MOST_BANDS = 8  # colours; more bands hide each other
@@ -36,7 +34,7 @@ def study_curves(table: pd.DataFrame, ax: Axes | None = None, *, metric: str = "
     color, dash = (names[0], names[1]) if paired else (table["arm"], "")
     rows = table.assign(color=color, dash=dash).dropna(subset=[metric])
     hues, styles = list(dict.fromkeys(rows["color"])), list(dict.fromkeys(rows["dash"]))
-    colors, band = _colors(hues), ("pi", 100) if len(hues) <= MOST_BANDS else None
+    colors, band = arm_colors(hues), ("pi", 100) if len(hues) <= MOST_BANDS else None
     sns.lineplot(
         rows, x="epoch", y=metric, hue="color", style="dash", palette=colors, errorbar=band, legend=False,
         hue_order=hues, style_order=styles, dashes=dict(zip(styles, DASHES, strict=False)), lw=1.5, ax=ax,
@@ -57,11 +55,3 @@ def study_curves(table: pd.DataFrame, ax: Axes | None = None, *, metric: str = "
         ]
         ax.legend(handles=lines, loc="lower right")
     return ax
-
-
-def _colors(names: list[str]) -> dict[str, Color]:
-    ways: dict[str, Color] = {"none": ink().quiet, "rfs+bank": ink().text}
-    ways |= {way.lower(): color for way, color in ARM_COLORS.items()}
-    found = {name: ways.get(name.lower().replace("_", "-")) for name in names}
-    others = itertools.cycle(color for color in LINE_COLORS if color not in found.values())
-    return {name: color or next(others) for name, color in found.items()}

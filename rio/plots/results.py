@@ -8,10 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from rio.plots import parts
 from rio.plots.labels import Labels
-from rio.plots.style import COLORS, GROUP_NAMES, GROUPS, METRIC_NAMES, ink, metric_color, tint
-
-KIND_COLORS = {"correct": "#2E8B6F", "classification": "#AA4499", "localisation": "#7CC4E8", "missed": "#9AA1AC"}
-KIND_COLORS |= {"both": "#6A48A0", "duplicate": "#8F9130", "background": "#7B5B4A"}
+from rio.plots.style import COLORS, GROUP_NAMES, GROUPS, KIND_COLORS, METRIC_NAMES, ink, metric_color, tint
 
 
 def _kind(table: pd.DataFrame) -> str:

@@ -17,7 +17,6 @@ import traitlets
 from rio import plots
 from rio.data.annotations import GROUP_NAMES, Annotations
 from rio.data.images import read_image
-from rio.plots.parts import counted
 from rio.results.errors import verdicts_of_objects
 from rio.results.objects import Objects, objects_of, predictions_of
 from rio.widgets import scores, theme
@@ -277,7 +276,7 @@ class Inspector(ipywidgets.VBox):
         picture, problem = _picture(truth, image)
         objects = objects_of(truth, image)
         reached = verdicts_of_objects(truth, self.source.matches, threshold)[objects.indices]
-        note = f"{counted(len(objects), 'object')}{problem}"
+        note = f"{plots.counted(len(objects), 'object')}{problem}"
         panels = [_panel("truth", "Ground truth", objects, row.annotation_index, note, reached)]
         runs = [("found", self.source, row.result_index)] + [("other", self.other, -1)] * (self.other is not None)
         for (name, of, focus), letter in zip(runs, "AB", strict=False):
@@ -365,7 +364,7 @@ class Inspector(ipywidgets.VBox):
             )
             pictures = pictures or '<span class="rio-quiet">no image of it could be opened</span>'
             counts = ", ".join(
-                counted(of[class_id], noun)
+                plots.counted(of[class_id], noun)
                 for of, noun in ((train.image_count, "image"), (train.instance_count, "object"))
             )
             head = f"<h4>{html.escape(train.category_names[class_id])} in training: {counts}</h4>"

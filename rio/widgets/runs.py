@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import html
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,8 +73,7 @@ class Runs(analysis.Runs):
 
     def __init__(self, where: Where, **options: Any) -> None:
         super().__init__(where, **options)
-        colors = dict(zip(self.arms, itertools.cycle(plots.LINE_COLORS), strict=False))
-        self.table = RunTable(order=self.arms, ticked=self.arms, colors=colors)
+        self.table = RunTable(order=self.arms, ticked=self.arms, colors=plots.arm_colors(self.arms))
         self._fill_table()
         self.notes = ipywidgets.HTML(self._notes())
         self._followers: dict[object, Callable[[], Any]] = {}

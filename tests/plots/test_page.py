@@ -12,7 +12,6 @@ from matplotlib.colors import to_rgb
 from rio import plots
 from rio.plots import parts
 from rio.plots.labels import Labels
-from rio.plots.results import KIND_COLORS
 from rio.plots.style import DRAWN
 
 ARMS = pd.DataFrame({"arm": ["a", "b"], "AP": [20.0, 30.0], "APr": [1, 2], "APc": [20.0, 25.0], "APf": [40.0, 41.5]})
@@ -78,11 +77,25 @@ def test_groups_can_be_told_apart_by_everybody(matrix):
 
 
 def test_nothing_else_has_the_colours_of_the_groups():
-    for others in (KIND_COLORS.values(), plots.LINE_COLORS, plots.ARM_COLORS.values()):
+    for others in (plots.KIND_COLORS.values(), plots.LINE_COLORS, plots.ARM_COLORS.values()):
         for other, group in itertools.product(others, plots.COLORS.values()):
             assert np.linalg.norm(lab(other) - lab(group)) > 25, (other, group)
         for one, other in itertools.combinations(others, 2):
             assert np.linalg.norm(lab(one) - lab(other)) > 20, (one, other)
+    for kind, arm in itertools.product(
+        plots.KIND_COLORS.values(), plots.arm_colors(["none", *plots.ARM_COLORS]).values()
+    ):
+        assert np.linalg.norm(lab(kind) - lab(arm)) > 20, "they stand in one figure"
+
+
+def test_a_way_of_resampling_has_one_colour():
+    found = plots.arm_colors(
+        ["none-linear", "rfs-linear", "rfs+bank-linear", "rfs-cosine", "rfs_bank", "bank_replay20", "x"]
+    )
+    assert found["rfs-linear"] == plots.ARM_COLORS["RFS"] and len(set(found.values())) == len(found)
+    paler = np.array(to_rgb(found["rfs-cosine"])) - to_rgb(found["rfs-linear"])
+    assert (paler > 0).all() and plots.arm_colors(["RFS", "irfs"])["RFS"] == found["rfs-linear"]
+    assert {found["bank_replay20"], found["x"]} <= set(plots.LINE_COLORS)
 
 
 @pytest.mark.parametrize("limits", [(1, 1000), (0.5, 100), (4, 60), (1, 3), (1.1, 1.9), (1900, 2100)])

@@ -65,7 +65,7 @@ def test_what_is_shown_follows_the_table_of_runs(finished_study):
     shown = runs.show(runs.by_group, plots.ap_by_group, iou_type="bbox")
     table, curves, copy = runs.show(runs.breakdown), runs.curves(), runs.copy_table()
     colors = {arm: color.lower() for arm, color in runs.table.colors.items()}
-    assert len(set(colors.values())) == 3 and all(color in shown.picture.value for color in colors.values())
+    assert len(set(colors.values())) == 3 and all(color in shown.picture.value.lower() for color in colors.values())
     runs.table.ticked = ["none", "rio"]
     assert colors["rfs"] not in shown.picture.value and "RFS, 2 seeds" not in table.picture.value
     assert [series["color"].lower() for series in curves.chart.spec["series"]] == [colors["none"], colors["rio"]]
