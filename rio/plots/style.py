@@ -27,6 +27,7 @@ COLORS = {"r": "#DC5F71", "c": "#E3AC3D", "f": "#2768A7"}
 LINE_COLORS = ("#6656C9", "#3BA693", "#94922C", "#AA4499", "#72BEE6", "#8A6248", "#2F7D3B", "#51626B", "#C2571F")
 LINE_COLORS += ("#7CC242", "#C77FE0")
 ARM_COLORS = {"bank": "#94922C", "RFS": "#AA4499", "IRFS": "#3BA693", "class-aware": "#72BEE6"}
+ARM_COLORS["RFS + bank"] = "#C2571F"
 # Kinds of errors, which stand beside arms: violet for a wrong class, pale for a box that is off, dark for both; browns
 # for what is too many.
 KIND_COLORS = {"correct": "#2F7D3B", "classification": "#7A5BD0", "localisation": "#B9A8EE", "missed": "#9AA1AC"}
@@ -158,11 +159,11 @@ def arm_colors(names: Iterable[str]) -> dict[str, str]:
     """A colour for each arm. One named after a way of resampling ("rfs", "rfs+bank"; "rfs-linear") has that of the way,
     which it has in every figure; a second one of that way ("rfs-cosine") a paler one.
     """
-    ways = {"none": ink().quiet, "rfs-bank": ink().text, "rio": ink().text}
-    ways |= {way.lower(): color for way, color in ARM_COLORS.items()}
+    ways = {"none": ink().quiet, "rio": ARM_COLORS["RFS + bank"]}
+    ways |= {way.lower().replace(" + ", "-"): color for way, color in ARM_COLORS.items()}  # "rfs-bank"
     found: dict[str, str] = {}
     for name in names:
-        plain = re.sub("[_+]", "-", name.lower())
+        plain = re.sub(r"\s*[_+]\s*", "-", name.lower())
         way = plain if plain in ways else plain.rpartition("-")[0]
         both = [ways[way], to_hex(tint(ways[way], 0.45))] if way in ways else []
         found[name] = next((color for color in both if color not in found.values()), "")

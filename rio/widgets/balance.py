@@ -22,7 +22,7 @@ from rio.data.names import find
 from rio.widgets import theme
 from rio.widgets.dataset import Data
 
-COLORS = {NONE: "var(--quiet)", RFS_BANK: "var(--ink)"} | plots.ARM_COLORS
+COLORS = {NONE: "var(--quiet)"} | plots.ARM_COLORS
 DASHES = {IRFS: "6 3", CLASS_AWARE: "2 3"}
 LEVELS = plots.LEVEL_NAMES
 FEATURE_DIM = 1024
