@@ -8,8 +8,10 @@ import re
 import shutil
 
 import pytest
+from matplotlib.colors import to_rgb
 from PIL import Image
 
+from rio import plots
 from rio.data.load import load_annotations
 from rio.report import runs
 from rio.report.page import write_report
@@ -173,7 +175,9 @@ def test_layers_opacity_verdicts_and_zoom(study):
         )
         assert look(crown, "stroke") != look(disc, "stroke") == look(truth.locator(".f .box"), "stroke")
         browser.locator("#by-verdict").check()
-        assert [look(box, "stroke") for box in (crown, disc)] == ["rgb(170, 68, 153)", "rgb(46, 139, 111)"]
+        colors = [to_rgb(plots.KIND_COLORS[kind]) for kind in ("classification", "correct")]
+        colors = ["rgb({:.0f}, {:.0f}, {:.0f})".format(*(255 * part for part in color)) for color in colors]
+        assert [look(box, "stroke") for box in (crown, disc)] == colors
         browser.locator("[type=range]").fill("80")
         assert look(truth.locator(".mask").first, "fillOpacity") == "0.8"
         browser.locator("#show-labels").uncheck()
