@@ -223,7 +223,11 @@ def ccp_league() -> str:
         for sampler in ("none", "rfs"):
             pair = (f"{loss}-{sampler}", f"softmax-{sampler}")
             cells[-1].append(_bold(rows.loc[pair]) if pair in rows.index else "")
-    return _table(["", *kinds, "against softmax, no resampling", "against softmax, RFS"], cells)
+    told = rows[rows["resolved"] & rows.index.get_level_values("baseline").str.startswith("softmax")]
+    names = {sign: told[np.sign(told["difference"]) == sign].index.get_level_values("arm") for sign in (1, -1)}
+    ahead, behind = (", ".join(f"`{arm}`" for arm in names[sign]) or "none" for sign in (1, -1))
+    said = f"Resolved ahead of softmax: {ahead}; behind it: {behind}."
+    return _table(["", *kinds, "against softmax, no resampling", "against softmax, RFS"], cells) + f"\n\n{said}"
 
 
 def _bold(row: pd.Series) -> str:
@@ -307,6 +311,8 @@ def findings() -> str:
 
 def headlines() -> str:
     """What the studies say in a few lines, with their own numbers: points of APr, of AP in the league."""
+    photographs = StudyResult.from_json(RESULTS / "ccp.json")
+    highest = box_ap(photographs)["APr"].max()
     classifiers, short, league, ccp = (
         StudyResult.from_json(RESULTS / f"{name}.json").comparisons()
         for name in ("classifiers", "classifiers_short", "league", "ccp")
@@ -328,9 +334,9 @@ def headlines() -> str:
 - **With the learning rate tuned, less is left for either**, and Seesaw is ahead of softmax: in points of AP, RFS
   {gain(rfs, plain, ap)}, Seesaw beside it {gain(seesaw, rfs, ap)}, calibrating softmax (`norcal`)
   without another training {gain("softmax+norcal-rfs-linear", rfs, ap)}.
-- **Photographs** (650 of them, APr of 3 at most): in 25 epochs RFS brings
-  {gain("rfs-linear", "none-linear", _of_apr(ccp))} points of APr, the bank beside it
-  {gain("rfs+bank-linear", "rfs-linear", _of_apr(ccp))}."""
+- **Photographs** (1,004 of them, {len(photographs.seeds)} splits, APr of {highest:.1f} at most): in 25 epochs
+  RFS brings {gain("rfs-linear", "none-linear", _of_apr(ccp))} points of APr,
+  the bank beside it {gain("rfs+bank-linear", "rfs-linear", _of_apr(ccp))}."""
 
 
 def ccp() -> str:
