@@ -206,7 +206,14 @@ def league_bank() -> str:
         + [_bold(rows.loc[(f"{loss}-{arm}", f"{loss}-{baseline}")]) for arm, baseline in pairs.values()]
         for loss in sorted(losses, key=lambda loss: -table.at[f"{loss}_rfs_bank", "APr"])
     ]
-    return _table(["", "APr of neither", *pairs], cells)
+    ap = result.comparisons()
+    ap = ap[(ap["iou_type"] == "bbox") & (ap["metric"] == "AP")].set_index(["arm", "baseline"])
+    heads = [arm.removesuffix("-none-cosine") for arm in result.arms if arm.endswith("-none-cosine")]
+    cosine = [[f"`{x}`", *(_bold(ap.loc[(f"{x}-{s}-cosine", f"{x}-{s}")]) for s in ("none", "rfs"))] for x in heads]
+    title = "The cosine classifier against the linear one, in points of AP:"
+    return "\n\n".join(
+        [_table(["", "APr of neither", *pairs], cells), title, _table(["", "no resampling", "RFS"], cosine)]
+    )
 
 
 def ccp_league() -> str:
