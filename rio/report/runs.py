@@ -88,7 +88,7 @@ class Run:
         table = balance.exposures(train, factors, foreground_per_image=float(quota), **measured)
         if not self.rio("BANK_ENABLED"):
             return table
-        return balance.with_replay(
+        table = balance.with_replay(
             table,
             self.rio("BANK_CLASS_IDS") or [],
             replay_per_class=setting("MODEL.RIO.REPLAY_PER_CLASS", 20),
@@ -97,6 +97,9 @@ class Run:
             epoch_length=float(factors.sum()),
             absent_classes=self.rio("REPLAY_ABSENT_CLASSES") or 0,
         )
+        if cap := self.rio("REPLAY_MAX_PER_FOREGROUND"):  # runs of before may have one
+            table["replayed"] *= min(1.0, cap * table["rois"].sum() / max(table["replayed"].sum(), 1e-12))
+        return table
 
     def settings(self) -> dict[str, object]:
         """The settings that tell runs apart, in words; None where one does not apply."""

@@ -273,6 +273,19 @@ def test_no_runs_and_no_folder(study, tmp_path):
         write_report(tmp_path / "r.html", title="x", runs={"rio": tmp_path / "gone"}, train=train, val=val)
 
 
+def test_a_run_of_before_with_a_cap_on_replay_is_told_as_it_was(study, tmp_path):
+    _, folders, train, val, _ = study
+    shutil.copytree(folders["rio"], tmp_path / "rio")
+    config = (tmp_path / "rio" / "config.yaml").read_text()
+    capped = config.replace("REPLAY_PER_CLASS: 4", "REPLAY_PER_CLASS: 4, REPLAY_MAX_PER_FOREGROUND: 0.02")
+    (tmp_path / "rio" / "config.yaml").write_text(capped)
+    before, now = runs.load_runs({"before": tmp_path / "rio", "now": folders["rio"]}, val)
+    told, free = (run.exposures(train, None) for run in (before, now))
+    assert told["replayed"].sum() == pytest.approx(0.02 * told["rois"].sum())
+    assert 0 < told["replayed"].sum() < free["replayed"].sum()
+    assert "at most 0.02 per foreground RoI" in before.settings()["Replayed per class"]
+
+
 def test_the_summary_shows_every_arm_in_one_picture(study, tmp_path):
     _, runs, train, val, _ = study
     svg = write_summary(tmp_path / "summary.svg", runs=runs, train=train, val=val).read_text("utf-8")
