@@ -59,6 +59,16 @@ def about(path: Path) -> str:
     return re.split(r"(?<=\.)\s", " ".join(text.split()), maxsplit=1)[0].rstrip(".").replace("``", "`")
 
 
+def _table(head: list[str], cells: list[list[str]]) -> str:
+    aligned = ["left", *["right"] * (len(head) - 1)]
+    return tabulate(cells, head, "github", disable_numparse=True, colalign=aligned)
+
+
+def _box(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Comparisons of box AP, or of one group's, by arm and baseline."""
+    return rows[(rows["iou_type"] == "bbox") & (rows["metric"] == metric)].set_index(["arm", "baseline"])
+
+
 def method() -> str:
     rows = [[f"[`{name}.py`](rio/{name}.py)", count(file), about(file)]
             for name in METHOD for file in [ROOT / "rio" / f"{name}.py"]]  # fmt: skip
@@ -104,7 +114,7 @@ def side_by_side(tables: dict[str, pd.DataFrame]) -> str:
     rows = [[f"`{arm}`", *(f"{t.at[arm, 'AP']:.1f} ({t.at[arm, 'APr']:.1f})" for t in tables.values())]
             for arm in full.index]  # fmt: skip
     taus = " and ".join(f"{kendall(full[m], features.loc[full.index, m]):.2f} for {m}" for m in ("AP", "APr"))
-    text = tabulate(rows, ["", *tables], tablefmt="github", colalign=["left", *["right"] * len(tables)])
+    text = _table(["", *tables], rows)
     range_ = f"{np.ptp(features['AP']):.1f}"
     return f"{text}\n\nKendall's tau between the last two columns: {taus}; on features all arms lie within {range_} AP."
 
@@ -114,7 +124,7 @@ def classifiers() -> str:
     table, metrics = by_arm("classifiers").head(8), [m for m in METRICS if m in ("AP", "APr", "APc", "APf")]
     rows = [[f"`{row['arm']}`", *(f"{row[m]:.1f} ±{row[f'{m}_spread']:.1f}" for m in metrics)]
             for _, row in table.iterrows()]  # fmt: skip
-    return tabulate(rows, ["", *metrics], tablefmt="github", colalign=["left", *["right"] * 4])
+    return _table(["", *metrics], rows)
 
 
 LEAGUE = {
@@ -145,7 +155,7 @@ def league() -> str:
     shown = [setting for setting in LEAGUE if setting in cells]
     rows = [[f"`{loss}`", *own[shown].fillna(""), fixed.at[loss, "rfs-linear"]] for loss, own in losses.iterrows()]
     head = ["", *(LEAGUE[setting] for setting in shown), "RFS, AP-fixed"]
-    return tabulate(rows, head, tablefmt="github", colalign=["left", *["right"] * (len(head) - 1)])
+    return _table(head, rows)
 
 
 def calibration() -> str:
@@ -159,7 +169,7 @@ def calibration() -> str:
         label = f"`{name.partition('+')[2]}`, {' and '.join(dict.fromkeys(strengths))}" if strengths else "none"
         rows.append([label, *(part.at[name, setting] for setting in own for part in (cells, fixed))])
     head = ["", "no resampling", "AP-fixed", "RFS", "AP-fixed"]
-    return tabulate(rows, head, tablefmt="github", colalign=["left", *["right"] * 4])
+    return _table(head, rows)
 
 
 def league_findings() -> str:
@@ -197,7 +207,8 @@ def league_findings() -> str:
 def league_bank() -> str:
     """What the bank and RFS bring beside every loss: points of APr; bold where resolved."""
     result = StudyResult.from_json(RESULTS / "league_bank.json")
-    rows, table = _of_apr(result.comparisons()), box_ap(result)
+    comparisons, table = result.comparisons(), box_ap(result)
+    rows = _box(comparisons, "APr")
     pairs = {"bank": ("bank", "none"), "RFS": ("rfs", "none"), "bank beside RFS": ("rfs+bank", "rfs")}
     losses = [arm.removesuffix("-none") for arm in result.arms if arm.endswith("-none")]
     of_none = {loss: table.loc[f"{loss}_none"] for loss in losses}
@@ -206,8 +217,7 @@ def league_bank() -> str:
         + [_bold(rows.loc[(f"{loss}-{arm}", f"{loss}-{baseline}")]) for arm, baseline in pairs.values()]
         for loss in sorted(losses, key=lambda loss: -table.at[f"{loss}_rfs_bank", "APr"])
     ]
-    ap = result.comparisons()
-    ap = ap[(ap["iou_type"] == "bbox") & (ap["metric"] == "AP")].set_index(["arm", "baseline"])
+    ap = _box(comparisons, "AP")
     heads = [arm.removesuffix("-none-cosine") for arm in result.arms if arm.endswith("-none-cosine")]
     cosine = [[f"`{x}`", *(_bold(ap.loc[(f"{x}-{s}-cosine", f"{x}-{s}")]) for s in ("none", "rfs"))] for x in heads]
     title = "The cosine classifier against the linear one, in points of AP:"
@@ -219,8 +229,7 @@ def league_bank() -> str:
 def ccp_league() -> str:
     """The losses on photographs: box AP (APr), mean over splits; points of AP against softmax, bold where resolved."""
     result = StudyResult.from_json(RESULTS / "ccp_league.json")
-    rows, table = result.comparisons(), result.table().set_index(["iou_type", "arm"])
-    rows = rows[(rows["iou_type"] == "bbox") & (rows["metric"] == "AP")].set_index(["arm", "baseline"])
+    rows, table = _box(result.comparisons(), "AP"), result.table().set_index(["iou_type", "arm"])
     kinds = {"no resampling": ("bbox", "none"), "RFS": ("bbox", "rfs"), "RFS, AP-fixed": ("bbox_lvis_fixed", "rfs")}
     losses = [arm.removesuffix("-none") for arm in result.arms if arm.endswith("-none")]
     cells = []
@@ -241,23 +250,17 @@ def _bold(row: pd.Series) -> str:
     return f"**{format_difference(row)}**" if row.resolved else format_difference(row)
 
 
-def _table(head: list[str], cells: list[list[str]]) -> str:
-    aligned = ["left", *["right"] * (len(head) - 1)]
-    return tabulate(cells, head, "github", disable_numparse=True, colalign=aligned)
-
-
 def league_figure() -> None:
     """notebooks/images/league.png: box AP and APr of every loss by sampling and head."""
     from matplotlib.figure import Figure
 
     from rio import plots
-    from rio.plots.style import ARM_COLORS
 
     table = StudyResult.from_json(RESULTS / "league.json").table()
     table = table[table["iou_type"] == "bbox"].set_index("arm")
     names = [arm.partition("-")[0] for arm in table.index if arm.endswith("-rfs-linear")]
     names.sort(key=lambda name: -table.at[f"{name}-rfs-linear", "AP"])
-    colors = {"none": "#5C6470", "bank": ARM_COLORS["bank"], "rfs": ARM_COLORS["RFS"]}
+    colors = plots.arm_colors(("none", "bank", "rfs"))
     with plots.style():
         figure = Figure(figsize=(8.6, 0.9 + 0.24 * len(names)), layout="constrained")
         for ax, metric in zip(figure.subplots(1, 2, sharey=True), ("AP", "APr"), strict=True):
@@ -277,17 +280,13 @@ def league_figure() -> None:
         figure.savefig(ROOT / "notebooks" / "images" / "league.png", dpi=150, metadata={"Software": None})
 
 
-def _of_apr(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[(rows["iou_type"] == "bbox") & (rows["metric"] == "APr")].set_index(["arm", "baseline"])
-
-
 def findings() -> str:
     """What the classifiers' study says, with its own numbers: points of APr and 95 % intervals."""
     tuned = StudyResult.from_json(RESULTS / "league.json").with_pairs([("softmax-rfs-linear", "softmax-none-linear")])
     names = ("classifiers", "classifiers_short", "bank_with_rfs")
     studies = [StudyResult.from_json(RESULTS / f"{name}.json") for name in names]
     rows = pd.concat([study.comparisons() for study in (*studies, tuned)])
-    drawn = _of_apr(rows)
+    drawn = _box(rows, "APr")
 
     def gain(arm: str, baseline: str, rows: pd.DataFrame = drawn) -> str:
         row = rows.loc[(arm, baseline)]
@@ -296,7 +295,7 @@ def findings() -> str:
     bank = {what: gain(f"bank_{what}-linear", "bank-linear") for what in BANK_SETTINGS}
     settings = "; ".join(f"{name} {bank[what]}" for what, name in BANK_SETTINGS.items())
     pair = ("rfs+bank_perobject1-linear", "rfs+bank-linear")
-    photographs = gain(*pair, _of_apr(StudyResult.from_json(RESULTS / "ccp.json").comparisons()))
+    photographs = gain(*pair, _box(StudyResult.from_json(RESULTS / "ccp.json").comparisons(), "APr"))
     return f"""In points of APr:
 
 - **RFS brings most with a linear classifier**, {gain("rfs-linear", "none-linear")}; the bank alone
@@ -321,12 +320,12 @@ def headlines() -> str:
     photographs = StudyResult.from_json(RESULTS / "ccp.json")
     highest = box_ap(photographs)["APr"].max()
     left, most = _without_the_best(photographs, "rfs-linear", "none-linear")
-    classifiers, short, league, ccp = (
+    classifiers, short, league = (
         StudyResult.from_json(RESULTS / f"{name}.json").comparisons()
-        for name in ("classifiers", "classifiers_short", "league", "ccp")
+        for name in ("classifiers", "classifiers_short", "league")
     )
-    long = _of_apr(pd.concat([classifiers, short]))
-    ap = league[(league["iou_type"] == "bbox") & (league["metric"] == "AP")].set_index(["arm", "baseline"])
+    long, ap = _box(pd.concat([classifiers, short]), "APr"), _box(league, "AP")
+    ccp = _box(photographs.comparisons(), "APr")
 
     def gain(arm: str, baseline: str, rows: pd.DataFrame = long) -> str:
         row = rows.loc[(arm, baseline)]
@@ -343,9 +342,9 @@ def headlines() -> str:
   {gain(rfs, plain, ap)}, Seesaw beside it {gain(seesaw, rfs, ap)}, calibrating softmax (`norcal`)
   without another training {gain("softmax+norcal-rfs-linear", rfs, ap)}.
 - **Photographs** (1,004 of them, {len(photographs.seeds)} splits, APr of {highest:.1f} at most): in 25 epochs
-  RFS brings {gain("rfs-linear", "none-linear", _of_apr(ccp))} points of APr
+  RFS brings {gain("rfs-linear", "none-linear", ccp)} points of APr
   ({left:+.1f} without the class that gains most: {most.name}, images to train on: {most.image_count}),
-  the bank beside it {gain("rfs+bank-linear", "rfs-linear", _of_apr(ccp))}."""
+  the bank beside it {gain("rfs+bank-linear", "rfs-linear", ccp)}."""
 
 
 def _without_the_best(study: StudyResult, arm: str, baseline: str) -> tuple[float, Category]:

@@ -153,9 +153,9 @@ def load_study(path: str | os.PathLike[str]) -> Study:
     return Study(
         name=path.stem,
         config=str(base),
-        arms={name: [str(word) for word in options or []] for name, options in arms.items()},
+        arms=_as_words(arms),
         seeds=tuple(seeds),
-        seed_options={seed: [str(word) for word in options or []] for seed, options in seeds.items()},
+        seed_options=_as_words(seeds),
         features=tuple(str(path.parent / os.path.expanduser(one)) for one in kept),
         comparisons=tuple((arm, baseline) for arm, baseline in comparisons),
         protocols=tuple(p for p in dict.fromkeys(protocols) if p != "lvis"),
@@ -163,6 +163,10 @@ def load_study(path: str | os.PathLike[str]) -> Study:
         file=file.relative_to(repository).as_posix() if file.is_relative_to(repository) else file.name,
         **counts,
     )
+
+
+def _as_words(named: dict[Any, list[Any] | None]) -> dict[Any, list[str]]:
+    return {name: [str(word) for word in options or []] for name, options in named.items()}
 
 
 def features_folders(study: Study, root: Path) -> dict[str, Path]:
